@@ -1,0 +1,145 @@
+//! Addresses, ports and protocols as they stand in map keys.
+
+use bytemuck::{Pod, Zeroable};
+
+/// An IPv6 address, or an IPv4 address in its mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2);
+/// 16 bytes in network order.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Address([u32; 4]);
+
+impl Address {
+    /// The prefix word that marks a mapped IPv4 address.
+    const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+    /// From the four octets of an IPv4 address.
+    #[inline(always)]
+    pub const fn v4(octets: [u8; 4]) -> Self {
+        Self([0, 0, Self::MAPPED, u32::from_ne_bytes(octets)])
+    }
+
+    /// From the sixteen octets of an IPv6 address.
+    #[inline(always)]
+    pub const fn v6(o: [u8; 16]) -> Self {
+        Self([
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ])
+    }
+
+    /// Whether this is a mapped IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
+    }
+
+    /// The last four octets: the whole of an IPv4 address.
+    #[inline(always)]
+    pub const fn v4_octets(&self) -> [u8; 4] {
+        self.0[3].to_ne_bytes()
+    }
+
+    /// The four words in memory order: network order read as native integers.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        self.0
+    }
+
+    /// All sixteen octets.
+    pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.0;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+    }
+}
+
+impl From<core::net::IpAddr> for Address {
+    fn from(ip: core::net::IpAddr) -> Self {
+        match ip {
+            core::net::IpAddr::V4(ip) => Self::v4(ip.octets()),
+            core::net::IpAddr::V6(ip) => Self::v6(ip.octets()),
+        }
+    }
+}
+
+impl From<Address> for core::net::IpAddr {
+    fn from(address: Address) -> Self {
+        if address.is_v4() { Self::V4(address.v4_octets().into()) } else { Self::V6(address.octets().into()) }
+    }
+}
+
+impl core::fmt::Debug for Address {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&core::net::IpAddr::from(*self), f)
+    }
+}
+
+/// A port in network order. `Port::ANY` (0) in a service key stands for every port.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Port([u8; 2]);
+
+impl Port {
+    /// Every port of the address.
+    pub const ANY: Self = Self([0, 0]);
+
+    /// From a number in host order.
+    #[inline(always)]
+    pub const fn new(port: u16) -> Self {
+        Self(port.to_be_bytes())
+    }
+
+    /// From the two bytes of a packet.
+    #[inline(always)]
+    pub const fn from_wire(bytes: [u8; 2]) -> Self {
+        Self(bytes)
+    }
+
+    /// The number in host order.
+    #[inline(always)]
+    pub const fn get(self) -> u16 {
+        u16::from_be_bytes(self.0)
+    }
+
+    /// The two bytes of a packet.
+    #[inline(always)]
+    pub const fn to_wire(self) -> [u8; 2] {
+        self.0
+    }
+}
+
+impl core::fmt::Debug for Port {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&self.get(), f)
+    }
+}
+
+/// Transport protocols that are balanced; the value is the IP protocol number.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp = 6,
+    Udp = 17,
+}
+
+impl Protocol {
+    /// `None` for a protocol that is not balanced.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    /// `tcp` or `udp`, as in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Counters. All maps of counters are per CPU: a writer never shares a cache line with another
+//! CPU, and a reader adds them up.
+
+use bytemuck::{Pod, Zeroable};
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct DirectionCounters {
+    pub packets: u64,
+    /// Whole frames, link-layer header included, frame check sequence not.
+    pub bytes: u64,
+}
+
+/// Value of `service_stats`, indexed by service id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct ServiceCounters {
+    /// Client to backend, as sent on.
+    pub forward: DirectionCounters,
+    /// Backend to client, as sent on.
+    pub reply: DirectionCounters,
+    /// Flows begun.
+    pub flows: u64,
+    /// Packets of clients answered with a reset or an ICMP error.
+    pub refused: u64,
+    /// Packets for the service that were dropped.
+    pub dropped: u64,
+    pub reserved: u64,
+}
+
+/// Value of `backend_stats`, indexed by backend id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct BackendCounters {
+    pub forward: DirectionCounters,
+    pub reply: DirectionCounters,
+    /// Flows begun.
+    pub flows: u64,
+    /// Flows ended by the data path (closed, evicted); the agent counts those that it ages.
+    pub ended: u64,
+    /// Generation of the backend these counters belong to, written by the data path at each new
+    /// flow; a reader drops counters of another generation.
+    pub generation: u64,
+    pub reserved: u64,
+}
+
+/// Value of `verdict_stats`, indexed by [`crate::verdict::Reason`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
+pub struct VerdictCounters {
+    pub packets: u64,
+    /// Frame lengths as received.
+    pub bytes: u64,
+}

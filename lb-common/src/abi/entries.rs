@@ -1,0 +1,225 @@
+//! Keys and values of the maps that carry state.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Address, Port, limits::PORT_POOL_WORDS};
+
+/// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
+/// A packet whose destination has no role, and whose source is no backend, is not ours.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct AddressRoles(pub u32);
+
+impl AddressRoles {
+    /// Destination of clients: a service listens here.
+    pub const SERVICE: u32 = 1;
+    /// Destination of replies: `full-nat` uses it as source address towards backends.
+    pub const SOURCE: u32 = 2;
+    /// Source of replies: a backend of a `nat` service.
+    pub const NAT_BACKEND: u32 = 4;
+    /// With `SERVICE`: at least one service of the address takes any port.
+    pub const ANY_PORT: u32 = 8;
+
+    #[inline(always)]
+    pub const fn has(self, role: u32) -> bool {
+        self.0 & role != 0
+    }
+}
+
+/// Key of the map `services`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
+pub struct ServiceKey {
+    pub address: Address,
+    /// [`Port::ANY`] for every port.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    pub zero: u8,
+}
+
+impl ServiceKey {
+    #[inline(always)]
+    pub const fn new(address: Address, port: Port, protocol: u8) -> Self {
+        Self { address, port, protocol, zero: 0 }
+    }
+}
+
+/// Value of the map `services`: everything a packet needs to know of its service, replaced as a
+/// whole, so that a packet sees one published state.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct ServiceValue {
+    /// Index into `service_info`, `service_stats` and `cursors`.
+    pub id: u32,
+    /// First slot of the selection table in the map `selection`.
+    pub selection_base: u32,
+    /// Slots of the selection table; 0: no backend is ready.
+    pub selection_len: u32,
+    /// Generation that published this value.
+    pub generation: u32,
+    /// [`Mode`]
+    pub mode: u8,
+    /// [`Scheduler`]
+    pub scheduler: u8,
+    /// [`Granularity`]
+    pub granularity: u8,
+    pub zero: u8,
+}
+
+/// Value of the array `service_info`: the constant part of a service, found by its id from a flow.
+/// Written before the id is published and never changed while a flow may name the id.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct ServiceInfo {
+    pub address: Address,
+    pub port: Port,
+    pub protocol: u8,
+    /// [`Mode`]; 0xff in an unused element.
+    pub mode: u8,
+    pub zero: u32,
+}
+
+macro_rules! abi_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $value:literal $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[repr(u8)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+        pub enum $name { $($(#[$vdoc])* $variant = $value),+ }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// `None` for a number of another version.
+            #[inline(always)]
+            pub const fn from_number(number: u8) -> Option<Self> {
+                match number { $($value => Some(Self::$variant),)+ _ => None }
+            }
+
+            /// The word used in configuration, CLI and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+abi_enum! {
+    /// How a packet reaches the backend.
+    Mode {
+        /// Destination rewritten; the backend routes its replies through the balancer.
+        Nat = 0 "nat",
+        /// Source rewritten too; the backend answers the balancer.
+        FullNat = 1 "full-nat",
+    }
+}
+
+abi_enum! {
+    /// How a new flow (or packet) picks a backend.
+    Scheduler {
+        /// The next slot of the selection table, which holds each backend once.
+        RoundRobin = 0 "round-robin",
+        /// The same over a table that holds each backend as often as its weight says, spread evenly.
+        WeightedRoundRobin = 1 "weighted-round-robin",
+    }
+}
+
+abi_enum! {
+    /// What is scheduled anew.
+    Granularity {
+        /// Each flow once; it stays on its backend.
+        Flow = 0 "flow",
+        /// Each packet (UDP only).
+        Packet = 1 "packet",
+    }
+}
+
+abi_enum! {
+    /// State of an element of `backends`.
+    BackendState {
+        /// Not in use; flows that name it are over.
+        Empty = 0 "empty",
+        /// Takes the packets of its flows. New flows reach it only through a selection table.
+        Live = 1 "live",
+        /// Declared dead: packets of its flows are answered with a reset.
+        Dead = 2 "dead",
+    }
+}
+
+/// Value of the array `backends`, indexed by backend id. One element is one backend of one service.
+/// `address`, `port`, `source` and `service_id` never change while `generation` stays the same.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Backend {
+    pub address: Address,
+    /// `full-nat`: source address of packets to this backend. Otherwise zero.
+    pub source: Address,
+    /// [`Port::ANY`]: the port that the client asked for.
+    pub port: Port,
+    /// [`BackendState`]
+    pub state: u8,
+    pub zero: u8,
+    /// Raised each time the id is given to another backend; a flow remembers it.
+    pub generation: u32,
+    pub service_id: u32,
+    /// `full-nat`: index into `port_pools`.
+    pub port_pool: u32,
+    pub reserved: [u32; 4],
+}
+
+/// Element of the array `flows`; its place is named by a word of `flow_words` (see
+/// [`crate::flow`]), which also holds its state and age.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Flow {
+    pub client: Address,
+    /// Source address towards the backend: the client's in `nat`, ours in `full-nat`.
+    pub source: Address,
+    pub client_port: Port,
+    /// The port of the service that the client asked for.
+    pub service_port: Port,
+    /// Source port towards the backend.
+    pub source_port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`Mode`]
+    pub mode: u8,
+    pub service_id: u32,
+    pub backend_id: u32,
+    /// Of the backend, when the flow began.
+    pub backend_generation: u32,
+    /// Generation of the service value that chose the backend.
+    pub created_generation: u32,
+    /// Link-layer source of the client's last packet: used towards the client when its neighbour
+    /// entry is cold.
+    pub client_mac: [u8; 6],
+    /// 1: `client_mac` is set.
+    pub client_mac_known: u8,
+    /// [`Granularity`] of the service when the flow began.
+    pub granularity: u8,
+}
+
+/// Element of `port_pools`: which source ports towards one backend endpoint are in use.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct PortPool {
+    /// Bit `p % 64` of word `p / 64` is port `p`. Set: in use, or outside the configured ports.
+    pub words: [u64; PORT_POOL_WORDS],
+    /// Where the next search begins: ports are used in turn, so that one rests as long as possible.
+    pub cursor: u32,
+    pub zero: u32,
+    pub reserved: [u64; 7],
+}
+
+/// The one element of the array `settings`: what was fixed when the maps were made and must be the
+/// same for every program that uses them.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Settings {
+    pub abi_version: u32,
+    /// The last generation that was published.
+    pub generation: u32,
+    /// Random; keys of the flow table are mixed with it, so that nobody outside can aim at a bucket.
+    pub hash_seed: u64,
+    pub reserved: [u64; 6],
+}

@@ -1,0 +1,31 @@
+//! Capacities. Those of maps are defaults, replaced at load time by the configuration.
+
+/// Ways (flows) of one bucket of `flow_words` and `reply_words`: one 64-byte cache line.
+pub const WAYS: usize = 8;
+/// Buckets a flow may live in.
+pub const CHOICES: usize = 2;
+
+pub const SERVICES: u32 = 1024;
+/// Service addresses, `full-nat` source addresses and addresses of `nat` backends together.
+pub const ADDRESSES: u32 = 8192;
+pub const BACKENDS: u32 = 4096;
+/// Slots of all selection tables together.
+pub const SELECTION_SLOTS: u32 = 65_536;
+/// Places for flows: a power of two, at least 64. About 3/4 of it can be live before live flows
+/// are evicted.
+pub const FLOWS: u32 = 262_144;
+/// `reply_words` has this many times the buckets of `flow_words`: it never evicts.
+pub const REPLY_FACTOR: u32 = 2;
+/// Backend endpoints (address, port, protocol) of `full-nat` services.
+pub const PORT_POOLS: u32 = 256;
+/// Words of one port pool: 65,536 ports.
+pub const PORT_POOL_WORDS: usize = 1024;
+/// Bytes of the ring buffer `events`: a power of two and a multiple of the page size.
+pub const EVENTS_BYTES: u32 = 65_536;
+
+/// IPv6 extension headers walked before a packet is called malformed.
+pub const EXTENSION_HEADERS: usize = 6;
+/// Backends tried for one new flow when the chosen one has no port left or the tuple is taken.
+pub const BACKEND_ATTEMPTS: u32 = 4;
+/// Words of a port pool looked at before the pool is called exhausted.
+pub const PORT_WORDS_TRIED: u32 = 128;

@@ -1,0 +1,50 @@
+//! Keys and values of the BPF maps, their names and their limits.
+//!
+//! Every type is `repr(C)`, without padding (derive of `Pod` refuses it) and of a size that is
+//! asserted here. A change of any layout must raise [`ABI_VERSION`]: pinned maps carry it in their
+//! path, so that a program never meets maps of another layout.
+
+mod address;
+mod counters;
+mod entries;
+mod events;
+pub mod limits;
+pub mod names;
+
+pub use address::{Address, Port, Protocol};
+pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
+pub use entries::{
+    AddressRoles, Backend, BackendState, Flow, Granularity, Mode, PortPool, Scheduler, ServiceInfo, ServiceKey,
+    ServiceValue, Settings,
+};
+pub use events::{Event, EventKind};
+
+/// Number of this layout; part of the pin path (`/sys/fs/bpf/lb/v1`).
+pub const ABI_VERSION: u32 = 1;
+
+macro_rules! assert_size {
+    ($($type:ty = $size:expr),+ $(,)?) => { $(
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        #[cfg(feature = "user")]
+        // SAFETY: `bytemuck::Pod` was derived, so the type has no padding and accepts every bit pattern.
+        unsafe impl aya::Pod for $type {}
+    )+ };
+}
+
+assert_size! {
+    Address = 16,
+    Port = 2,
+    AddressRoles = 4,
+    ServiceKey = 20,
+    ServiceValue = 20,
+    ServiceInfo = 24,
+    Backend = 64,
+    Flow = 64,
+    PortPool = 8 * 1024 + 64,
+    Settings = 64,
+    DirectionCounters = 16,
+    ServiceCounters = 64,
+    BackendCounters = 64,
+    VerdictCounters = 16,
+    Event = 32,
+}

@@ -1,0 +1,31 @@
+//! Names of the maps: as in the program, under the pin directory and in `bpftool map`. At most 15
+//! bytes, which is what the kernel keeps.
+
+macro_rules! names {
+    ($($constant:ident = $name:literal),+ $(,)?) => {
+        $(pub const $constant: &str = $name; const _: () = assert!($name.len() <= 15);)+
+        /// Every map that is pinned.
+        pub const PINNED: &[&str] = &[$($name),+];
+    };
+}
+
+names! {
+    ADDRESSES = "addresses",
+    SERVICES = "services",
+    SERVICE_INFO = "service_info",
+    BACKENDS = "backends",
+    SELECTION = "selection",
+    CURSORS = "cursors",
+    FLOW_WORDS = "flow_words",
+    REPLY_WORDS = "reply_words",
+    FLOWS = "flows",
+    PORT_POOLS = "port_pools",
+    SETTINGS = "settings",
+    EVENTS = "events",
+    SERVICE_STATS = "service_stats",
+    BACKEND_STATS = "backend_stats",
+    VERDICT_STATS = "verdict_stats",
+}
+
+/// The XDP program.
+pub const PROGRAM: &str = "lb";

@@ -1,0 +1,300 @@
+//! The flow table's words: where a flow lives, in which state it is, which one must give way.
+//!
+//! The table is three arrays. `flow_words` holds buckets of eight 64-bit words, one cache line
+//! each; a word says whether the way is taken, by which tag, in which TCP state and when a packet
+//! was last seen. `flows` holds the flow itself at the same index (`bucket * 8 + way`), and
+//! `reply_words` finds that index from the reply's tuple. A flow may live in either of two buckets
+//! (two-choice hashing keeps buckets even: M. Mitzenmacher, "The power of two choices", 2001).
+//!
+//! A word changes hands by compare-and-swap only: whoever swaps it to [`State::Busy`] owns the way
+//! until it stores a word of another state. Both sides follow this, the agent through a memory
+//! mapping.
+//!
+//! ```text
+//! flow word    63        40 39   36 35   32 31                0
+//!              | last seen | flags | state | tag (hash 63..32) |
+//! reply word   63                      32 31                0
+//!              | flow index + 1          | tag (hash 63..32) |
+//! ```
+
+use crate::abi::limits::WAYS;
+
+/// Nanoseconds of one tick of the "last seen" field, as a power of two: 2^27 ns = 134 ms.
+pub const TICK_SHIFT: u32 = 27;
+const SEEN_BITS: u32 = 24;
+const SEEN_MASK: u64 = (1 << SEEN_BITS) - 1;
+const STATE_SHIFT: u32 = 32;
+const FLAGS_SHIFT: u32 = 36;
+const SEEN_SHIFT: u32 = 40;
+
+/// A tick count from nanoseconds of the monotonic clock; wraps after 26 days.
+#[inline(always)]
+pub const fn ticks(ns: u64) -> u32 {
+    ((ns >> TICK_SHIFT) & SEEN_MASK) as u32
+}
+
+const fn seconds(s: u64) -> u32 {
+    ((s * 1_000_000_000) >> TICK_SHIFT) as u32 + 1
+}
+
+/// State of a flow, in the order of rising worth: a full table gives up the least.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum State {
+    /// The way is free; the whole word is zero.
+    Empty = 0,
+    /// Somebody is writing or removing the flow.
+    Busy = 1,
+    /// TCP: reset, or FIN seen from both sides.
+    Closed = 2,
+    /// TCP: SYN seen, nothing from the backend.
+    Opening = 3,
+    /// UDP: nothing from the backend yet.
+    OneWay = 4,
+    /// TCP: FIN seen from one side.
+    Closing = 5,
+    /// UDP: both directions seen.
+    BothWays = 6,
+    /// TCP: the handshake is over.
+    Established = 7,
+}
+
+impl State {
+    pub const ALL: [Self; 8] = [
+        Self::Empty,
+        Self::Busy,
+        Self::Closed,
+        Self::Opening,
+        Self::OneWay,
+        Self::Closing,
+        Self::BothWays,
+        Self::Established,
+    ];
+
+    #[inline(always)]
+    const fn from_bits(bits: u64) -> Self {
+        match bits & 0xf {
+            0 => Self::Empty,
+            2 => Self::Closed,
+            3 => Self::Opening,
+            4 => Self::OneWay,
+            5 => Self::Closing,
+            6 => Self::BothWays,
+            7 => Self::Established,
+            // Also every number that no version writes: nobody's, until it is old.
+            _ => Self::Busy,
+        }
+    }
+
+    /// Idle time in ticks after which the flow is over. Established flows outlive the first TCP
+    /// keepalive probes of Linux (7200 s + 75 s).
+    #[inline(always)]
+    pub const fn timeout(self) -> u32 {
+        match self {
+            Self::Empty => 0,
+            Self::Busy => const { seconds(10) },
+            Self::Closed => const { seconds(10) },
+            Self::Opening => const { seconds(30) },
+            Self::OneWay => const { seconds(30) },
+            Self::Closing => const { seconds(300) },
+            Self::BothWays => const { seconds(180) },
+            Self::Established => const { seconds(7300) },
+        }
+    }
+
+    /// The word used in `lb flows`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Busy => "busy",
+            Self::Closed => "closed",
+            Self::Opening => "opening",
+            Self::OneWay => "one-way",
+            Self::Closing => "closing",
+            Self::BothWays => "both-ways",
+            Self::Established => "established",
+        }
+    }
+}
+
+/// What a packet tells about its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    pub tcp: bool,
+    /// From the backend.
+    pub reply: bool,
+    /// TCP flags as in the header's 14th byte; 0 for UDP.
+    pub tcp_flags: u8,
+}
+
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_ACK: u8 = 0x10;
+
+/// A word of `flow_words`.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Word(pub u64);
+
+impl Word {
+    pub const EMPTY: Self = Self(0);
+
+    const FLAG_REPLY: u64 = 1;
+    const FLAG_FIN_CLIENT: u64 = 2;
+    const FLAG_FIN_BACKEND: u64 = 4;
+
+    #[inline(always)]
+    const fn with(tag: u32, state: State, flags: u64, seen: u32) -> Self {
+        Self(
+            tag as u64 | (state as u64) << STATE_SHIFT | flags << FLAGS_SHIFT | (seen as u64 & SEEN_MASK) << SEEN_SHIFT,
+        )
+    }
+
+    /// The mark of somebody at work on the way since tick `now`.
+    #[inline(always)]
+    pub const fn busy(now: u32) -> Self {
+        Self::with(0, State::Busy, 0, now)
+    }
+
+    /// A flow that begins with its first packet from the client.
+    #[inline(always)]
+    pub const fn begin(tag: u32, tcp: bool, now: u32) -> Self {
+        Self::with(tag, if tcp { State::Opening } else { State::OneWay }, 0, now)
+    }
+
+    #[inline(always)]
+    pub const fn tag(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn state(self) -> State {
+        State::from_bits(self.0 >> STATE_SHIFT)
+    }
+
+    #[inline(always)]
+    const fn flags(self) -> u64 {
+        (self.0 >> FLAGS_SHIFT) & 0xf
+    }
+
+    /// Ticks since the last packet.
+    #[inline(always)]
+    pub const fn age(self, now: u32) -> u32 {
+        let seen = (self.0 >> SEEN_SHIFT) & SEEN_MASK;
+        ((now as u64).wrapping_sub(seen) & SEEN_MASK) as u32
+    }
+
+    #[inline(always)]
+    pub const fn expired(self, now: u32) -> bool {
+        self.age(now) > self.state().timeout()
+    }
+
+    /// A flow that packets may use.
+    #[inline(always)]
+    pub const fn live(self, now: u32) -> bool {
+        (self.state() as u8) > (State::Busy as u8) && !self.expired(now)
+    }
+
+    /// The word after a packet; the same word when nothing has changed, so that most packets do not
+    /// write. RFC 9293, 3.3.2, as seen from the middle: a retransmitted FIN changes nothing, a reset
+    /// ends the flow at once.
+    #[inline(always)]
+    pub const fn after(self, seen: Seen, now: u32) -> Self {
+        let mut flags = self.flags();
+        if seen.reply {
+            flags |= Self::FLAG_REPLY;
+        }
+        let state = if !seen.tcp {
+            if flags & Self::FLAG_REPLY != 0 { State::BothWays } else { State::OneWay }
+        } else {
+            if seen.tcp_flags & TCP_FIN != 0 {
+                flags |= if seen.reply { Self::FLAG_FIN_BACKEND } else { Self::FLAG_FIN_CLIENT };
+            }
+            let fins = flags & (Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND);
+            let was = self.state();
+            if seen.tcp_flags & TCP_RST != 0 || matches!(was, State::Closed) {
+                State::Closed
+            } else if fins == Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND {
+                State::Closed
+            } else if fins != 0 {
+                State::Closing
+            } else if matches!(was, State::Opening) {
+                // The client's first packet after an answer: the handshake is over.
+                if !seen.reply && flags & Self::FLAG_REPLY != 0 && seen.tcp_flags & TCP_SYN == 0 {
+                    State::Established
+                } else {
+                    State::Opening
+                }
+            } else {
+                was
+            }
+        };
+        Self::with(self.tag(), state, flags, now)
+    }
+
+    /// Worth of a taken way against others when one must give way; higher stays. Empty and expired
+    /// ways are worth nothing, one that somebody works on is never given.
+    #[inline(always)]
+    pub const fn worth(self, now: u32) -> u32 {
+        let state = self.state();
+        if matches!(state, State::Empty) || self.expired(now) {
+            return 0;
+        }
+        if matches!(state, State::Busy) {
+            return u32::MAX;
+        }
+        // Within a state, the one that was silent for longest goes first.
+        ((state as u32) << SEEN_BITS) | (SEEN_MASK as u32 - self.age(now))
+    }
+}
+
+/// A word of `reply_words`.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReplyWord(pub u64);
+
+impl ReplyWord {
+    pub const EMPTY: Self = Self(0);
+
+    #[inline(always)]
+    pub const fn new(tag: u32, index: u32) -> Self {
+        Self(tag as u64 | (index as u64 + 1) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn tag(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Index into `flows`, or `None` when the way is free.
+    #[inline(always)]
+    pub const fn index(self) -> Option<u32> {
+        match (self.0 >> 32) as u32 {
+            0 => None,
+            n => Some(n - 1),
+        }
+    }
+}
+
+/// The tag of a hash: its upper half. A tag of zero is as good as any other.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+/// The two buckets a hash may live in; `mask` is the number of buckets (a power of two) less one.
+/// The second depends on the tag, so that it can be far from the first.
+#[inline(always)]
+pub const fn buckets(hash: u64, mask: u32) -> [u32; 2] {
+    let first = hash as u32 & mask;
+    // An odd distance: with two buckets or more the second is another one.
+    let distance = (tag(hash).wrapping_mul(0x85eb_ca6b) >> 7) | 1;
+    [first, first.wrapping_add(distance) & mask]
+}
+
+/// Index of a way in `flows`.
+#[inline(always)]
+pub const fn index(bucket: u32, way: u32) -> u32 {
+    bucket * WAYS as u32 + way
+}

@@ -1,0 +1,17 @@
+//! The contract between the data path (`lb-ebpf`) and the agent (`lb-userspace`), and the packet
+//! logic that needs no kernel.
+//!
+//! Byte order: addresses and ports inside ABI types are stored as they stand in the packet
+//! (network order), wrapped in [`abi::Address`] and [`abi::Port`]; every other integer is in host
+//! order. Nothing here allocates, reads a clock or knows about maps.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod answer;
+pub mod checksum;
+pub mod flow;
+pub mod hash;
+pub mod packet;
+pub mod parse;
+pub mod rewrite;
+pub mod verdict;

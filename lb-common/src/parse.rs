@@ -1,0 +1,198 @@
+//! A frame's headers, in two steps: [`network`] reads just enough to ask whether the packet is
+//! ours, [`transport`] checks and reads the rest of those that are.
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+use crate::{
+    abi::{Address, Port, Protocol, limits::EXTENSION_HEADERS},
+    packet::PacketAccess,
+};
+
+/// Where the network header begins: frames with a VLAN tag are not ours.
+pub const NETWORK_OFFSET: usize = size_of::<EthHdr>();
+
+const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
+
+/// IPv6 next header numbers (IANA protocol numbers).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+
+/// The part of the network header that tells whether a packet is ours. Nothing is checked yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Network {
+    pub v4: bool,
+    pub source: Address,
+    pub destination: Address,
+}
+
+/// The frame is none of ours: pass it on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotOurs {
+    NotIp,
+    /// Says it is IP, but ends before the addresses do.
+    Short,
+}
+
+/// Why the rest of a packet to one of our addresses cannot be balanced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Problem {
+    /// Neither TCP nor UDP.
+    NotTransport,
+    Fragment,
+    /// Too short or contradictory.
+    Malformed,
+}
+
+/// The transport header, checked against the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transport {
+    pub protocol: Protocol,
+    pub source_port: Port,
+    pub destination_port: Port,
+    /// As in the 14th byte of the TCP header; 0 for UDP.
+    pub tcp_flags: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Bytes from the start of the frame to the transport header.
+    pub offset: u16,
+    /// Bytes of the IP packet, without link-layer header and padding.
+    pub packet_len: u16,
+}
+
+/// Reads the addresses.
+#[inline(always)]
+pub fn network<P: PacketAccess>(frame: &P) -> Result<Network, NotOurs> {
+    let ethernet: EthHdr = frame.read(0).ok_or(NotOurs::NotIp)?;
+    match ethernet.ether_type {
+        ETHERTYPE_IPV4 => {
+            let header: Ipv4Hdr = frame.read(NETWORK_OFFSET).ok_or(NotOurs::Short)?;
+            Ok(Network { v4: true, source: Address::v4(header.src_addr), destination: Address::v4(header.dst_addr) })
+        }
+        ETHERTYPE_IPV6 => {
+            let header: Ipv6Hdr = frame.read(NETWORK_OFFSET).ok_or(NotOurs::Short)?;
+            Ok(Network { v4: false, source: Address::v6(header.src_addr), destination: Address::v6(header.dst_addr) })
+        }
+        _ => Err(NotOurs::NotIp),
+    }
+}
+
+/// Checks and reads what follows the addresses.
+#[inline(always)]
+pub fn transport<P: PacketAccess>(frame: &P, network: &Network) -> Result<Transport, Problem> {
+    if network.v4 { transport_v4(frame) } else { transport_v6(frame) }
+}
+
+#[inline(always)]
+fn transport_v4<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
+    let header: Ipv4Hdr = frame.read(NETWORK_OFFSET).ok_or(Problem::Malformed)?;
+    let header_len = (header.vihl & 0xf) as usize * 4;
+    let packet_len = u16::from_be_bytes(header.tot_len);
+    if header.vihl >> 4 != 4
+        || header_len < size_of::<Ipv4Hdr>()
+        || (packet_len as usize) < header_len
+        || NETWORK_OFFSET + packet_len as usize > frame.len()
+    {
+        return Err(Problem::Malformed);
+    }
+    // "More fragments", or an offset (RFC 791, 3.1).
+    if u16::from_be_bytes(header.frags) & 0x3fff != 0 {
+        return Err(Problem::Fragment);
+    }
+    ports(frame, header.proto, NETWORK_OFFSET + header_len, packet_len, header.ttl)
+}
+
+#[inline(always)]
+fn transport_v6<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
+    let header: Ipv6Hdr = frame.read(NETWORK_OFFSET).ok_or(Problem::Malformed)?;
+    let payload_len = u16::from_be_bytes(header.payload_len);
+    let packet_len = size_of::<Ipv6Hdr>() + payload_len as usize;
+    if header.vcf[0] >> 4 != 6 || NETWORK_OFFSET + packet_len > frame.len() || packet_len > u16::MAX as usize {
+        return Err(Problem::Malformed);
+    }
+    let mut next = header.next_hdr;
+    let mut offset = NETWORK_OFFSET + size_of::<Ipv6Hdr>();
+    // RFC 8200, 4: each extension header names the next one and, but for two, its own length.
+    for _ in 0..EXTENSION_HEADERS {
+        let units = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY => 8,
+            AUTHENTICATION => 4,
+            FRAGMENT => {
+                let fragment: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
+                // An offset, or "more fragments"; without both it is an atomic fragment (RFC 6946).
+                if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9 != 0 {
+                    return Err(Problem::Fragment);
+                }
+                next = fragment[0];
+                offset += 8;
+                continue;
+            }
+            _ => return ports(frame, next, offset, packet_len as u16, header.hop_limit),
+        };
+        let extension: [u8; 2] = frame.read(offset).ok_or(Problem::Malformed)?;
+        next = extension[0];
+        // RFC 4302, 2.2: the authentication header counts in 4 bytes, less two.
+        offset += if units == 4 { (extension[1] as usize + 2) * 4 } else { (extension[1] as usize + 1) * 8 };
+    }
+    match next {
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | AUTHENTICATION | FRAGMENT => Err(Problem::Malformed),
+        _ => ports(frame, next, offset, packet_len as u16, header.hop_limit),
+    }
+}
+
+/// `offset`: of the transport header; `packet_len`: checked to lie within the frame.
+#[inline(always)]
+fn ports<P: PacketAccess>(
+    frame: &P,
+    protocol: u8,
+    offset: usize,
+    packet_len: u16,
+    ttl: u8,
+) -> Result<Transport, Problem> {
+    let end = NETWORK_OFFSET + packet_len as usize;
+    match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp) => {
+            let header: TcpHdr = frame.read(offset).ok_or(Problem::Malformed)?;
+            let bits: [u8; 2] = frame.read(offset + 12).ok_or(Problem::Malformed)?;
+            let header_len = (bits[0] >> 4) as usize * 4;
+            if header_len < size_of::<TcpHdr>() || offset + header_len > end {
+                return Err(Problem::Malformed);
+            }
+            Ok(Transport {
+                protocol: Protocol::Tcp,
+                source_port: Port::from_wire(header.source),
+                destination_port: Port::from_wire(header.dest),
+                tcp_flags: bits[1],
+                ttl,
+                offset: offset as u16,
+                packet_len,
+            })
+        }
+        Some(Protocol::Udp) => {
+            let header: UdpHdr = frame.read(offset).ok_or(Problem::Malformed)?;
+            let length = u16::from_be_bytes(header.len) as usize;
+            if length < size_of::<UdpHdr>() || offset + length > end {
+                return Err(Problem::Malformed);
+            }
+            Ok(Transport {
+                protocol: Protocol::Udp,
+                source_port: Port::from_wire(header.src),
+                destination_port: Port::from_wire(header.dst),
+                tcp_flags: 0,
+                ttl,
+                offset: offset as u16,
+                packet_len,
+            })
+        }
+        None => Err(Problem::NotTransport),
+    }
+}

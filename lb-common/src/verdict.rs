@@ -1,0 +1,155 @@
+//! What the data path does with a packet, and why. Every packet ends in exactly one counted reason.
+
+/// What happens to the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Action {
+    /// Untouched, to the kernel's stack.
+    Pass,
+    /// Rewritten and sent on.
+    Forward,
+    /// Answered to its sender with a TCP reset or an ICMP error.
+    Refuse,
+    Drop,
+}
+
+impl Action {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Forward => "forward",
+            Self::Refuse => "refuse",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $value:literal, $action:ident, $text:literal;)+) => {
+        /// Why a packet was passed, forwarded, refused or dropped.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+        pub enum Reason { $($(#[doc = $doc])+ $variant = $value),+ }
+
+        impl Reason {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// Elements of `verdict_stats`.
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$variant => Action::$action),+ }
+            }
+
+            /// The word used in CLI and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// What it means, in a sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+)),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Neither IPv4 nor IPv6 in plain Ethernet: ARP, VLAN tags and the rest.
+    NotIp = 0, Pass, "not_ip";
+    /// An address that is neither a service's nor of a backend's reply.
+    NotForUs = 1, Pass, "not_for_us";
+    /// To one of our addresses, but no service has the protocol and port.
+    NoService = 2, Pass, "no_service";
+    /// To one of our addresses, neither TCP nor UDP: ICMP and the rest.
+    NotTransport = 3, Pass, "not_transport";
+    /// To one of our addresses, a fragment of a larger packet.
+    Fragment = 4, Pass, "fragment";
+    /// TTL or hop limit used up: the kernel answers.
+    TtlExpired = 5, Pass, "ttl_expired";
+    /// From a backend or to a source address, but of no flow: the host's own traffic.
+    NoFlow = 6, Pass, "no_flow";
+    /// Too short or contradictory, and not for a service.
+    MalformedPassed = 7, Pass, "malformed_passed";
+    /// Sent on to the backend.
+    ToBackend = 8, Forward, "to_backend";
+    /// Sent on to the client.
+    ToClient = 9, Forward, "to_client";
+    /// No backend of the service is ready.
+    NoBackend = 10, Refuse, "no_backend";
+    /// The flow's backend was declared dead.
+    BackendDead = 11, Refuse, "backend_dead";
+    /// TCP of a flow that is not known, and not its beginning.
+    UnknownFlow = 12, Refuse, "unknown_flow";
+    /// For a service, but too short or contradictory.
+    Malformed = 13, Drop, "malformed";
+    /// A reset of a flow that is not known: never answered.
+    UnknownReset = 14, Drop, "unknown_reset";
+    /// No source port is free towards any backend that was tried.
+    PortsExhausted = 15, Drop, "ports_exhausted";
+    /// The client's tuple is taken at every backend that was tried, by a flow of another service.
+    TupleTaken = 16, Drop, "tuple_taken";
+    /// No way in the flow table could be had.
+    TableFull = 17, Drop, "table_full";
+    /// The next hop's link-layer address is not known yet; the agent was asked to resolve it.
+    NeighbourMissing = 18, Drop, "neighbour_missing";
+    /// The host has no route, or forwarding is off on the interface.
+    NoRoute = 19, Drop, "no_route";
+    /// Larger than the next interface takes.
+    TooBig = 20, Drop, "too_big";
+    /// The kernel refused to resize or resend the packet.
+    Internal = 21, Drop, "internal";
+    /// Not a verdict: flows evicted while live because the table was full, one count each.
+    Evicted = 22, Drop, "evicted";
+}
+
+/// How a packet leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// To the stack.
+    Pass,
+    /// Out of the interface it came from.
+    Transmit,
+    /// Out of another interface, by its index.
+    Redirect(u32),
+    Drop,
+}
+
+/// The end of a packet's way through the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    pub reason: Reason,
+    pub exit: Exit,
+}
+
+impl Verdict {
+    /// A verdict that sends nothing: pass or drop, as the reason says.
+    #[inline(always)]
+    pub const fn of(reason: Reason) -> Self {
+        let exit = match reason.action() {
+            Action::Pass => Exit::Pass,
+            Action::Forward | Action::Refuse | Action::Drop => Exit::Drop,
+        };
+        Self { reason, exit }
+    }
+
+    /// A verdict that sends the frame out of the interface it came from.
+    #[inline(always)]
+    pub const fn transmit(reason: Reason) -> Self {
+        Self { reason, exit: Exit::Transmit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_numbered_in_order_and_named_once() {
+        let mut names = std::collections::BTreeSet::new();
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert!(names.insert(reason.name()));
+            assert!(!reason.meaning().is_empty());
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The data path as the agent sees it: tables that can be read, and operations that change them
+//! one at a time. Three implementations: the kernel's maps, an in-memory fake, and a faulty one for
+//! tests.
+
+use std::collections::BTreeMap;
+
+use lb_common::abi::{Address, AddressRoles, Backend, ServiceInfo, ServiceKey, ServiceValue};
+
+use crate::config::PortRange;
+
+/// The content of the maps that the agent owns. Two equal `Tables` forward packets alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub generation: u32,
+    pub addresses: BTreeMap<Address, AddressRoles>,
+    pub services: BTreeMap<ServiceKey, ServiceValue>,
+    /// By service id; unused elements are absent.
+    pub service_info: BTreeMap<u32, ServiceInfo>,
+    /// By backend id; an element that was never used is absent, one that is over stays here in
+    /// state `Empty` with its generation, so that the generation rises when the id is used again.
+    pub backends: BTreeMap<u32, Backend>,
+    /// Slots (backend ids) of each selection table that a service points at, by first slot.
+    pub selection: BTreeMap<u32, Vec<u32>>,
+    /// Port pools that are ready for use, and the ports they hand out.
+    pub port_pools: BTreeMap<u32, Vec<PortRange>>,
+}
+
+/// One change of the maps. Each is carried out as a whole or not at all as far as a packet can see,
+/// and may be repeated without harm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    SetGeneration(u32),
+    /// Makes the pool hand out these ports. Ports that live flows use stay in use.
+    SetPortPool {
+        pool: u32,
+        ports: Vec<PortRange>,
+    },
+    ClearPortPool {
+        pool: u32,
+    },
+    SetBackend {
+        id: u32,
+        backend: Backend,
+    },
+    SetServiceInfo {
+        id: u32,
+        info: ServiceInfo,
+    },
+    ClearServiceInfo {
+        id: u32,
+    },
+    /// Writes slots that no published service points at.
+    WriteSelection {
+        base: u32,
+        slots: Vec<u32>,
+    },
+    SetService {
+        key: ServiceKey,
+        value: ServiceValue,
+    },
+    DeleteService {
+        key: ServiceKey,
+    },
+    SetAddress {
+        address: Address,
+        roles: AddressRoles,
+    },
+    DeleteAddress {
+        address: Address,
+    },
+}
+
+/// Live flows by backend and service id, from one walk over the flow table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowCensus {
+    pub live: u64,
+    /// Flows removed by this walk because they were idle for too long.
+    pub aged: u64,
+    pub by_backend: BTreeMap<u32, u64>,
+    pub by_service: BTreeMap<u32, u64>,
+}
+
+/// Why an operation was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The kernel refused; `source` has its words.
+    #[error("{what}: {source}")]
+    Kernel {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A number lies beyond what the maps were made for.
+    #[error("{what} {number} is beyond the limit of {limit}: raise `limits.{setting}` and restart")]
+    Limit { what: &'static str, number: u64, limit: u64, setting: &'static str },
+}
+
+/// Where tables are published. Implementations keep no plans of their own: what was applied can be
+/// read back, also by another process.
+pub trait Dataplane {
+    /// Carries out one operation.
+    ///
+    /// # Errors
+    /// The operation was not carried out, or its effect is not known; read before planning anew.
+    fn apply(&mut self, op: &Op) -> Result<(), DataplaneError>;
+
+    /// Reads what the maps hold now.
+    ///
+    /// # Errors
+    /// The maps could not be read.
+    fn read(&mut self) -> Result<Tables, DataplaneError>;
+
+    /// Walks the flow table: removes idle flows, frees their source ports, counts the others.
+    ///
+    /// # Errors
+    /// The flow table could not be read.
+    fn sweep(&mut self) -> Result<FlowCensus, DataplaneError>;
+}
