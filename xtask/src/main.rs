@@ -1,1 +1,72 @@
-fn main(){}
+use std::{ffi::OsString, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+use xtask::{
+    fuzz, lint,
+    run::{self, RunArguments},
+    setup::{self, Level},
+    suite,
+    world::http,
+};
+
+/// What a developer or first user types, from set-up to tests
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find out what the machine has, install what building and running need, and say so
+    Setup {
+        /// Also what testing and linting need
+        #[arg(long)]
+        test: bool,
+    },
+    /// Build and run: in a small world of network namespaces, or on an interface
+    Run(RunArguments),
+    /// Run every test: on the host, in the kernel, end to end
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Check format, lints, licences, sources of dependencies and the tidiness of the tree
+    Lint,
+    /// Feed random packets to the parser
+    Fuzz {
+        /// How long
+        #[arg(long = "for", value_name = "SECONDS", default_value = "60s", value_parser = run::seconds)]
+        duration: Duration,
+    },
+    /// A small web server: stands in where nginx is not installed
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        port: u16,
+    },
+}
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let is_run = words.get(1).is_some_and(|word| word == "run");
+    let cli = Cli::parse_from(if is_run { RunArguments::normalize(words) } else { words });
+    let outcome = match cli.command {
+        Task::Setup { test } => {
+            let level = if test { Level::Test } else { Level::Run };
+            setup::setup(level, true).map(|_| ExitCode::SUCCESS)
+        }
+        Task::Run(arguments) => run::run(&arguments),
+        Task::Test { filter } => suite::test(filter.as_deref()),
+        Task::Lint => lint::lint(),
+        Task::Fuzz { duration } => fuzz::fuzz(duration),
+        Task::Serve { name, port } => http::serve(&name, port).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,215 @@
+//! The embedded world of `cargo xtask run`: a client, the balancer and three web servers; one of
+//! them is killed and comes back, and whoever looks on sees what that did to the requests.
+
+mod findings;
+mod load;
+mod screen;
+
+use std::{
+    env,
+    path::Path,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use self::{
+    findings::{Findings, Outage},
+    load::{Record, Tally},
+    screen::Screen,
+};
+use crate::{
+    shell,
+    world::{
+        Balancer, Family, Launch, Topology, World,
+        servers::{WEB_PORT, Web, web_server},
+    },
+};
+
+const PORT: u16 = 80;
+/// Phases: balanced, one backend gone, back. Without `--for` each takes this long.
+const PHASE: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(100);
+/// What the table shows: requests of the last moments.
+const WINDOW: Duration = Duration::from_secs(1);
+/// The backend that is killed, counted from 0.
+const VICTIM: u8 = 1;
+/// Requests begun later than this after the kill must not fail: twice what the configured probes
+/// need at most (two intervals with jitter, and a timeout).
+const FAILOVER_BUDGET: Duration = Duration::from_secs(1);
+const START_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Runs the world until Ctrl-C or for the duration, and says whether everything was seen.
+///
+/// # Errors
+/// The world could not be made or the balancer does not start.
+pub fn demo(program: &Path, duration: Option<Duration>) -> Result<ExitCode> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let xtask = env::current_exe()?;
+    println!("making a world: client, balancer, web1 to web3 as separate hosts; web servers: {}", web_server());
+    let world = World::new(Topology::TwoArm, 3)?;
+    let mut webs = Web::on_all(&world, &xtask)?;
+    let log = log_file()?;
+    let config = configuration(&world);
+    let mut balancer = Balancer::start(&world, &Launch { program, config: &config, arguments: &[], log: &log })?;
+    for family in Family::BOTH {
+        let all: Vec<_> = (0..3).map(|index| family.backend_port(index, WEB_PORT).to_string()).collect();
+        balancer.wait_for_backends(service_name(family), &all, START_PATIENCE)?;
+    }
+    println!(
+        "the balancer is ready: http://{} and http://{}; its log: {}",
+        Family::V4.service_port(PORT),
+        Family::V6.service_port(PORT),
+        log.display()
+    );
+    let show = Show { world: &world, interrupted: &interrupted, record: &Record::new(), begun: Instant::now() };
+    let findings = show.run(&mut webs, &xtask, duration);
+    if let Some(status) = balancer.agent().ended()? {
+        anyhow::bail!("the agent ended with {status}; its log ends:\n{}", balancer.agent().log_tail());
+    }
+    balancer.stop().context("stopping the balancer")?;
+    Ok(findings?.conclude())
+}
+
+struct Show<'a> {
+    world: &'a World,
+    interrupted: &'a AtomicBool,
+    record: &'a Record,
+    begun: Instant,
+}
+
+impl Show<'_> {
+    fn run(&self, webs: &mut [Web], xtask: &Path, duration: Option<Duration>) -> Result<Findings> {
+        thread::scope(|scope| {
+            load::clients(scope, &self.world.client, |family| family.service_port(PORT), self.record);
+            // Also stops the clients when a phase fails or panics: the scope waits for them.
+            let _stop = StopOnDrop(self.record);
+            self.phases(webs, xtask, duration)
+        })
+    }
+
+    fn phases(&self, webs: &mut [Web], xtask: &Path, duration: Option<Duration>) -> Result<Findings> {
+        let mut screen = Screen::new();
+        let end = duration.map(|duration| self.begun + duration);
+        let phase = duration.map_or(PHASE, |duration| duration / 3);
+        let mut findings = Findings::new(self.world.backend_names());
+
+        self.show_until(&mut screen, self.begun + phase);
+        let killed = Instant::now();
+        findings.balanced = Tally::of(&self.record.since(self.begun));
+        if self.is_over() {
+            return Ok(findings);
+        }
+
+        let victim = &mut webs[usize::from(VICTIM)];
+        screen.say(&format!("-- {} is killed (SIGKILL)", victim.name()));
+        victim.kill()?;
+        self.show_until(&mut screen, (killed + FAILOVER_BUDGET).max(killed + phase));
+        let restarted = Instant::now();
+        let outage = Outage::of(&self.record.since(killed), killed, FAILOVER_BUDGET, victim.name());
+        screen.say(&format!("-- {}", outage.tell()));
+        findings.outage = Some(outage);
+        if self.is_over() {
+            return Ok(findings);
+        }
+
+        victim.restart(self.world, xtask)?;
+        screen.say(&format!("-- {} is started again", victim.name()));
+        let minimum = restarted + Duration::from_secs(1);
+        self.show_until(&mut screen, end.unwrap_or(restarted + phase).max(minimum));
+        findings.back(&self.record.since(restarted), restarted, victim.name());
+        screen.say(&format!("-- {}", findings.tell_return(victim.name())));
+        if end.is_none() && !self.is_over() {
+            self.serve(&mut screen, &mut findings);
+        }
+        Ok(findings)
+    }
+
+    /// Until Ctrl-C.
+    fn serve(&self, screen: &mut Screen, findings: &mut Findings) {
+        screen.say("-- serving until Ctrl-C");
+        while !self.is_over() {
+            let now = Instant::now();
+            self.show_until(screen, now + WINDOW);
+            findings.later_failures += Tally::of(&self.record.since(now)).failed;
+            self.record.forget_before(now - WINDOW);
+        }
+    }
+
+    fn show_until(&self, screen: &mut Screen, end: Instant) {
+        let names = self.world.backend_names();
+        while Instant::now() < end && !self.is_over() {
+            thread::sleep(TICK.min(end.saturating_duration_since(Instant::now())));
+            let now = Instant::now();
+            let window = WINDOW.min(now - self.begun);
+            screen.shares(now - self.begun, &names, &Tally::of(&self.record.since(now - window)), window);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+struct StopOnDrop<'a>(&'a Record);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+const fn service_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "web",
+        Family::V6 => "web6",
+    }
+}
+
+fn configuration(world: &World) -> String {
+    let mut text = format!("interfaces = {:?}\n", world.interfaces());
+    for family in Family::BOTH {
+        text += &format!(
+            r#"
+[[service]]
+name = "{}"
+listen = "{}"
+protocol = "tcp"
+mode = "full-nat"
+scheduler = "round-robin"
+[service.health]
+type = "http"
+path = "/healthz"
+interval = "100ms"
+timeout = "200ms"
+fall = 2
+rise = 2
+"#,
+            service_name(family),
+            family.service_port(PORT)
+        );
+        for index in 0..world.backends.len() as u8 {
+            text += &format!("[[service.backend]]\naddress = \"{}\"\n", family.backend_port(index, WEB_PORT));
+        }
+    }
+    text
+}
+
+/// Outlives the world, for whoever wants to know why.
+fn log_file() -> Result<std::path::PathBuf> {
+    let folder = shell::root().join("target/xtask");
+    std::fs::create_dir_all(&folder)?;
+    let log = folder.join("run.log");
+    std::fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    Ok(log)
+}
