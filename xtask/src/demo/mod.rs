@@ -29,6 +29,7 @@ use crate::{
     shell,
     world::{
         Balancer, Family, Launch, Topology, World,
+        config::{Config, Health, Service},
         servers::{WEB_PORT, Web, web_server},
     },
 };
@@ -60,11 +61,11 @@ pub fn demo(program: &Path, duration: Option<Duration>) -> Result<ExitCode> {
     let world = World::new(Topology::TwoArm, 3)?;
     let mut webs = Web::on_all(&world, &xtask)?;
     let log = log_file()?;
-    let config = configuration(&world);
+    let services = services(&world);
+    let config = Config::new(world.topology, services.clone()).render();
     let mut balancer = Balancer::start(&world, &Launch { program, config: &config, arguments: &[], log: &log })?;
-    for family in Family::BOTH {
-        let all: Vec<_> = (0..3).map(|index| family.backend_port(index, WEB_PORT).to_string()).collect();
-        balancer.wait_for_backends(service_name(family), &all, START_PATIENCE)?;
+    for service in &services {
+        balancer.wait_for_backends(&service.name, &service.backend_addresses(), START_PATIENCE)?;
     }
     println!(
         "the balancer is ready: http://{} and http://{}; its log: {}",
@@ -169,40 +170,15 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-const fn service_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "web",
-        Family::V6 => "web6",
-    }
-}
-
-fn configuration(world: &World) -> String {
-    let mut text = format!("interfaces = {:?}\n", world.interfaces());
-    for family in Family::BOTH {
-        text += &format!(
-            r#"
-[[service]]
-name = "{}"
-listen = "{}"
-protocol = "tcp"
-mode = "full-nat"
-scheduler = "round-robin"
-[service.health]
-type = "http"
-path = "/healthz"
-interval = "100ms"
-timeout = "200ms"
-fall = 2
-rise = 2
-"#,
-            service_name(family),
-            family.service_port(PORT)
-        );
-        for index in 0..world.backends.len() as u8 {
-            text += &format!("[[service.backend]]\naddress = \"{}\"\n", family.backend_port(index, WEB_PORT));
-        }
-    }
-    text
+/// One service per address family.
+fn services(world: &World) -> Vec<Service> {
+    let all: Vec<u8> = (0..world.backends.len() as u8).collect();
+    let service = |family| Service {
+        name: if family == Family::V4 { "web" } else { "web6" }.to_owned(),
+        health: Health::Http { path: "/healthz" },
+        ..Service::tcp(family, "full-nat", PORT, all.clone(), WEB_PORT)
+    };
+    Family::BOTH.map(service).into()
 }
 
 /// Outlives the world, for whoever wants to know why.

@@ -21,6 +21,18 @@ pub enum Topology {
     TwoArm,
 }
 
+impl Topology {
+    pub const BOTH: [Self; 2] = [Self::OneArm, Self::TwoArm];
+
+    /// Interfaces of the balancer, the one towards the client first.
+    pub const fn interfaces(self) -> &'static [&'static str] {
+        match self {
+            Self::OneArm => &["eth0"],
+            Self::TwoArm => &["eth0", "eth1"],
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Family {
     V4,

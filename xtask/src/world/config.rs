@@ -1,0 +1,156 @@
+//! Configuration files for the balancer of a world.
+
+use std::fmt::Write as _;
+
+use super::{Family, Topology, plan};
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub interfaces: Vec<String>,
+    /// Further lines at the top: `manage-addresses = false`.
+    pub lines: Vec<String>,
+    pub services: Vec<Service>,
+}
+
+/// One service on the world's service address.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: String,
+    pub family: Family,
+    pub port: u16,
+    pub protocol: &'static str,
+    pub mode: &'static str,
+    pub granularity: &'static str,
+    pub health: Health,
+    /// Indices of hosts, from 0.
+    pub backends: Vec<u8>,
+    pub backend_port: u16,
+}
+
+/// Probes run ten times a second: two failures take a backend down, two successes bring it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    None,
+    Tcp { port: Option<u16> },
+    Http { path: &'static str },
+}
+
+impl Config {
+    pub fn new(topology: Topology, services: Vec<Service>) -> Self {
+        let interfaces = topology.interfaces().iter().map(|&name| name.to_owned()).collect();
+        Self { interfaces, lines: Vec::new(), services }
+    }
+
+    pub fn render(&self) -> String {
+        let mut text = format!("interfaces = {:?}\n", self.interfaces);
+        for line in &self.lines {
+            text += &format!("{line}\n");
+        }
+        for service in &self.services {
+            text += &service.render();
+        }
+        text
+    }
+}
+
+impl Service {
+    /// A TCP service, round robin by flow, checked by connecting.
+    pub fn tcp(family: Family, mode: &'static str, port: u16, backends: Vec<u8>, backend_port: u16) -> Self {
+        Self {
+            name: match family {
+                Family::V4 => format!("tcp{port}"),
+                Family::V6 => format!("tcp{port}-6"),
+            },
+            family,
+            port,
+            protocol: "tcp",
+            mode,
+            granularity: "flow",
+            health: Health::Tcp { port: None },
+            backends,
+            backend_port,
+        }
+    }
+
+    /// A UDP service whose backends always count as up.
+    pub fn udp(family: Family, mode: &'static str, port: u16, backends: Vec<u8>, backend_port: u16) -> Self {
+        let tcp = Self::tcp(family, mode, port, backends, backend_port);
+        Self { name: tcp.name.replacen("tcp", "udp", 1), protocol: "udp", health: Health::None, ..tcp }
+    }
+
+    /// Addresses of its backends, as the command line prints them.
+    pub fn backend_addresses(&self) -> Vec<String> {
+        self.backends.iter().map(|&index| self.backend_address(index)).collect()
+    }
+
+    /// Address of the service's backend on this host.
+    pub fn backend_address(&self, index: u8) -> String {
+        self.family.backend_port(index, self.backend_port).to_string()
+    }
+
+    /// What clients connect to.
+    pub const fn listen(&self) -> std::net::SocketAddr {
+        self.family.service_port(self.port)
+    }
+
+    /// Names of the hosts behind it.
+    pub fn hosts(&self) -> Vec<String> {
+        self.backends.iter().map(|&index| plan::backend_name(index)).collect()
+    }
+
+    fn render(&self) -> String {
+        let mut text = format!(
+            "\n[[service]]\nname = \"{}\"\nlisten = \"{}\"\nprotocol = \"{}\"\nmode = \"{}\"\n\
+             scheduler = \"round-robin\"\ngranularity = \"{}\"\n",
+            self.name,
+            self.listen(),
+            self.protocol,
+            self.mode,
+            self.granularity
+        );
+        text += &self.health.render();
+        for address in self.backend_addresses() {
+            let _ = write!(text, "[[service.backend]]\naddress = \"{address}\"\n");
+        }
+        text
+    }
+}
+
+impl Health {
+    fn render(&self) -> String {
+        let times = "interval = \"100ms\"\ntimeout = \"100ms\"\nfall = 2\nrise = 2\n";
+        match self {
+            Self::None => "[service.health]\ntype = \"none\"\n".to_owned(),
+            Self::Tcp { port: None } => format!("[service.health]\ntype = \"tcp\"\n{times}"),
+            Self::Tcp { port: Some(port) } => format!("[service.health]\ntype = \"tcp\"\nport = {port}\n{times}"),
+            Self::Http { path } => format!("[service.health]\ntype = \"http\"\npath = \"{path}\"\n{times}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_valid_toml_with_everything_in_its_place() {
+        let mut config = Config::new(
+            Topology::TwoArm,
+            vec![
+                Service::tcp(Family::V4, "nat", 80, vec![0, 2], 8080),
+                Service { granularity: "packet", ..Service::udp(Family::V6, "full-nat", 53, vec![1], 53) },
+            ],
+        );
+        config.lines.push("manage-addresses = false".to_owned());
+        let table: toml::Table = config.render().parse().unwrap();
+        assert_eq!(table["interfaces"].as_array().unwrap().len(), 2);
+        assert_eq!(table["manage-addresses"].as_bool(), Some(false));
+        let services = table["service"].as_array().unwrap();
+        assert_eq!(services[0]["listen"].as_str(), Some("10.71.1.100:80"));
+        assert_eq!(services[0]["backend"][1]["address"].as_str(), Some("10.71.2.13:8080"));
+        assert_eq!(services[0]["health"]["interval"].as_str(), Some("100ms"));
+        assert_eq!(services[1]["name"].as_str(), Some("udp53-6"));
+        assert_eq!(services[1]["granularity"].as_str(), Some("packet"));
+        assert_eq!(services[1]["backend"][0]["address"].as_str(), Some("[fd71:2::12]:53"));
+    }
+}
