@@ -49,6 +49,11 @@ impl Toolchain {
         ORDER.into_iter().find(|toolchain| toolchain.is_proven())
     }
 
+    /// The program that proved it: an XDP program in section `xdp` that lets every packet pass.
+    pub fn proof(self) -> PathBuf {
+        proof_folder().join("target").join(self.name()).join("bpfel-unknown-none/release/proof")
+    }
+
     /// Whether the compiler and a library for BPF are there; the linker is another matter.
     fn is_present(self) -> bool {
         let Ok(sysroot) = shell::output(shell::rustup_run(self.name(), "rustc").args(["--print", "sysroot"])) else {
@@ -63,12 +68,12 @@ impl Toolchain {
 
     fn is_proven(self) -> bool {
         let Ok(fingerprint) = self.fingerprint() else { return false };
-        fs::read_to_string(self.stamp()).is_ok_and(|stamp| stamp == fingerprint)
+        self.proof().exists() && fs::read_to_string(self.stamp()).is_ok_and(|stamp| stamp == fingerprint)
     }
 
     /// Compiles and links a program that uses a little of `core`.
     fn prove(self) -> Result<()> {
-        let folder = shell::root().join("target/xtask/proof");
+        let folder = proof_folder();
         fs::create_dir_all(folder.join("src"))?;
         fs::write(folder.join("Cargo.toml"), PROOF_MANIFEST)?;
         fs::write(folder.join("src/main.rs"), PROOF_SOURCE)?;
@@ -80,7 +85,7 @@ impl Toolchain {
             command.args(["-Z", "build-std=core"]);
         }
         shell::output(&mut command)?;
-        let program = folder.join("target").join(self.name()).join("bpfel-unknown-none/release/proof");
+        let program = self.proof();
         let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
         if !is_bpf_object(&bytes) {
             bail!("{} is not an eBPF object", program.display());
@@ -100,6 +105,10 @@ impl Toolchain {
         let about = fs::metadata(&linker)?;
         Ok(format!("{compiler}{} {} {:?}\n", linker.display(), about.len(), about.modified()?))
     }
+}
+
+fn proof_folder() -> PathBuf {
+    shell::root().join("target/xtask/proof")
 }
 
 /// Finds or brings a toolchain that works.
@@ -223,9 +232,10 @@ const PROOF_SOURCE: &str = r#"#![no_std]
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
 pub extern "C" fn proof(context: *const u32) -> u32 {
-    // SAFETY: never run.
-    let word = unsafe { *context };
-    u32::try_from(u64::from(word).rotate_left(7)).map_or(2, |value| value.min(1))
+    // SAFETY: the fourth word of `struct xdp_md` is the index of the interface.
+    let interface = unsafe { *context.add(3) };
+    // XDP_PASS, for every interface there can be.
+    u32::try_from(u64::from(interface) << 1).map_or(1, |value| value.clamp(2, 2))
 }
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -35,6 +35,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "iperf3", package: "iperf3", why: "long TCP and UDP streams", level: Level::Test },
     Tool { program: "dig", package: "bind9-dnsutils", why: "a real DNS client", level: Level::Test },
     Tool { program: "dnsmasq", package: "dnsmasq-base", why: "a real DNS server", level: Level::Test },
+    Tool { program: "ping", package: "iputils-ping", why: "the host still answers for itself", level: Level::Test },
     Tool { program: "tcpdump", package: "tcpdump", why: "a failing test leaves its packets", level: Level::Test },
     Tool { program: "bpftool", package: "bpftool", why: "reads maps and programs from outside", level: Level::Test },
     Tool { program: "setpriv", package: "util-linux", why: "runs without rights", level: Level::Test },
