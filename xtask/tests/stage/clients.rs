@@ -95,7 +95,14 @@ impl Connection {
 /// Requests one after the other until told to stop, on a thread of their own.
 pub struct Load<'scope> {
     stop: &'scope AtomicBool,
-    worker: thread::ScopedJoinHandle<'scope, Vec<Attempt>>,
+    worker: Option<thread::ScopedJoinHandle<'scope, Vec<Attempt>>>,
+}
+
+impl Drop for Load<'_> {
+    /// Also when the test fails: the scope waits for the worker.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -122,13 +129,13 @@ impl<'scope> Load<'scope> {
             }
             attempts
         });
-        Self { stop, worker }
+        Self { stop, worker: Some(worker) }
     }
 
     /// Everything that was tried.
-    pub fn finish(self) -> Vec<Attempt> {
+    pub fn finish(mut self) -> Vec<Attempt> {
         self.stop.store(true, Ordering::Relaxed);
-        self.worker.join().unwrap()
+        self.worker.take().expect("finished once").join().unwrap()
     }
 }
 

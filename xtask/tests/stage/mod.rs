@@ -96,10 +96,19 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.captures.clear();
         if thread::panicking() {
+            give_back(&self.folder);
             eprintln!("packets and logs of this test are in {}", self.folder.display());
         } else if let Err(error) = fs::remove_dir_all(&self.folder) {
             eprintln!("{} is left behind: {error}", self.folder.display());
         }
+    }
+}
+
+/// Files go to whoever called sudo, who will want to read and to remove them.
+fn give_back(folder: &Path) {
+    let (Ok(user), Ok(group)) = (std::env::var("SUDO_UID"), std::env::var("SUDO_GID")) else { return };
+    if let Err(error) = shell::output(shell::tool("chown").args(["-R", &format!("{user}:{group}")]).arg(folder)) {
+        eprintln!("{error:#}");
     }
 }
 
