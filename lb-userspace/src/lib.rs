@@ -3,9 +3,9 @@
 //! A decision walks `health` or `config` -> [`core`] (pure) -> operations as data -> `agent`
 //! reconciles -> [`dataplane`] -> BPF maps.
 
-// pub mod agent;
+pub mod agent;
 pub mod api;
-// pub mod cli;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod dataplane;

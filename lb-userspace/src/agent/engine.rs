@@ -3,12 +3,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
+use lb_common::abi::AddressRoles;
 use tokio::time::Instant;
 
 use super::{
     clock::{Clock, micros, timestamp},
     notices::Notices,
     publisher::Publisher,
+    run_loop::Probed,
 };
 use crate::{
     api::{
@@ -18,7 +20,7 @@ use crate::{
         service_view,
     },
     config::Config,
-    core::{Command, CommandError, Core, Input, Notice, Now, OperatorLayer, ProbeKey, ProbeOutcome},
+    core::{Command, CommandError, Core, Input, Notice, Now, OperatorLayer, ProbeKey},
     dataplane::{Dataplane, FlowCensus},
 };
 
@@ -80,6 +82,11 @@ impl<D: Dataplane> Engine<D> {
         })
     }
 
+    /// Where the program is, once it is.
+    pub fn set_interfaces(&mut self, interfaces: Vec<InterfaceStatus>) {
+        self.facts.interfaces = interfaces;
+    }
+
     pub fn config(&self) -> &Arc<Config> {
         &self.config
     }
@@ -102,12 +109,20 @@ impl<D: Dataplane> Engine<D> {
         self.publisher.failed()
     }
 
-    /// A probe that ended at `ended`.
-    pub fn probe(&mut self, key: ProbeKey, outcome: ProbeOutcome, ended: Instant) {
+    /// Probes that ended, taken in as one change.
+    pub fn probed(&mut self, results: impl IntoIterator<Item = Probed>) {
         let before = self.core.desired().generation;
-        let notices = self.core.handle(Input::Probe { key, outcome }, self.clock.now());
+        let mut first_ended = None;
+        let inputs: Vec<Input> = results
+            .into_iter()
+            .map(|Probed { key, outcome, ended }| {
+                first_ended = Some(first_ended.map_or(ended, |first: Instant| first.min(ended)));
+                Input::Probe { key, outcome }
+            })
+            .collect();
+        let notices = self.core.handle_all(inputs, self.clock.now());
         if self.core.desired().generation != before
-            && let Some(first) = notices.first()
+            && let (Some(first), Some(ended)) = (notices.first(), first_ended)
         {
             self.moving = Some((first.clone(), ended));
         }
@@ -117,9 +132,9 @@ impl<D: Dataplane> Engine<D> {
 
     /// Source addresses of the host towards backends; `None`: no route.
     pub fn sources(&mut self, found: Vec<(IpAddr, Option<IpAddr>)>) {
-        for (backend, source) in found {
-            self.handle(Input::Source { backend, source });
-        }
+        let inputs = found.into_iter().map(|(backend, source)| Input::Source { backend, source });
+        let notices = self.core.handle_all(inputs, self.clock.now());
+        self.tell(&notices);
         self.publish_if_changed();
     }
 
@@ -193,17 +208,29 @@ impl<D: Dataplane> Engine<D> {
 
     /// What the prober should ask.
     pub fn probes(&self) -> Vec<ProbeKey> {
-        self.core.probes().into_iter().collect()
+        self.core.probes()
+    }
+
+    /// Another number whenever [`Engine::probes`] has changed.
+    pub fn probes_revision(&self) -> u64 {
+        self.core.probes_revision()
     }
 
     /// Backends whose source address the core wants to know.
     pub fn wanted_sources(&self) -> Vec<IpAddr> {
-        self.core.wanted_sources().into_iter().collect()
+        self.core.wanted_sources()
     }
 
     /// Addresses that clients connect to.
     pub fn service_addresses(&self) -> BTreeSet<IpAddr> {
         self.config.services.iter().map(|service| service.listen.ip()).collect()
+    }
+
+    /// Whether the maps hold none of these service addresses any more.
+    pub fn has_left(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let roles = &self.core.desired().addresses;
+        let serves = |ip: &IpAddr| roles.get(&(*ip).into()).is_some_and(|roles| roles.has(AddressRoles::SERVICE));
+        self.in_step() && !addresses.iter().any(serves)
     }
 
     /// Addresses that packets are sent to.

@@ -56,7 +56,7 @@ impl Operations {
     /// Begins with `request`, or lets it wait for its turn. `reply` is answered in the end.
     pub fn begin<D: Dataplane>(
         &mut self,
-        engine: &mut Engine<D>,
+        engine: &Engine<D>,
         request: CommandRequest,
         peer: Peer,
         reply: Reply,
@@ -86,7 +86,7 @@ impl Operations {
         self.next(engine);
     }
 
-    fn next<D: Dataplane>(&mut self, engine: &mut Engine<D>) {
+    fn next<D: Dataplane>(&mut self, engine: &Engine<D>) {
         while !self.storing
             && let Some(operation) = self.waiting.pop_front()
         {

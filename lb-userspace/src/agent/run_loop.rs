@@ -19,7 +19,7 @@ use super::{
     clock::Clock,
     engine::Engine,
     operations::{Operations, Stored},
-    watch::{CounterWatch, Pauses},
+    watch::{CounterWatch, Once, PAUSE},
 };
 use crate::{
     api::{Request, model::Stopping},
@@ -28,6 +28,10 @@ use crate::{
     dataplane::{Dataplane, FlowCensus},
 };
 
+/// Results taken in as one change, when many arrive together.
+const PROBES_AT_ONCE: usize = 1024;
+/// Between two questions for the same next hop.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SOURCES_EVERY: Duration = Duration::from_secs(10);
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(30);
@@ -53,6 +57,8 @@ pub enum Finding {
     PortsExhausted { backend_id: u32 },
     /// The configuration file was read again.
     Reloaded(Result<Arc<Config>, String>),
+    /// The host is ready for this configuration, or cannot be made so.
+    Prepared { config: Arc<Config>, result: Result<(), String> },
     /// The operator's layer was written, or not.
     Stored(Stored),
     /// Something an operator should look at.
@@ -77,14 +83,16 @@ pub trait Outside {
     fn probe(&mut self, keys: Vec<ProbeKey>);
     /// Find the host's source addresses towards these backends.
     fn find_sources(&mut self, backends: Vec<IpAddr>);
-    /// Let clients reach these addresses.
-    fn announce(&mut self, services: BTreeSet<IpAddr>);
+    /// Make the host ready for a configuration; answered by [`Finding::Prepared`].
+    fn prepare(&mut self, config: Arc<Config>);
+    /// Take off what the last configuration that was prepared does not need.
+    fn prune(&mut self);
     /// Keep the next hops towards these backends resolved.
     fn warm(&mut self, backends: BTreeSet<IpAddr>);
     /// Resolve one next hop now.
     fn resolve(&mut self, ifindex: u32, next_hop: IpAddr);
-    /// Walk over the flow table.
-    fn sweep(&mut self);
+    /// Walk over the flow table; answered by [`Finding::Swept`] if this returns true.
+    fn sweep(&mut self) -> bool;
     /// Look for source ports that no flow holds any more.
     fn audit_ports(&mut self);
 }
@@ -103,18 +111,20 @@ pub struct AgentLoop<D, O> {
     outside: O,
     operations: Operations,
     asked: Asked,
+    /// Addresses of services that are configured no more, until the maps have let go of them.
+    leaving: BTreeSet<IpAddr>,
     sweeping: bool,
     counters: CounterWatch,
-    exhausted: Pauses<u32>,
+    exhausted: Once<u32>,
+    resolved: Once<(u32, IpAddr)>,
     stop: CancellationToken,
 }
 
 /// What was last asked of [`Outside`].
 #[derive(Default)]
 struct Asked {
-    probes: Vec<ProbeKey>,
+    probes_revision: Option<u64>,
     sources: Vec<IpAddr>,
-    services: BTreeSet<IpAddr>,
 }
 
 impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
@@ -126,9 +136,11 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             outside,
             operations,
             asked: Asked::default(),
+            leaving: BTreeSet::new(),
             sweeping: false,
             counters: CounterWatch::default(),
-            exhausted: Pauses::default(),
+            exhausted: Once::in_each(PAUSE),
+            resolved: Once::in_each(RESOLVE_PAUSE),
             stop,
         }
     }
@@ -138,6 +150,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         let mut sweeps = every(SWEEP_EVERY);
         let mut sources = every(SOURCES_EVERY);
         let mut housekeeping = every(HOUSEKEEPING_EVERY);
+        let mut probed = Vec::with_capacity(PROBES_AT_ONCE);
         self.outside.warm(self.engine.backend_addresses());
         loop {
             self.ask_outside();
@@ -146,7 +159,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 // Probes first: they move traffic.
                 biased;
                 () = self.stop.cancelled() => return,
-                Some(Probed { key, outcome, ended }) = inputs.probes.recv() => self.engine.probe(key, outcome, ended),
+                1.. = inputs.probes.recv_many(&mut probed, PROBES_AT_ONCE) => self.engine.probed(probed.drain(..)),
                 () = wait_until(retry), if retry.is_some() => self.engine.publish(),
                 Some(finding) = inputs.findings.recv() => self.found(finding),
                 Some(request) = inputs.requests.recv() => self.answer(request),
@@ -159,20 +172,20 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
 
     /// Passes on what has changed of what the outside should do.
     fn ask_outside(&mut self) {
-        let probes = self.engine.probes();
-        if probes != self.asked.probes {
-            self.asked.probes.clone_from(&probes);
-            self.outside.probe(probes);
+        let revision = self.engine.probes_revision();
+        if self.asked.probes_revision != Some(revision) {
+            self.asked.probes_revision = Some(revision);
+            self.outside.probe(self.engine.probes());
+            let sources = self.engine.wanted_sources();
+            if sources != self.asked.sources {
+                self.asked.sources.clone_from(&sources);
+                self.outside.find_sources(sources);
+                self.outside.warm(self.engine.backend_addresses());
+            }
         }
-        let sources = self.engine.wanted_sources();
-        if sources != self.asked.sources {
-            self.asked.sources.clone_from(&sources);
-            self.outside.find_sources(sources);
-        }
-        let services = self.engine.service_addresses();
-        if services != self.asked.services {
-            self.asked.services.clone_from(&services);
-            self.outside.announce(services);
+        if !self.leaving.is_empty() && self.engine.has_left(&self.leaving) {
+            self.leaving.clear();
+            self.outside.prune();
         }
     }
 
@@ -180,10 +193,16 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         match finding {
             Finding::Sources(found) => self.engine.sources(found),
             Finding::Swept(swept) => self.swept(swept),
-            Finding::NeighbourMissing { ifindex, next_hop } => self.outside.resolve(ifindex, next_hop),
+            Finding::NeighbourMissing { ifindex, next_hop } => {
+                // Each packet to it may have asked.
+                if self.resolved.allow((ifindex, next_hop), self.clock.now()) {
+                    self.outside.resolve(ifindex, next_hop);
+                }
+            }
             Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
-            Finding::Reloaded(Ok(config)) => self.reload(config),
-            Finding::Reloaded(Err(error)) => self.engine.configuration_refused(error),
+            Finding::Reloaded(reloaded) => self.reloaded(reloaded),
+            Finding::Prepared { config, result: Ok(()) } => self.take_over(config),
+            Finding::Prepared { result: Err(error), .. } => self.engine.configuration_refused(error),
             Finding::Stored(stored) => self.operations.stored(&mut self.engine, stored),
             Finding::Warning(text) => self.engine.notices.warning(text),
             Finding::Info(text) => self.engine.notices.info(text),
@@ -196,7 +215,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             Request::Status(reply) => drop(reply.send(self.engine.status())),
             Request::Services(reply) => drop(reply.send(self.engine.services())),
             Request::Command { request, peer, reply } => {
-                self.operations.begin(&mut self.engine, request, peer, reply);
+                self.operations.begin(&self.engine, request, peer, reply);
             }
             Request::Stop { peer, reply } => {
                 tracing::info!(target: "audit", uid = peer.uid, pid = peer.pid, user = peer.name(), "stop");
@@ -209,8 +228,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
     fn sweep(&mut self) {
         // One at a time: a table that takes longer than the interval is walked less often.
         if !self.sweeping {
-            self.sweeping = true;
-            self.outside.sweep();
+            self.sweeping = self.outside.sweep();
         }
     }
 
@@ -241,23 +259,32 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         ));
     }
 
-    fn reload(&mut self, config: Arc<Config>) {
-        match super::reload::refuse(self.engine.config(), &config) {
-            Some(why) => self.engine.configuration_refused(why),
-            None => {
-                self.engine.configure(config);
-                self.engine.notices.info("the configuration file was taken over".to_owned());
-                self.outside.warm(self.engine.backend_addresses());
-            }
+    /// A reload is one transaction: read, compared, the host prepared, and only then taken over.
+    fn reloaded(&mut self, reloaded: Result<Arc<Config>, String>) {
+        let refused = match reloaded {
+            Ok(config) => match super::reload::refuse(self.engine.config(), &config) {
+                None => return self.outside.prepare(config),
+                Some(why) => why,
+            },
+            Err(error) => error,
+        };
+        self.engine.configuration_refused(refused);
+    }
+
+    fn take_over(&mut self, config: Arc<Config>) {
+        self.leaving.extend(self.engine.service_addresses());
+        self.engine.configure(config);
+        for wanted in self.engine.service_addresses() {
+            self.leaving.remove(&wanted);
         }
+        self.engine.notices.info("the configuration file was taken over".to_owned());
+        self.outside.warm(self.engine.backend_addresses());
     }
 
     fn keep_house(&mut self) {
         self.engine.full_sync();
         self.outside.warm(self.engine.backend_addresses());
         self.outside.audit_ports();
-        // Addresses that somebody took off come back.
-        self.outside.announce(self.asked.services.clone());
     }
 }
 

@@ -1,13 +1,16 @@
 //! Watches the counters whose rise an operator should hear about, without shouting.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lb_common::verdict::Reason;
 
 use crate::core::Now;
 
 /// Between two warnings about the same thing.
-const PAUSE: Duration = Duration::from_secs(30);
+pub const PAUSE: Duration = Duration::from_secs(30);
 
 /// What is watched, and what to do about it.
 const WATCHED: &[(Reason, &str)] = &[
@@ -47,20 +50,27 @@ impl CounterWatch {
     }
 }
 
-/// Lets one warning per key through in each pause.
-#[derive(Clone, Debug, Default)]
-pub struct Pauses<K> {
-    last: BTreeMap<K, Now>,
+/// Lets each key through once in a period, and no more keys than it can remember.
+#[derive(Clone, Debug)]
+pub struct Once<K> {
+    period: Duration,
+    began: Now,
+    seen: BTreeSet<K>,
 }
 
-impl<K: Ord> Pauses<K> {
+impl<K: Ord> Once<K> {
+    const REMEMBERED: usize = 4096;
+
+    pub fn in_each(period: Duration) -> Self {
+        Self { period, began: Duration::ZERO, seen: BTreeSet::new() }
+    }
+
     pub fn allow(&mut self, key: K, now: Now) -> bool {
-        self.last.retain(|_, at| now.saturating_sub(*at) < PAUSE);
-        if self.last.contains_key(&key) {
-            return false;
+        if now.saturating_sub(self.began) >= self.period {
+            self.began = now;
+            self.seen.clear();
         }
-        self.last.insert(key, now);
-        true
+        self.seen.len() < Self::REMEMBERED && self.seen.insert(key)
     }
 }
 
@@ -91,11 +101,18 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_its_own_pause() {
-        let mut pauses = Pauses::default();
+    fn each_key_passes_once_in_a_period() {
+        let mut once = Once::in_each(Duration::from_secs(30));
         let at = Duration::from_secs;
-        assert!(pauses.allow("a", at(0)) && pauses.allow("b", at(1)));
-        assert!(!pauses.allow("a", at(29)));
-        assert!(pauses.allow("a", at(30)));
+        assert!(once.allow(1, at(1)) && once.allow(2, at(2)));
+        assert!(!once.allow(1, at(29)));
+        assert!(once.allow(1, at(30)));
+    }
+
+    #[test]
+    fn a_flood_of_keys_is_bounded() {
+        let mut once = Once::in_each(Duration::from_secs(1));
+        let passed = (0..10_000).filter(|key| once.allow(*key, Duration::ZERO)).count();
+        assert_eq!(passed, Once::<i32>::REMEMBERED);
     }
 }

@@ -2,7 +2,7 @@
 //! with `-o json` is one [`Document`] of these types; fields are added, never renamed or removed,
 //! while `apiVersion` stays the same.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -387,7 +387,6 @@ pub struct Detached {
     /// The agent that was stopped for it.
     pub stopped_pid: Option<u32>,
     pub interfaces: Vec<String>,
-    pub addresses: Vec<IpAddr>,
     /// In words, in the order it was done.
     pub done: Vec<String>,
 }

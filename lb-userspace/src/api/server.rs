@@ -79,7 +79,7 @@ async fn backends(
     State(api): State<Api>,
     query: Result<Query<BackendQuery>, QueryRejection>,
 ) -> Answer<BackendList> {
-    let Query(BackendQuery { service }) = query.map_err(|e| unreadable(&e.body_text()))?;
+    let Query(BackendQuery { service }) = query.map_err(|e| unreadable(e.status(), &e.body_text()))?;
     let services = api.handle.ask(Request::Services).await?;
     let chosen = match service {
         Some(name) => vec![find(services, &name)?],
@@ -94,7 +94,7 @@ async fn command(
     body: Result<Json<CommandRequest>, JsonRejection>,
 ) -> Answer<CommandDone> {
     allowed(peer, &api)?;
-    let Json(request) = body.map_err(|e| unreadable(&e.body_text()))?;
+    let Json(request) = body.map_err(|e| unreadable(e.status(), &e.body_text()))?;
     document(api.handle.ask(|reply| Request::Command { request, peer, reply }).await??)
 }
 
@@ -129,8 +129,8 @@ fn allowed(peer: Peer, api: &Api) -> Result<(), Refusal> {
     ))
 }
 
-fn unreadable(why: &str) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "the request cannot be read", why, "use an `lb` of the agent's version")
+fn unreadable(status: StatusCode, why: &str) -> Refusal {
+    Refusal::new(status, "the request cannot be read", why, "use an `lb` of the agent's version")
 }
 
 async fn no_route(uri: Uri) -> Refusal {

@@ -16,15 +16,19 @@ pub enum LogFormat {
     Json,
 }
 
-/// Begins to log to standard error. Notices of the data path come at level debug by themselves.
+/// Begins to log to standard error; with `datapath` also what the XDP program tells of each packet.
 ///
 /// # Errors
 /// A log was begun before, or [`FILTER_VARIABLE`] cannot be understood.
-pub fn start(format: LogFormat) -> anyhow::Result<()> {
-    let filter = match std::env::var(FILTER_VARIABLE) {
+pub fn start(format: LogFormat, datapath: bool) -> anyhow::Result<()> {
+    let mut filter = match std::env::var(FILTER_VARIABLE) {
         Ok(text) => EnvFilter::try_new(&text).map_err(|e| anyhow::anyhow!("{FILTER_VARIABLE}={text}: {e}"))?,
         Err(_) => EnvFilter::new("info"),
     };
+    if datapath {
+        // The program's crate is `lb`; targets are matched by prefix, so ours has to be named too.
+        filter = filter.add_directive("lb=debug".parse()?).add_directive("lb_userspace=info".parse()?);
+    }
     let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
     let begun = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -33,5 +37,5 @@ pub fn start(format: LogFormat) -> anyhow::Result<()> {
             builder.with_ansi(colour).with_target(false).try_init()
         }
     };
-    begun.map_err(|e| anyhow::anyhow!("the log cannot be started: {e}"))
+    begun.map_err(|e| anyhow::anyhow!("{e}"))
 }
