@@ -31,27 +31,6 @@ pub fn command_of(request: &CommandRequest) -> Command {
     }
 }
 
-/// `drain web 10.0.0.11:8080`, for the log and for errors.
-pub fn command_line(request: &CommandRequest) -> String {
-    let CommandRequest { service, address, change, force } = request;
-    let mut line = match change {
-        Change::Add { weight, tier } => {
-            let weight = weight.map(|w| format!(" --weight {w}")).unwrap_or_default();
-            let tier = tier.map(|t| format!(" --tier {t}")).unwrap_or_default();
-            format!("add {service} {address}{weight}{tier}")
-        }
-        Change::Remove => format!("remove {service} {address}"),
-        Change::Drain => format!("drain {service} {address}"),
-        Change::Ready => format!("ready {service} {address}"),
-        Change::Maintenance => format!("maintenance {service} {address}"),
-        Change::Weight { weight } => format!("weight {service} {address} {weight}"),
-    };
-    if *force {
-        line.push_str(" --force");
-    }
-    line
-}
-
 /// The backend a request is about, as it stands now.
 pub fn backend_of(services: &[ServiceView], request: &CommandRequest) -> Option<BackendView> {
     let service = services.iter().find(|service| service.name == request.service)?;
@@ -93,9 +72,13 @@ pub fn in_short(backend: Option<&BackendView>) -> String {
     )
 }
 
+/// `lb backend drain web 10.0.0.11:8080: not done`.
+pub fn not_done(request: &CommandRequest) -> String {
+    format!("lb backend {}: not done", command_of(request))
+}
+
 /// The core's no, with what to type next.
 pub fn refusal(request: &CommandRequest, error: &CommandError) -> Refusal {
-    let line = command_line(request);
     let (status, next) = match error {
         CommandError::UnknownService { .. } => (StatusCode::NOT_FOUND, "lb service list".to_owned()),
         CommandError::UnknownBackend { .. } => {
@@ -103,5 +86,5 @@ pub fn refusal(request: &CommandRequest, error: &CommandError) -> Refusal {
         }
         _ => (StatusCode::CONFLICT, format!("lb backend list {}", request.service)),
     };
-    Refusal::new(status, format!("lb backend {line}: not done"), error.to_string(), next)
+    Refusal::new(status, not_done(request), error.to_string(), next)
 }

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    commands::{backend_of, command_line, command_of, in_short, outcome, refusal},
+    commands::{backend_of, command_of, in_short, not_done, outcome, refusal},
     engine::Engine,
     layer::{LayerError, LayerFile},
     run_loop::Finding,
@@ -75,7 +75,7 @@ impl Operations {
                 tracing::error!(%error, "a change was refused: it could not be stored");
                 Err(Refusal::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
-                    format!("lb backend {}: not done", command_line(&operation.request)),
+                    not_done(&operation.request),
                     format!("it could not be stored: {error}"),
                     "make room or mend the state directory, then try again",
                 ))
@@ -123,7 +123,8 @@ fn effect<D: Dataplane>(engine: &mut Engine<D>, operation: &Operation, layer: Op
         uid = peer.uid,
         pid = peer.pid,
         user = peer.name(),
-        command = command_line(request),
+        command = %command_of(request),
+        force = request.force,
         before = in_short(before.as_ref()),
         after = in_short(after.as_ref()),
         "a change by an operator"

@@ -2,7 +2,7 @@
 
 use super::{
     backoff::Backoff,
-    clock::{timestamp},
+    clock::timestamp,
 };
 use crate::{
     api::model::Failed,
@@ -69,7 +69,7 @@ impl<D: Dataplane> Publisher<D> {
                 self.backoff.succeeded();
                 self.failed = None;
                 self.retry_at = None;
-                Ok(report.operations)
+                Ok(report.applied)
             }
             Err(error) => {
                 let error = error.to_string();
