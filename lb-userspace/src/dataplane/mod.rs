@@ -2,6 +2,9 @@
 //! one at a time. Three implementations: the kernel's maps, an in-memory fake, and a faulty one for
 //! tests.
 
+pub mod fake;
+pub mod faulty;
+
 use std::collections::BTreeMap;
 
 use lb_common::abi::{Address, AddressRoles, Backend, ServiceInfo, ServiceKey, ServiceValue};
