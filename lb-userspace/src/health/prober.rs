@@ -32,9 +32,9 @@ const MOST_IN_FLIGHT: usize = 4096;
 /// has at most one probe in flight; ticks that pass meanwhile are skipped. With jitter, each key
 /// has a random phase, so that keys that start together spread out.
 ///
-/// Sockets in flight are bounded; keys that wait for one are served in the order they came, and
-/// since each waits at most once, hanging targets cannot starve the others. The timeout of a probe
-/// starts when it has its turn.
+/// Sockets in flight are bounded; keys that wait for one are served in the order they came, each
+/// once per turn, so that hanging targets cannot starve the others. The timeout of a probe starts
+/// when it has its turn.
 ///
 /// Dropping the prober ends every probe.
 #[derive(Debug)]
