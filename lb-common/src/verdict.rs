@@ -109,8 +109,8 @@ pub enum Exit {
     Pass,
     /// Out of the interface it came from.
     Transmit,
-    /// Out of another interface, by its index.
-    Redirect(u32),
+    /// Out of another interface, named by the verdict.
+    Redirect,
     Drop,
 }
 
@@ -119,6 +119,9 @@ pub enum Exit {
 pub struct Verdict {
     pub reason: Reason,
     pub exit: Exit,
+    /// For [`Exit::Redirect`], otherwise 0. Not inside the variant: a payload that is not always
+    /// written is a register the verifier will not let be read.
+    pub ifindex: u32,
 }
 
 impl Verdict {
@@ -129,13 +132,13 @@ impl Verdict {
             Action::Pass => Exit::Pass,
             Action::Forward | Action::Refuse | Action::Drop => Exit::Drop,
         };
-        Self { reason, exit }
+        Self { reason, exit, ifindex: 0 }
     }
 
     /// A verdict that sends the frame out of the interface it came from.
     #[inline(always)]
     pub const fn transmit(reason: Reason) -> Self {
-        Self { reason, exit: Exit::Transmit }
+        Self { reason, exit: Exit::Transmit, ifindex: 0 }
     }
 }
 

@@ -169,7 +169,7 @@ pub struct Backend {
 
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see
 /// [`crate::flow`]), which also holds its state and age.
-#[repr(C, align(64))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Flow {
     pub client: Address,
@@ -200,7 +200,7 @@ pub struct Flow {
 }
 
 /// Element of `port_pools`: which source ports towards one backend endpoint are in use.
-#[repr(C, align(64))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct PortPool {
     /// Bit `p % 64` of word `p / 64` is port `p`. Set: in use, or outside the configured ports.
@@ -209,6 +209,15 @@ pub struct PortPool {
     pub cursor: u32,
     pub zero: u32,
     pub reserved: [u64; 7],
+}
+
+/// Value of the map `interfaces`, keyed by interface index: an interface the program is attached to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Interface {
+    /// Source of frames that leave here when the neighbour entry of the client is cold.
+    pub mac: [u8; 6],
+    pub zero: [u8; 2],
 }
 
 /// The one element of the array `settings`: what was fixed when the maps were made and must be the
