@@ -213,9 +213,8 @@ impl Word {
             }
             let fins = flags & (Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND);
             let was = self.state();
-            if seen.tcp_flags & TCP_RST != 0 || matches!(was, State::Closed) {
-                State::Closed
-            } else if fins == Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND {
+            let both_fins = fins == Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND;
+            if seen.tcp_flags & TCP_RST != 0 || both_fins || matches!(was, State::Closed) {
                 State::Closed
             } else if fins != 0 {
                 State::Closing
