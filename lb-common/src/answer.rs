@@ -56,15 +56,14 @@ pub const fn reset_len(v4: bool) -> usize {
 #[inline(always)]
 pub fn reset<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Transport) -> Option<()> {
     let offset = transport.offset as usize;
-    let tcp: TcpHdr = frame.read(offset)?;
-    let bits: [u8; 1] = frame.read(offset + 12)?;
+    let tcp: [u8; 14] = frame.read(offset)?;
     let (sequence, acknowledgement, flags) = if transport.tcp_flags & TCP_ACK != 0 {
-        (tcp.ack_seq, [0; 4], TCP_RST)
+        ([tcp[8], tcp[9], tcp[10], tcp[11]], [0; 4], TCP_RST)
     } else {
-        let header_len = offset - NETWORK_OFFSET + (bits[0] >> 4) as usize * 4;
+        let header_len = offset - NETWORK_OFFSET + (tcp[12] >> 4) as usize * 4;
         let payload = (transport.packet_len as u32).wrapping_sub(header_len as u32);
         let syn_fin = (transport.tcp_flags & TCP_SYN != 0) as u32 + (transport.tcp_flags & TCP_FIN != 0) as u32;
-        let end = u32::from_be_bytes(tcp.seq).wrapping_add(payload).wrapping_add(syn_fin);
+        let end = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(payload).wrapping_add(syn_fin);
         ([0; 4], end.to_be_bytes(), TCP_RST | TCP_ACK)
     };
 
