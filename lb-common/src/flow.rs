@@ -6,9 +6,20 @@
 //! `reply_words` finds that index from the reply's tuple. A flow may live in either of two buckets
 //! (two-choice hashing keeps buckets even: M. Mitzenmacher, "The power of two choices", 2001).
 //!
-//! A word changes hands by compare-and-swap only: whoever swaps it to [`State::Busy`] owns the way
-//! until it stores a word of another state. Both sides follow this, the agent through a memory
-//! mapping.
+//! A way changes hands by compare-and-swap of its word, and only so; the agent does it through a
+//! memory mapping:
+//!
+//! - Take: swap the word that was read for [`Word::busy`]. Who succeeds owns the way. If the word was
+//!   not empty, its flow gives way: its reply word goes first (swapped for empty, if it still names
+//!   this way), so that no reply is ever translated by half a flow.
+//! - Give: write the flow, put its reply word into an empty way, and last swap the own busy word for
+//!   [`Word::begin`]; or, to remove, for [`Word::EMPTY`]. If that swap fails, the owner was away for
+//!   longer than the timeout of [`State::Busy`] and another has taken over: it leaves the way alone.
+//!   Only programs write flows; the agent, which can be away for long, only removes.
+//! - Look up: read the word, read the flow and compare its key, read the word again. Another tag or
+//!   [`State::Busy`] then means that the flow was not read whole.
+//! - Keep: swap the word for [`Word::after`]. A lost swap means that somebody else was faster; try
+//!   again if the packet carried a flag, else let it be.
 //!
 //! ```text
 //! flow word    63        40 39   36 35   32 31                0
@@ -23,6 +34,9 @@ use crate::abi::limits::WAYS;
 pub const TICK_SHIFT: u32 = 27;
 const SEEN_BITS: u32 = 24;
 const SEEN_MASK: u64 = (1 << SEEN_BITS) - 1;
+/// A word that was seen up to so many ticks (2.4 h) from now was seen just now: another CPU read its
+/// clock a moment later, or the agent looks at the words for longer than it looked at the clock.
+const AHEAD: u64 = 1 << 16;
 const STATE_SHIFT: u32 = 32;
 const FLAGS_SHIFT: u32 = 36;
 const SEEN_SHIFT: u32 = 40;
@@ -45,9 +59,9 @@ pub enum State {
     Empty = 0,
     /// Somebody is writing or removing the flow.
     Busy = 1,
-    /// TCP: reset, or FIN seen from both sides.
+    /// TCP: reset, or FIN seen from both sides. Packets still pass: the last ACK, lost data again.
     Closed = 2,
-    /// TCP: SYN seen, nothing from the backend.
+    /// TCP: SYN seen, the handshake is not over.
     Opening = 3,
     /// UDP: nothing from the backend yet.
     OneWay = 4,
@@ -178,11 +192,12 @@ impl Word {
         (self.0 >> FLAGS_SHIFT) & 0xf
     }
 
-    /// Ticks since the last packet.
+    /// Ticks since the last packet. Right for up to 25 days: the agent sweeps far more often.
     #[inline(always)]
     pub const fn age(self, now: u32) -> u32 {
         let seen = (self.0 >> SEEN_SHIFT) & SEEN_MASK;
-        ((now as u64).wrapping_sub(seen) & SEEN_MASK) as u32
+        let age = (now as u64).wrapping_sub(seen) & SEEN_MASK;
+        if age > SEEN_MASK - AHEAD { 0 } else { age as u32 }
     }
 
     #[inline(always)]
@@ -196,41 +211,74 @@ impl Word {
         (self.state() as u8) > (State::Busy as u8) && !self.expired(now)
     }
 
-    /// The word after a packet; the same word when nothing has changed, so that most packets do not
-    /// write. RFC 9293, 3.3.2, as seen from the middle: a retransmitted FIN changes nothing, a reset
-    /// ends the flow at once.
+    /// The word of a live flow after a packet; the same word when nothing has changed, so that most
+    /// packets do not write.
     #[inline(always)]
     pub const fn after(self, seen: Seen, now: u32) -> Self {
-        let mut flags = self.flags();
-        if seen.reply {
-            flags |= Self::FLAG_REPLY;
-        }
-        let state = if !seen.tcp {
-            if flags & Self::FLAG_REPLY != 0 { State::BothWays } else { State::OneWay }
+        let (state, flags) = if seen.tcp {
+            self.after_tcp(seen)
+        } else if seen.reply || self.flags() & Self::FLAG_REPLY != 0 {
+            (State::BothWays, Self::FLAG_REPLY)
         } else {
-            if seen.tcp_flags & TCP_FIN != 0 {
-                flags |= if seen.reply { Self::FLAG_FIN_BACKEND } else { Self::FLAG_FIN_CLIENT };
-            }
-            let fins = flags & (Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND);
-            let was = self.state();
-            if seen.tcp_flags & TCP_RST != 0 || matches!(was, State::Closed) {
-                State::Closed
-            } else if fins == Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND {
-                State::Closed
-            } else if fins != 0 {
-                State::Closing
-            } else if matches!(was, State::Opening) {
-                // The client's first packet after an answer: the handshake is over.
-                if !seen.reply && flags & Self::FLAG_REPLY != 0 && seen.tcp_flags & TCP_SYN == 0 {
-                    State::Established
-                } else {
-                    State::Opening
-                }
-            } else {
-                was
-            }
+            (State::OneWay, 0)
         };
         Self::with(self.tag(), state, flags, now)
+    }
+
+    /// Whether the packet begins a new connection on the tuple of one that is over, or that the
+    /// client has finished. [`Word::after`] then starts the flow anew on its backend; the caller may
+    /// as well remove it and choose again.
+    #[inline(always)]
+    pub const fn restarted_by(self, seen: Seen) -> bool {
+        let over = match self.state() {
+            State::Closed => true,
+            State::Closing => self.flags() & Self::FLAG_FIN_CLIENT != 0,
+            _ => false,
+        };
+        over && seen.tcp && !seen.reply && seen.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+    }
+
+    /// RFC 9293, 3.3.2, as seen from the middle. Sequence numbers are not looked at: a forged reset
+    /// or FIN with the right tuple looks like a real one. The endpoints ignore it (RFC 5961) and their
+    /// packets still pass, but an idle flow is then forgotten after the timeout of
+    /// [`State::Closed`] or [`State::Closing`].
+    #[inline(always)]
+    const fn after_tcp(self, seen: Seen) -> (State, u64) {
+        let was = self.state();
+        let mut flags = self.flags();
+        if self.restarted_by(seen) {
+            return (State::Opening, 0);
+        }
+        if seen.tcp_flags & TCP_RST != 0 {
+            return (State::Closed, flags);
+        }
+        let syn = seen.tcp_flags & TCP_SYN != 0;
+        let ack = seen.tcp_flags & TCP_ACK != 0;
+        if matches!(was, State::Opening) && seen.reply && syn && ack {
+            flags |= Self::FLAG_REPLY;
+        }
+        // Before the backend's SYN-ACK nothing that comes from the client is worth more than its SYN:
+        // else a forger would need two packets for a flow that outlives the honest ones.
+        let answered = !matches!(was, State::Opening) || flags & Self::FLAG_REPLY != 0;
+        if seen.tcp_flags & TCP_FIN != 0 && answered {
+            flags |= if seen.reply { Self::FLAG_FIN_BACKEND } else { Self::FLAG_FIN_CLIENT };
+        }
+        // The client's first packet after the SYN-ACK ends the handshake: its ACK, or data if that
+        // was lost.
+        let confirmed = !matches!(was, State::Opening) || (answered && !seen.reply && ack && !syn);
+        let fins = flags & (Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND);
+        let state = if matches!(was, State::Closed) {
+            State::Closed
+        } else if !confirmed {
+            State::Opening
+        } else if fins == 0 {
+            State::Established
+        } else if fins == Self::FLAG_FIN_CLIENT || fins == Self::FLAG_FIN_BACKEND {
+            State::Closing
+        } else {
+            State::Closed
+        };
+        (state, flags)
     }
 
     /// Worth of a taken way against others when one must give way; higher stays. Empty and expired

@@ -47,7 +47,7 @@ macro_rules! reasons {
 
             /// What it means, in a sentence.
             pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),+)),+ }
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii_start()),+ }
             }
         }
     };
@@ -60,7 +60,7 @@ reasons! {
     NotForUs = 1, Pass, "not_for_us";
     /// To one of our addresses, but no service has the protocol and port.
     NoService = 2, Pass, "no_service";
-    /// To one of our addresses, neither TCP nor UDP: ICMP and the rest.
+    /// To one of our addresses, neither TCP nor UDP, or with a route to further nodes.
     NotTransport = 3, Pass, "not_transport";
     /// To one of our addresses, a fragment of a larger packet.
     Fragment = 4, Pass, "fragment";
@@ -152,7 +152,7 @@ mod tests {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert!(names.insert(reason.name()));
-            assert!(!reason.meaning().is_empty());
+            assert!(reason.meaning().starts_with(char::is_uppercase) && reason.meaning().ends_with('.'));
         }
     }
 }
