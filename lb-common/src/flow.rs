@@ -1,8 +1,8 @@
 //! The flow table's words: where a flow lives, in which state it is, which one must give way.
 //!
 //! The table is three arrays. `flow_words` holds buckets of eight 64-bit words, one cache line
-//! each; a word says whether the way is taken, by which tag, in which TCP state and when a packet
-//! was last seen. `flows` holds the flow itself at the same index (`bucket * 8 + way`), and
+//! each; a word says whether the way is taken, by which tag, in which TCP state and when it expires
+//! unless another packet comes. `flows` holds the flow itself at the same index (`bucket * 8 + way`), and
 //! `reply_words` finds that index from the reply's tuple. A flow may live in either of two buckets
 //! (two-choice hashing keeps buckets even: M. Mitzenmacher, "The power of two choices", 2001).
 //!
@@ -22,29 +22,29 @@
 //!   again if the packet carried a flag, else let it be.
 //!
 //! ```text
-//! flow word    63        40 39   36 35   32 31                0
-//!              | last seen | flags | state | tag (hash 63..32) |
+//! flow word    63      40 39   36 35   32 31                0
+//!              | expires | flags | state | tag (hash 63..32) |
 //! reply word   63                      32 31                0
 //!              | flow index + 1          | tag (hash 63..32) |
 //! ```
 
 use crate::abi::limits::WAYS;
 
-/// Nanoseconds of one tick of the "last seen" field, as a power of two: 2^27 ns = 134 ms.
+/// Nanoseconds of one tick of the "expires" field, as a power of two: 2^27 ns = 134 ms.
 pub const TICK_SHIFT: u32 = 27;
-const SEEN_BITS: u32 = 24;
-const SEEN_MASK: u64 = (1 << SEEN_BITS) - 1;
-/// A word that was seen up to so many ticks (2.4 h) from now was seen just now: another CPU read its
-/// clock a moment later, or the agent looks at the words for longer than it looked at the clock.
-const AHEAD: u64 = 1 << 16;
+const EXPIRES_BITS: u32 = 24;
+const EXPIRES_MASK: u64 = (1 << EXPIRES_BITS) - 1;
+/// Remaining times from here on are negative: the flow has expired.
+const EXPIRED: u32 = 1 << (EXPIRES_BITS - 1);
 const STATE_SHIFT: u32 = 32;
 const FLAGS_SHIFT: u32 = 36;
-const SEEN_SHIFT: u32 = 40;
+const EXPIRES_SHIFT: u32 = 40;
 
-/// A tick count from nanoseconds of the monotonic clock; wraps after 26 days.
+/// A tick count from nanoseconds of the monotonic clock; wraps after 26 days. Times are compared over
+/// half of that: the agent sweeps far more often.
 #[inline(always)]
 pub const fn ticks(ns: u64) -> u32 {
-    ((ns >> TICK_SHIFT) & SEEN_MASK) as u32
+    ((ns >> TICK_SHIFT) & EXPIRES_MASK) as u32
 }
 
 const fn seconds(s: u64) -> u32 {
@@ -159,10 +159,9 @@ impl Word {
     const FLAG_FIN_BACKEND: u64 = 4;
 
     #[inline(always)]
-    const fn with(tag: u32, state: State, flags: u64, seen: u32) -> Self {
-        Self(
-            tag as u64 | (state as u64) << STATE_SHIFT | flags << FLAGS_SHIFT | (seen as u64 & SEEN_MASK) << SEEN_SHIFT,
-        )
+    const fn with(tag: u32, state: State, flags: u64, now: u32) -> Self {
+        let expires = now.wrapping_add(state.timeout()) as u64 & EXPIRES_MASK;
+        Self(tag as u64 | (state as u64) << STATE_SHIFT | flags << FLAGS_SHIFT | expires << EXPIRES_SHIFT)
     }
 
     /// The mark of somebody at work on the way since tick `now`.
@@ -192,23 +191,40 @@ impl Word {
         (self.0 >> FLAGS_SHIFT) & 0xf
     }
 
-    /// Ticks since the last packet. Right for up to 25 days: the agent sweeps far more often.
+    /// Ticks until the flow expires; [`EXPIRED`] and above: it has.
     #[inline(always)]
+    const fn remaining(self, now: u32) -> u32 {
+        ((self.0 >> EXPIRES_SHIFT) as u32).wrapping_sub(now) & EXPIRES_MASK as u32
+    }
+
+    /// Ticks since the last packet; 0 also where the clock of another CPU was a moment ahead.
     pub const fn age(self, now: u32) -> u32 {
-        let seen = (self.0 >> SEEN_SHIFT) & SEEN_MASK;
-        let age = (now as u64).wrapping_sub(seen) & SEEN_MASK;
-        if age > SEEN_MASK - AHEAD { 0 } else { age as u32 }
+        let age = self.state().timeout().wrapping_sub(self.remaining(now)) & EXPIRES_MASK as u32;
+        if age > EXPIRES_MASK as u32 - EXPIRED / 2 { 0 } else { age }
     }
 
     #[inline(always)]
     pub const fn expired(self, now: u32) -> bool {
-        self.age(now) > self.state().timeout()
+        self.remaining(now) >= EXPIRED
     }
 
-    /// A flow that packets may use.
+    /// 1 while the flow has not expired.
+    #[inline(always)]
+    const fn fresh(self, now: u32) -> u32 {
+        1 ^ self.remaining(now) >> (EXPIRES_BITS - 1)
+    }
+
+    /// The state's number.
+    #[inline(always)]
+    const fn number(self) -> u32 {
+        (self.0 >> STATE_SHIFT) as u32 & 0xf
+    }
+
+    /// A flow that packets may use. Sums instead of branches, because the verifier follows each.
     #[inline(always)]
     pub const fn live(self, now: u32) -> bool {
-        (self.state() as u8) > (State::Busy as u8) && !self.expired(now)
+        let past_busy = (self.number() + 15 - State::Busy as u32) >> 4;
+        past_busy & self.fresh(now) != 0
     }
 
     /// The word of a live flow after a packet; the same word when nothing has changed, so that most
@@ -281,19 +297,18 @@ impl Word {
         (state, flags)
     }
 
-    /// Worth of a taken way against others when one must give way; higher stays. Empty and expired
-    /// ways are worth nothing, one that somebody works on is never given.
+    /// Worth of a way against others when one must give way; higher stays. Empty and expired ways
+    /// are worth nothing, one that somebody works on is never given ([`u32::MAX`]).
     #[inline(always)]
     pub const fn worth(self, now: u32) -> u32 {
-        let state = self.state();
-        if matches!(state, State::Empty) || self.expired(now) {
-            return 0;
-        }
-        if matches!(state, State::Busy) {
-            return u32::MAX;
-        }
+        let state = self.number();
+        let taken = (state + 15) >> 4;
+        let not_busy = ((state ^ State::Busy as u32) + 15) >> 4;
+        let kept = taken & self.fresh(now);
         // Within a state, the one that was silent for longest goes first.
-        ((state as u32) << SEEN_BITS) | (SEEN_MASK as u32 - self.age(now))
+        let worth = state << EXPIRES_BITS | self.remaining(now);
+        // Masks of all ones or all zeros instead of branches, as in `live`.
+        (worth | not_busy.wrapping_sub(1)) & kept.wrapping_neg()
     }
 }
 
@@ -313,6 +328,12 @@ impl ReplyWord {
     #[inline(always)]
     pub const fn tag(self) -> u32 {
         self.0 as u32
+    }
+
+    /// Index into `flows`; of a free way [`u32::MAX`], which no flow has.
+    #[inline(always)]
+    pub const fn index_or_max(self) -> u32 {
+        ((self.0 >> 32) as u32).wrapping_sub(1)
     }
 
     /// Index into `flows`, or `None` when the way is free.

@@ -20,19 +20,15 @@ pub const fn lowest_free(used: u64, first_bit: u32) -> u32 {
     (lowest_set(free) + first_bit) % 64
 }
 
-/// Place of the lowest set bit; BPF has no instruction for it.
+/// Place of the lowest set bit: the number of ones below it (H. S. Warren, "Hacker's Delight", 5-1
+/// and 5-4). BPF has no instruction for it, and its verifier would follow each branch of a search.
 #[inline(always)]
-const fn lowest_set(mut bits: u64) -> u32 {
-    let mut place = 0;
-    let mut width = 32;
-    while width > 0 {
-        if bits & ((1 << width) - 1) == 0 {
-            bits >>= width;
-            place += width;
-        }
-        width /= 2;
-    }
-    place
+const fn lowest_set(bits: u64) -> u32 {
+    let below = (bits & bits.wrapping_neg()).wrapping_sub(1);
+    let pairs = below - ((below >> 1) & 0x5555_5555_5555_5555);
+    let nibbles = (pairs & 0x3333_3333_3333_3333) + ((pairs >> 2) & 0x3333_3333_3333_3333);
+    let bytes = (nibbles + (nibbles >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+    (bytes.wrapping_mul(0x0101_0101_0101_0101) >> 56) as u32
 }
 
 #[cfg(test)]

@@ -98,8 +98,10 @@ reasons! {
     TooBig = 20, Drop, "too_big";
     /// The kernel refused to resize or resend the packet.
     Internal = 21, Drop, "internal";
+    /// To be answered, but its source is no single host that an answer could go to.
+    Unanswerable = 22, Drop, "unanswerable";
     /// Not a verdict: flows evicted while live because the table was full, one count each.
-    Evicted = 22, Drop, "evicted";
+    Evicted = 23, Drop, "evicted";
 }
 
 /// How a packet leaves.

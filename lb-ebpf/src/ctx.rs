@@ -1,7 +1,5 @@
 //! The only file with packet pointers.
 
-use core::arch::asm;
-
 use aya_ebpf::{
     EbpfContext,
     bindings::xdp_md,
@@ -9,6 +7,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::packet::{Field, HEADERS_MAX, PacketAccess};
+
+use crate::opaque::opaque;
 
 /// The frame under way.
 pub struct Frame {
@@ -85,12 +85,9 @@ impl Frame {
         if offset >= HEADERS_MAX {
             return None;
         }
-        let mut place = self.start + offset;
-        // The verifier follows a pointer, not an equation: without this LLVM finds a second check
-        // of the same header redundant, and reads through a pointer that was never compared.
-        // SAFETY: moves a register onto itself, which hides where the value comes from. (An empty
-        // template would put two source lines on one instruction, which the kernel refuses.)
-        unsafe { asm!("{0} = {0}", inout(reg) place, options(pure, nomem, nostack)) };
+        // Without this LLVM finds a second check of the same header redundant, and reads through a
+        // pointer that was never compared.
+        let place = opaque(self.start + offset);
         if place + size_of::<T>() > self.end {
             return None;
         }

@@ -29,6 +29,9 @@ pub struct Packet {
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
+    /// While a place is searched: the least valuable way, and a free reply way.
+    pub least: u64,
+    pub free: u32,
     /// Ticks of the coarse clock.
     pub now: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
@@ -59,6 +62,14 @@ impl Packet {
             (&raw mut (*packet).transport).write(transport);
             Some(&mut *packet)
         }
+    }
+
+    /// The packet under way, for functions that are verified on their own.
+    #[inline(always)]
+    pub fn current() -> Option<&'static mut Self> {
+        let packet: *mut Self = SCRATCH.get_ptr_mut(0)?.cast();
+        // SAFETY: as in `new`, which every packet passes first.
+        Some(unsafe { &mut *packet })
     }
 
     /// The packet's own tuple; `extra` as in `tuple_hash`.

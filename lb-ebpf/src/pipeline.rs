@@ -47,7 +47,7 @@ pub fn run(frame: &mut Frame) -> Verdict {
     }
     match reason.action() {
         Action::Forward => transmit::send(frame, packet, reason),
-        Action::Refuse => refuse(frame, packet, reason),
+        Action::Refuse => refuse(frame.md(), packet, reason),
         Action::Drop => {
             stats::dropped(packet.service.id);
             Verdict::of(reason)
@@ -72,7 +72,7 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
     packet.set_tuple(packet.backend_id.wrapping_add(1));
-    if table::find_forward(packet) {
+    if table::find_forward() != 0 {
         match known(packet) {
             Known::Go => return Reason::ToBackend,
             Known::Refuse => return Reason::BackendDead,
@@ -109,7 +109,7 @@ fn known(packet: &mut Packet) -> Known {
             return Known::Go;
         }
     }
-    table::end(packet);
+    table::end();
     let dead = same && backend.state == BackendState::Dead as u8;
     if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
 }
@@ -125,7 +125,7 @@ fn opens(transport: &Transport) -> bool {
 fn reply(packet: &mut Packet) -> Reason {
     packet.now = now();
     packet.set_tuple(0);
-    if !table::find_reply(packet) || !table::copy(packet) {
+    if table::find_reply() == 0 || !table::copy(packet) {
         return Reason::NoFlow;
     }
     if packet.transport.ttl <= 1 {

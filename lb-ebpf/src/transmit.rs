@@ -37,7 +37,7 @@ pub fn send(frame: &mut Frame, packet: &mut Packet, reason: Reason) -> Verdict {
         stats::dropped(packet.flow.service_id);
         return Verdict::of(hop);
     }
-    if table::touch(packet, reply) && !reply {
+    if table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, bytes);

@@ -9,7 +9,7 @@ use lb_common::{
 
 use super::{
     ports, select,
-    table::{self, Linked, NO_PLACE, Place, Tuple},
+    table::{self, NO_PLACE, Place, Tuple},
 };
 use crate::{
     ctx::Frame,
@@ -26,7 +26,7 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if packet.service.selection_len == 0 {
         return Reason::NoBackend;
     }
-    let index = table::claim(&packet.tuple, packet.now);
+    let index = table::claim();
     if index == NO_PLACE {
         return Reason::TableFull;
     }
@@ -97,7 +97,7 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
 /// Links the reply with a source port that neither a flow nor a socket of the host uses.
 #[inline(always)]
 fn lease(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32, index: u32) -> Reason {
-    let port = ports::take(backend.port_pool);
+    let port = ports::take_port(backend.port_pool);
     if port == 0 {
         events::ports_exhausted(id, backend.address);
         return Reason::PortsExhausted;
@@ -105,7 +105,7 @@ fn lease(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32, index
     let port = Port::new(port as u16);
     let linked = link(packet, backend, backend.source, port, index);
     if linked == Reason::ToBackend {
-        if !ports::host_socket(md, packet) {
+        if ports::host_socket(md) == 0 {
             return linked;
         }
         table::unlink_reply(&packet.reply_tuple, index);
@@ -120,9 +120,9 @@ fn lease(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32, index
 fn link(packet: &mut Packet, backend: &Backend, source: Address, port: Port, index: u32) -> Reason {
     let backend_port = table::backend_port(backend, packet.tuple.destination_port);
     packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
-    match table::link_reply(&packet.reply_tuple, index, packet.now) {
-        Linked::Yes => Reason::ToBackend,
-        Linked::Taken => Reason::TupleTaken,
-        Linked::Full => Reason::TableFull,
+    match table::link_reply(index) {
+        table::LINKED => Reason::ToBackend,
+        table::TAKEN => Reason::TupleTaken,
+        _ => Reason::TableFull,
     }
 }

@@ -19,6 +19,7 @@ use lb_common::{
 use crate::{
     atomic::{fetch_and, fetch_or},
     maps::PORT_POOLS,
+    opaque::opaque,
     packet::Packet,
 };
 
@@ -26,8 +27,9 @@ use crate::{
 const CURRENT_NETNS: u64 = -1i64 as u64;
 
 /// Takes a free port of the pool; 0 when there is none.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn take(pool: u32) -> u32 {
+pub extern "C" fn take_port(pool: u32) -> u32 {
     let Some(pool) = PORT_POOLS.get_ptr_mut(pool) else { return 0 };
     // SAFETY: the pointer is to a map value that lives as long as the program. The cursor is only
     // a hint: two CPUs that read the same start meet at the atomic operation below.
@@ -38,7 +40,7 @@ pub fn take(pool: u32) -> u32 {
     };
     for step in 0..PORT_WORDS_TRIED {
         let (word, first_bit) = in_turn(turn.wrapping_add(step));
-        let word = word as usize & (PORT_POOL_WORDS - 1);
+        let word = opaque(word as usize) & (PORT_POOL_WORDS - 1);
         // SAFETY: `word` is below the array's length.
         let place = unsafe { &raw mut (*pool).words[word] };
         // SAFETY: as above.
@@ -55,11 +57,11 @@ pub fn take(pool: u32) -> u32 {
     0
 }
 
-/// Gives back a port that [`take`] gave.
+/// Gives back a port that [`take_port`] gave.
 #[inline(always)]
 pub fn free(pool: u32, port: Port) {
     if let Some(pool) = PORT_POOLS.get_ptr_mut(pool) {
-        let word = (port.get() / 64) as usize & (PORT_POOL_WORDS - 1);
+        let word = opaque((port.get() / 64) as usize) & (PORT_POOL_WORDS - 1);
         // SAFETY: `word` is below the array's length, and the place is aligned.
         unsafe { fetch_and(&raw mut (*pool).words[word], !(1 << (port.get() % 64))) };
     }
@@ -74,8 +76,10 @@ pub fn give_back(flow: &Flow, pool: u32) {
 }
 
 /// Whether the host itself has a socket that the packet's reply would reach.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn host_socket(md: *mut xdp_md, packet: &mut Packet) -> bool {
+pub extern "C" fn host_socket(md: *mut xdp_md) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
     let size = write_socket_tuple(packet);
     let md = md.cast();
     // SAFETY: the tuple is as long as its family's; a socket that is returned is released before
@@ -87,11 +91,11 @@ pub fn host_socket(md: *mut xdp_md, packet: &mut Packet) -> bool {
             bpf_sk_lookup_udp(md, &mut packet.socket, size, CURRENT_NETNS, 0)
         };
         if socket.is_null() {
-            return false;
+            return 0;
         }
         bpf_sk_release(socket.cast());
     }
-    true
+    1
 }
 
 /// Writes the reply tuple as the helper wants it; returns its size.

@@ -1,39 +1,46 @@
 //! Answering instead of forwarding: the client learns at once that there is nothing to wait for.
 
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::Protocol,
     answer,
     flow::TCP_RST,
     packet::PacketAccess,
-    verdict::{Reason, Verdict},
+    verdict::{Action, Reason, Verdict},
 };
 use network_types::eth::EthHdr;
 
 use crate::{ctx::Frame, packet::Packet, stats};
 
-/// Sends a TCP reset or an ICMP "port unreachable" back to the client.
+/// Sends a TCP reset or an ICMP "port unreachable" back to the client. Returns the reason that it
+/// was done for, or why it was not.
 #[inline(always)]
-pub fn refuse(frame: &mut Frame, packet: &mut Packet, reason: Reason) -> Verdict {
-    let service_id = packet.service.id;
+pub fn refuse(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
+    let reason = answer(md, packet, reason);
+    if reason.action() == Action::Refuse {
+        stats::refused(packet.service.id);
+        Verdict::transmit(reason)
+    } else {
+        stats::dropped(packet.service.id);
+        Verdict::of(reason)
+    }
+}
+
+/// A function of its own, so that the headers it builds do not lie on the stack of all others.
+#[inline(never)]
+fn answer(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Reason {
+    let mut frame = Frame::of(md);
+    let Some(ethernet) = frame.read::<EthHdr>(0) else { return Reason::Internal };
+    if !answer::answerable(&ethernet, &packet.network) {
+        return Reason::Unanswerable;
+    }
     let sent = match packet.transport.protocol {
         // RFC 9293, 3.5.2: a reset is never answered with a reset.
-        Protocol::Tcp if packet.transport.tcp_flags & TCP_RST != 0 => {
-            stats::dropped(service_id);
-            return Verdict::of(Reason::UnknownReset);
-        }
-        Protocol::Tcp => reset(frame, packet),
-        Protocol::Udp => unreachable(frame, packet),
+        Protocol::Tcp if packet.transport.tcp_flags & TCP_RST != 0 => return Reason::UnknownReset,
+        Protocol::Tcp => reset(&mut frame, packet),
+        Protocol::Udp => unreachable(&mut frame, packet, &ethernet),
     };
-    match sent {
-        Some(()) => {
-            stats::refused(service_id);
-            Verdict::transmit(reason)
-        }
-        None => {
-            stats::dropped(service_id);
-            Verdict::of(Reason::Internal)
-        }
-    }
+    if sent.is_some() { reason } else { Reason::Internal }
 }
 
 #[inline(always)]
@@ -43,11 +50,10 @@ fn reset(frame: &mut Frame, packet: &Packet) -> Option<()> {
 }
 
 #[inline(always)]
-fn unreachable(frame: &mut Frame, packet: &Packet) -> Option<()> {
-    let ethernet: EthHdr = frame.read(0)?;
+fn unreachable(frame: &mut Frame, packet: &Packet, ethernet: &EthHdr) -> Option<()> {
     frame.adjust_head(-(answer::unreachable_growth(packet.network.v4) as i32))?;
-    cut(frame, answer::unreachable_len(packet.network.v4))?;
-    answer::unreachable(frame, &ethernet, &packet.network)
+    cut(frame, answer::unreachable_len(&packet.network, &packet.transport))?;
+    answer::unreachable(frame, ethernet, &packet.network, &packet.transport)
 }
 
 /// Cuts the frame to `len` bytes.

@@ -1,5 +1,9 @@
 //! The flow table: finding, taking and giving back places. The layout, and what may change hands
 //! how, is told in [`lb_common::flow`]; the agent does the same through a memory mapping.
+//!
+//! Functions with a C interface are verified once, by themselves, whatever calls them; they find
+//! the packet where it is kept, so that they need no more than numbers. That keeps the verifier's
+//! work a sum where it would be a product.
 
 use lb_common::{
     abi::{Address, Backend, BackendState, Flow, Granularity, Port, Protocol, limits::WAYS},
@@ -57,32 +61,35 @@ pub struct Place {
 
 /// Finds the flow that the client's packet belongs to, and sets its place. Where the packet was
 /// scheduled to a backend already, a flow to that backend.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn find_forward(packet: &mut Packet) -> bool {
+pub extern "C" fn find_forward() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
     let hash = packet.tuple.hash;
     for bucket in buckets(hash, flow_mask()) {
-        let Some(words) = FLOW_WORDS.get_ptr_mut(bucket) else { return false };
+        let Some(words) = FLOW_WORDS.get_ptr_mut(bucket) else { return 0 };
         for way in 0..WAYS {
             // SAFETY: `way` is below the bucket's length; the word may change under us, so it is read once.
             let word = Word(unsafe { (&raw const (*words).words[way]).read_volatile() });
             if word.tag() == tag(hash) && word.live(packet.now) {
                 let index = index(bucket, way as u32);
-                if asks(packet, index) {
+                if asks(index) != 0 {
                     packet.place = Place { index, word };
-                    return true;
+                    return 1;
                 }
             }
         }
     }
-    false
+    0
 }
 
 /// Whether the packet is one that the flow's client sends.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn asks(packet: &Packet, index: u32) -> bool {
-    let Some(flow) = flow(index) else { return false };
+extern "C" fn asks(index: u32) -> u32 {
+    let (Some(packet), Some(flow)) = (Packet::current(), flow(index)) else { return 0 };
     let tuple = &packet.tuple;
-    flow.client == tuple.source
+    let asks = flow.client == tuple.source
         && flow.client_port == tuple.source_port
         && flow.service_port == tuple.destination_port
         && flow.protocol == tuple.protocol
@@ -91,44 +98,50 @@ fn asks(packet: &Packet, index: u32) -> bool {
             flow.granularity == Granularity::Flow as u8
         } else {
             flow.granularity == Granularity::Packet as u8 && flow.backend_id == packet.backend_id
-        }
+        };
+    asks as u32
 }
 
 /// Finds the flow that a backend's packet belongs to, and sets its place.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn find_reply(packet: &mut Packet) -> bool {
+pub extern "C" fn find_reply() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
     let hash = packet.tuple.hash;
     for bucket in buckets(hash, reply_mask()) {
-        let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return false };
+        let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return 0 };
         for way in 0..WAYS {
             // SAFETY: as in `find_forward`.
             let reply = ReplyWord(unsafe { (&raw const (*words).words[way]).read_volatile() });
             if reply.tag() == tag(hash) && reply.0 != 0 {
-                let index = reply.index_or_zero();
+                let index = reply.index_or_max();
                 let word = word(index);
-                if word.live(packet.now) && answers(index, &packet.tuple) {
+                if word.live(packet.now) && answers(index, 0) != 0 {
                     packet.place = Place { index, word };
-                    return true;
+                    return 1;
                 }
             }
         }
     }
-    false
+    0
 }
 
-/// Whether a packet of `tuple` is what the flow's backend answers.
+/// Whether the packet, or its reply (`of_reply` not 0), is what the flow's backend answers.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn answers(index: u32, tuple: &Tuple) -> bool {
-    let Some(flow) = flow(index) else { return false };
+extern "C" fn answers(index: u32, of_reply: u32) -> u32 {
+    let (Some(packet), Some(flow)) = (Packet::current(), flow(index)) else { return 0 };
+    let tuple = if of_reply == 0 { &packet.tuple } else { &packet.reply_tuple };
     if flow.source != tuple.destination || flow.source_port != tuple.destination_port || flow.protocol != tuple.protocol
     {
-        return false;
+        return 0;
     }
-    let Some(backend) = BACKENDS.get(flow.backend_id) else { return false };
-    backend.generation == flow.backend_generation
+    let Some(backend) = BACKENDS.get(flow.backend_id) else { return 0 };
+    let answers = backend.generation == flow.backend_generation
         && backend.state != BackendState::Empty as u8
         && backend.address == tuple.source
-        && backend_port(backend, flow.service_port) == tuple.source_port
+        && backend_port(backend, flow.service_port) == tuple.source_port;
+    answers as u32
 }
 
 /// The port a backend listens on, for a client that asked for `service_port`.
@@ -139,11 +152,14 @@ pub fn backend_port(backend: &Backend, service_port: Port) -> Port {
 
 /// Takes a way for a new flow, the least valuable one of two buckets, and leaves it busy. What
 /// lived there is gone, its reply word and port are free. [`NO_PLACE`]: all are being worked on.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn claim(tuple: &Tuple, now: u32) -> u32 {
+pub extern "C" fn claim() -> u32 {
+    let Some(packet) = Packet::current() else { return NO_PLACE };
+    let now = packet.now;
     // Another CPU may take the way that was just chosen; it cannot do so each time.
     for _ in 0..3 {
-        let index = least_worth(tuple.hash, now);
+        let index = least_worth(packet);
         let Some(place) = word_ptr(index) else { return NO_PLACE };
         // SAFETY: `place` points to an aligned word of a map value.
         let old = unsafe { place.read_volatile() };
@@ -166,72 +182,86 @@ pub fn claim(tuple: &Tuple, now: u32) -> u32 {
     NO_PLACE
 }
 
-/// The way to give up. Of two buckets with room, in the emptier.
+/// The way to give up. Of two buckets with room, one in the emptier.
+#[inline(always)]
+fn least_worth(packet: &Packet) -> u32 {
+    let [first, second] = buckets(packet.tuple.hash, flow_mask());
+    let (a, b) = (weigh(first), weigh(second));
+    if b < a { index(second, way_of(b)) } else { index(first, way_of(a)) }
+}
+
+/// The least valuable way of a bucket, as a number to compare: its worth, then how many ways of the
+/// bucket are taken, then its place.
+///
+/// What is found goes to memory at each step: the verifier does not follow values there, so that
+/// its paths meet again after each way instead of doubling eight times.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn least_worth(hash: u64, now: u32) -> u32 {
-    let mut best = NO_PLACE;
-    let mut best_worth = u32::MAX;
-    let mut best_taken = u32::MAX;
-    for bucket in buckets(hash, flow_mask()) {
-        let Some(words) = FLOW_WORDS.get_ptr_mut(bucket) else { return NO_PLACE };
-        let mut taken = 0;
-        let mut least = u32::MAX;
-        let mut least_way = 0;
+extern "C" fn weigh(bucket: u32) -> u64 {
+    let (Some(packet), Some(words)) = (Packet::current(), FLOW_WORDS.get_ptr_mut(bucket)) else { return u64::MAX };
+    let least = &raw mut packet.least;
+    let mut taken = 0;
+    // SAFETY: `least` points into the packet, which is this CPU's alone; ways are below the
+    // bucket's length, and each word is read once because it may change.
+    unsafe {
+        least.write_volatile(u64::MAX);
         for way in 0..WAYS {
-            // SAFETY: as in `find_forward`.
-            let worth = Word(unsafe { (&raw const (*words).words[way]).read_volatile() }).worth(now);
-            taken += (worth > 0) as u32;
-            if worth < least {
-                least = worth;
-                least_way = way as u32;
+            let worth = Word((&raw const (*words).words[way]).read_volatile()).worth(packet.now) as u64;
+            // One more if the worth is not 0.
+            taken += (worth + 0xffff_ffff) >> 32;
+            let weight = worth << 16 | way as u64;
+            if weight < least.read_volatile() {
+                least.write_volatile(weight);
             }
         }
-        if least < best_worth || (least == best_worth && taken < best_taken) {
-            best = index(bucket, least_way);
-            best_worth = least;
-            best_taken = taken;
-        }
+        least.read_volatile() | taken << 8
     }
-    best
 }
 
-/// How [`link_reply`] ended.
-#[derive(PartialEq, Eq)]
-pub enum Linked {
-    Yes,
-    /// A live flow has the same reply tuple.
-    Taken,
-    /// No free way.
-    Full,
+/// The way in what [`weigh`] gives.
+#[inline(always)]
+fn way_of(weight: u64) -> u32 {
+    (weight & 0xff) as u32
 }
 
-/// Makes the flow at `index` findable by its replies.
+/// [`link_reply`] has linked.
+pub const LINKED: u32 = 0;
+/// A live flow has the same reply tuple.
+pub const TAKEN: u32 = 1;
+/// No free way.
+pub const FULL: u32 = 2;
+
+/// Makes the flow at `index` findable by the packet's reply tuple.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn link_reply(tuple: &Tuple, index: u32, now: u32) -> Linked {
-    let tag = tag(tuple.hash);
-    let mut free: *mut u64 = core::ptr::null_mut();
-    for bucket in buckets(tuple.hash, reply_mask()) {
-        let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return Linked::Full };
-        for way in 0..WAYS {
-            // SAFETY: `way` is below the bucket's length.
-            let place = unsafe { &raw mut (*words).words[way] };
-            // SAFETY: as in `find_forward`.
-            let reply = ReplyWord(unsafe { place.read_volatile() });
-            if reply == ReplyWord::EMPTY {
-                free = place;
-            } else if reply.tag() == tag {
-                let other = reply.index_or_zero();
-                if word(other).live(now) && answers(other, tuple) {
-                    return Linked::Taken;
+pub extern "C" fn link_reply(index: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return FULL };
+    let hash = packet.reply_tuple.hash;
+    // In memory, as in `weigh`.
+    let free = &raw mut packet.free;
+    // SAFETY: `free` points into the packet, which is this CPU's alone; ways are below the bucket's
+    // length.
+    unsafe {
+        free.write_volatile(NO_PLACE);
+        for bucket in buckets(hash, reply_mask()) {
+            let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return FULL };
+            for way in 0..WAYS {
+                let reply = ReplyWord((&raw const (*words).words[way]).read_volatile());
+                if reply == ReplyWord::EMPTY {
+                    free.write_volatile(self::index(bucket, way as u32));
+                } else if reply.tag() == tag(hash) {
+                    let other = reply.index_or_max();
+                    if word(other).live(packet.now) && answers(other, 1) != 0 {
+                        return TAKEN;
+                    }
                 }
             }
         }
+        let free = free.read_volatile();
+        let Some(words) = REPLY_WORDS.get_ptr_mut(free / WAYS as u32) else { return FULL };
+        let place = &raw mut (*words).words[free as usize % WAYS];
+        if compare_exchange(place, 0, ReplyWord::new(tag(hash), index).0) == 0 { LINKED } else { FULL }
     }
-    if free.is_null() {
-        return Linked::Full;
-    }
-    // SAFETY: `free` points to an aligned word of a map value.
-    if unsafe { compare_exchange(free, 0, ReplyWord::new(tag, index).0) } == 0 { Linked::Yes } else { Linked::Full }
 }
 
 /// Opens a claimed way to packets, or gives it back with [`Word::EMPTY`].
@@ -251,56 +281,62 @@ pub fn first_word(tuple: &Tuple, tcp: bool, now: u32) -> Word {
 
 /// Notes what the packet says about its flow. Returns whether the word was written: at most once a
 /// tick while nothing else changes.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn touch(packet: &Packet, reply: bool) -> bool {
+pub extern "C" fn touch(reply: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
     let transport = &packet.transport;
-    let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply, tcp_flags: transport.tcp_flags };
-    let Some(pointer) = word_ptr(packet.place.index) else { return false };
+    let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: reply != 0, tcp_flags: transport.tcp_flags };
+    let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
     let mut word = packet.place.word;
     // The other direction may be noting something on another CPU.
     for _ in 0..3 {
         let after = word.after(seen, packet.now);
         if after == word {
-            return false;
+            return 0;
         }
         // SAFETY: `pointer` points to an aligned word of a map value.
         let found = Word(unsafe { compare_exchange(pointer, word.0, after.0) });
         if found == word {
-            return true;
+            return 1;
         }
         if found.tag() != word.tag() || found.state() <= State::Busy {
-            return false;
+            return 0;
         }
         word = found;
     }
-    false
+    0
 }
 
 /// Ends the packet's flow at once, if it is still the one that was found.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn end(packet: &Packet) {
+pub extern "C" fn end() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
     let index = packet.place.index;
-    let Some(pointer) = word_ptr(index) else { return };
+    let Some(pointer) = word_ptr(index) else { return 0 };
     // SAFETY: `pointer` points to an aligned word of a map value.
     let current = unsafe { pointer.read_volatile() };
     if Word(current).tag() != packet.place.word.tag() || Word(current).state() <= State::Busy {
-        return;
+        return 0;
     }
     // SAFETY: as above.
     if unsafe { compare_exchange(pointer, current, Word::busy(packet.now).0) } == current {
         forget(index);
         publish(index, Word::EMPTY);
     }
+    0
 }
 
 /// Frees what the flow of a busy way holds elsewhere: its reply word and its source port.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn forget(index: u32) {
-    let Some(flow) = flow(index) else { return };
-    let Some(backend) = BACKENDS.get(flow.backend_id) else { return };
+extern "C" fn forget(index: u32) -> u32 {
+    let Some(flow) = flow(index) else { return 0 };
+    let Some(backend) = BACKENDS.get(flow.backend_id) else { return 0 };
     if backend.generation != flow.backend_generation {
         // The agent emptied the backend only when no flow was left; nothing is held.
-        return;
+        return 0;
     }
     let port = backend_port(backend, flow.service_port);
     let tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
@@ -310,6 +346,7 @@ fn forget(index: u32) {
         // SAFETY: this CPU's element.
         unsafe { (*counters).ended += 1 };
     }
+    0
 }
 
 #[inline(never)]
