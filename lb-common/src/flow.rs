@@ -9,8 +9,10 @@
 //! A way changes hands by compare-and-swap of its word, and only so; the agent does it through a
 //! memory mapping:
 //!
-//! - Take: swap the word that was read for [`Word::busy`]. Who succeeds owns the way. If the word was
-//!   not empty, its flow gives way: its reply word goes first (swapped for empty, if it still names
+//! - Take: swap the word that was read for [`Word::busy`]. Who succeeds owns the way. A flow of the
+//!   same key that has expired but is still there is the way to take: else there were two. Otherwise
+//!   it is the one of least [`Word::worth`], an empty one in the emptier bucket. If the word was not
+//!   empty, its flow gives way: its reply word goes first (swapped for empty, if it still names
 //!   this way), so that no reply is ever translated by half a flow.
 //! - Give: write the flow, put its reply word into an empty way, and last swap the own busy word for
 //!   [`Word::begin`]; or, to remove, for [`Word::EMPTY`]. If that swap fails, the owner was away for

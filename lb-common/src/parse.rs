@@ -10,7 +10,7 @@ use network_types::{
 
 use crate::{
     abi::{Address, Port, Protocol, limits::EXTENSION_HEADERS},
-    packet::PacketAccess,
+    packet::{HEADERS_MAX, PacketAccess},
 };
 
 /// Where the network header begins: frames with a VLAN tag are not ours.
@@ -149,7 +149,8 @@ fn transport_v6<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
         };
         next = following;
     }
-    if is_extension(next) || offset > NETWORK_OFFSET + packet_len {
+    // The last: every field that will be rewritten is within reach.
+    if is_extension(next) || offset > NETWORK_OFFSET + packet_len || offset > HEADERS_MAX - size_of::<TcpHdr>() {
         return Err(Problem::Malformed);
     }
     ports(frame, next, offset, packet_len as u16, header.hop_limit)
