@@ -13,5 +13,6 @@ pub mod flow;
 pub mod hash;
 pub mod packet;
 pub mod parse;
+pub mod ports;
 pub mod rewrite;
 pub mod verdict;

@@ -1,59 +1,51 @@
+//! The data path. A packet's way: [`lb`] -> [`pipeline::run`] -> one file per stage ->
+//! [`transmit`]; a verdict comes back and is counted here.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod atomic;
+mod ctx;
+mod events;
 mod maps;
+mod opaque;
+mod packet;
+mod pipeline;
+mod settings;
+mod stages;
+mod stats;
+mod transmit;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::abi::{Address, EventKind, Port, ServiceKey};
-use maps::*;
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
+use aya_log_ebpf::debug;
+use lb_common::verdict::Exit;
 
-/// Keys on the stack begin at multiples of eight: the verifier wants whole words there.
-#[repr(align(8))]
-struct Aligned(ServiceKey);
+use crate::ctx::Frame;
 
-/// Passes every packet and touches every map, so that none is left out of the object.
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let index = (ctx.data_end() - ctx.data()) as u32;
-    let key = Aligned(ServiceKey::new(Address::v4([0, 0, 0, 0]), Port::ANY, 6));
-    let mut n = HASH_SEED.load() as u32 ^ FLOW_MASK.load() ^ REPLY_MASK.load();
-    n ^= ADDRESSES.get_ptr(&key.0.address).is_some() as u32;
-    n ^= SERVICES.get_ptr(&key.0).is_some() as u32;
-    n ^= SERVICE_INFO.get(index).is_some() as u32;
-    n ^= BACKENDS.get(index).is_some() as u32;
-    n ^= SELECTION.get(index).is_some() as u32;
-    n ^= CURSORS.get(index).is_some() as u32;
-    n ^= FLOW_WORDS.get(index).is_some() as u32;
-    n ^= REPLY_WORDS.get(index).is_some() as u32;
-    n ^= FLOWS.get(index).is_some() as u32;
-    n ^= PORT_POOLS.get(index).is_some() as u32;
-    n ^= SETTINGS.get(0).is_some() as u32;
-    n ^= SERVICE_STATS.get(index).is_some() as u32;
-    n ^= BACKEND_STATS.get(index).is_some() as u32;
-    if let Some(counters) = VERDICT_STATS.get_ptr_mut(n & 1) {
-        unsafe {
-            (*counters).packets += 1;
-            (*counters).bytes += index as u64;
-        }
+    let mut frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = pipeline::run(&mut frame);
+    stats::verdict(verdict.reason, bytes);
+    debug!(&ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason as u32);
+    match verdict.exit {
+        Exit::Pass => xdp_action::XDP_PASS,
+        Exit::Drop => xdp_action::XDP_DROP,
+        Exit::Transmit => xdp_action::XDP_TX,
+        // SAFETY: takes two numbers; an interface that is gone makes the driver drop the frame.
+        Exit::Redirect => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
     }
-    if let Some(mut entry) = EVENTS.reserve(0) {
-        entry.write(lb_common::abi::Event {
-            kind: EventKind::NeighbourMissing as u32,
-            ifindex: unsafe { (*ctx.ctx).ingress_ifindex },
-            address: Address::v4([10, 0, 0, 9]),
-            backend_id: 7,
-            zero: 0,
-        });
-        entry.submit(0);
-    }
-    xdp_action::XDP_PASS
 }
 
+#[cfg(not(test))]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Nothing in the program panics; the verifier would refuse this loop if anything reached it.
     loop {}
 }
 
+/// Helpers such as the socket lookup are for programs under the GPL only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

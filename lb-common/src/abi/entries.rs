@@ -172,7 +172,7 @@ pub struct Backend {
 
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see
 /// [`crate::flow`]), which also holds its state and age.
-#[repr(C, align(64))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Flow {
     pub client: Address,
@@ -204,7 +204,7 @@ pub struct Flow {
 
 /// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is
 /// ready for use when the bit of port 0, which is never handed out, is set.
-#[repr(C, align(64))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct PortPool {
     /// Bit `p % 64` of word `p / 64` is port `p`. Set: in use, or outside the configured ports.
@@ -215,6 +215,15 @@ pub struct PortPool {
     /// First and last port of each configured range, in host order; unused pairs are zero. For the
     /// agent: the bits alone do not tell a port in use from one outside the ranges.
     pub ranges: [[u16; 2]; PORT_RANGES],
+}
+
+/// Value of the map `interfaces`, keyed by interface index: an interface the program is attached to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Interface {
+    /// Source of frames that leave here when the neighbour entry of the client is cold.
+    pub mac: [u8; 6],
+    pub zero: [u8; 2],
 }
 
 /// The one element of the array `settings`: what was fixed when the maps were made and must be the

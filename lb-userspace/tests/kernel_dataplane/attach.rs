@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use lb_common::abi::{Interface, names};
 use lb_userspace::{
     config::XdpMode,
     dataplane::kernel::{AttachedMode, Pins, attached, attachments, detach, ifindex},
@@ -27,6 +28,39 @@ fn native_and_generic_attach_as_asked() {
         assert_eq!(on("a.1"), [(AttachedMode::Native, native.program_id)]);
         assert_eq!(on("side-b"), [(AttachedMode::Generic, native.program_id)]);
         assert_eq!(attachments(&Pins::new(&pins.0)).unwrap(), [native, generic]);
+    });
+}
+
+#[test]
+fn the_program_is_told_the_addresses_of_its_interfaces() {
+    let (namespace, pins) = (Namespace::new(), PinDir::new());
+    namespace.ip(&["link", "set", "a.1", "address", "02:00:00:00:00:0a"]);
+    let known = || pins.hash::<u32, Interface>(names::INTERFACES).iter().collect::<Result<Vec<_>, _>>().unwrap();
+    let old = namespace.enter(|| {
+        let attachment = pins.load().attach("a.1", XdpMode::Native).unwrap();
+        let expected = Interface { mac: [2, 0, 0, 0, 0, 10], zero: [0; 2] };
+        assert_eq!(known(), [(attachment.ifindex, expected)]);
+        attachment.ifindex
+    });
+    namespace.ip(&["link", "del", "a.1"]);
+    namespace.ip(&["link", "add", "c", "type", "veth", "peer", "name", "d"]);
+    namespace.enter(|| {
+        let attachment = pins.load().attach("c", XdpMode::Native).unwrap();
+        assert_ne!(attachment.ifindex, old);
+        assert_eq!(known().into_iter().map(|(ifindex, _)| ifindex).collect::<Vec<_>>(), [attachment.ifindex]);
+    });
+}
+
+#[test]
+fn an_mtu_that_is_too_large_is_told_in_the_drivers_words() {
+    let (namespace, pins) = (Namespace::new(), PinDir::new());
+    namespace.ip(&["link", "set", "side-b", "mtu", "9000"]);
+    namespace.ip(&["link", "set", "a.1", "mtu", "9000"]);
+    namespace.enter(|| {
+        let error = format!("{:#}", pins.load().attach("a.1", XdpMode::Native).unwrap_err());
+        assert!(error.contains("MTU is too large"), "{error}");
+        let note = pins.load().attach("a.1", XdpMode::Auto).unwrap().note.expect("says so");
+        assert!(note.contains("MTU is too large"), "{note}");
     });
 }
 

@@ -3,7 +3,7 @@ use lb_userspace::{
     config::Limits,
     dataplane::{
         Dataplane as _, Op,
-        kernel::{KernelDataplane, Pins, detach, map_specs},
+        kernel::{KernelDataplane, LoadOptions, Pins, detach, load, map_specs},
     },
 };
 
@@ -129,4 +129,16 @@ fn bpftool_prints_the_fields_by_name() {
     }
     assert!(dump(names::SETTINGS).contains("\"hash_seed\""));
     assert!(dump(names::VERDICT_STATS).contains("\"packets\""));
+}
+
+#[tokio::test]
+async fn the_debug_log_costs_nothing_unless_it_is_asked_for() {
+    let (quiet, loud) = (PinDir::new(), PinDir::new());
+    let options = LoadOptions { pin_dir: &loud.0, limits: &LIMITS, debug_log: true };
+    let mut with_log = load(&options).unwrap();
+    let without = quiet.load();
+    assert!(without.verified_instructions.unwrap() < with_log.verified_instructions.unwrap(), "nothing was pruned");
+    let log = with_log.debug_log().unwrap();
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(20), log).await;
+    assert!(waited.is_err(), "it goes on for as long as the agent does");
 }

@@ -73,23 +73,39 @@ impl FlowTable {
         (0..self.len()).map(|at| (at, self.word(at))).filter(|(_, word)| *word != Word::EMPTY)
     }
 
-    /// Becomes the owner of a way, unless its word has changed.
-    pub fn claim(&self, at: u32, seen: Word, now: u32) -> bool {
-        self.slot(at).compare_exchange(seen.0, Word::busy(now).0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    /// The flow of a way whose word was `word`; `None`: the way has changed hands meanwhile.
+    pub fn whole_flow(&self, at: u32, word: Word) -> Option<Flow> {
+        let flow = self.flow(at);
+        let after = self.word(at);
+        (after.tag() == word.tag() && after.state() > State::Busy).then_some(flow)
     }
 
-    /// Ends the flow of a way that the caller has claimed: its reply word, then its source port,
-    /// then the way. `before` is the word before the claim. A way that somebody left busy keeps its
-    /// port, which may have been given to another flow already; the audit frees it otherwise.
-    pub fn release(&self, at: u32, before: Word, backend: Option<&Backend>, pools: &Pools) {
-        let flow = self.flow(at);
-        if let Some(backend) = backend.filter(|backend| owns(backend, &flow)) {
-            self.remove_reply(&self.reply_place(at, &flow, backend));
-            if flow.mode == Mode::FullNat as u8 && before.state() != State::Busy {
-                pools.free(backend.port_pool, flow.source_port.get());
-            }
+    /// Removes a flow whose word is still `seen`: takes the way, then frees the reply word, the way
+    /// and the source port, in this order. Killed in between, the agent leaves something taken
+    /// without an owner, which the audit frees, but never frees what another has taken since. For
+    /// the same reason a way that somebody left busy keeps its port.
+    ///
+    /// `false`: somebody else was faster, the flow lives or is gone.
+    pub fn remove(&self, at: u32, seen: Word, now: u32, backends: &[Backend], pools: &Pools) -> bool {
+        let busy = Word::busy(now);
+        if !self.swap(at, seen, busy) {
+            return false;
         }
-        self.slot(at).store(Word::EMPTY.0, Ordering::Release);
+        let flow = self.flow(at);
+        let backend = backends.get(flow.backend_id as usize).filter(|backend| owns(backend, &flow));
+        if let Some(backend) = backend {
+            self.remove_reply(&self.reply_place(at, &flow, backend));
+        }
+        if !self.swap(at, busy, Word::EMPTY) {
+            return false;
+        }
+        if let Some(backend) = backend
+            && flow.mode == Mode::FullNat as u8
+            && seen.state() != State::Busy
+        {
+            pools.free(backend.port_pool, flow.source_port.get());
+        }
+        true
     }
 
     /// Where the reply word of a flow belongs.
@@ -126,6 +142,10 @@ impl FlowTable {
         }
     }
 
+    fn swap(&self, at: u32, from: Word, to: Word) -> bool {
+        self.slot(at).compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     fn slot(&self, at: u32) -> &AtomicU64 {
         slot(&self.words, at)
     }
@@ -133,7 +153,7 @@ impl FlowTable {
 
 /// Whether the flow was begun with this backend, not with one that had its id before.
 pub(super) fn owns(backend: &Backend, flow: &Flow) -> bool {
-    backend.generation == flow.backend_generation && backend.generation != 0
+    backend.generation == flow.backend_generation
 }
 
 /// The word of a way. Callers stay below the table's length.

@@ -72,11 +72,8 @@ impl Flows {
     pub fn iter<'a>(&'a self, filter: &'a FlowFilter) -> impl Iterator<Item = FlowRecord> + 'a {
         let now = FlowTable::now();
         self.0.taken().filter(move |(_, word)| word.live(now)).filter_map(move |(at, word)| {
-            let flow = self.0.flow(at);
-            // Another tag, or nobody's: the way has changed hands while it was read.
-            let after = self.0.word(at);
-            let settled = after.tag() == word.tag() && after.state() > State::Busy;
-            settled.then(|| record(&flow, word, now)).flatten().filter(|flow| filter.takes(flow))
+            let flow = self.0.whole_flow(at, word)?;
+            record(&flow, word, now).filter(|flow| filter.takes(flow))
         })
     }
 }

@@ -5,16 +5,16 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
     programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
-use lb_common::abi::{ABI_VERSION, Settings, names};
+use lb_common::abi::{ABI_VERSION, Interface, Settings, names};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     attach::{self, Attachment},
-    object,
+    netlink, object,
     pins::{self, Pins},
     sys,
 };
@@ -78,7 +78,23 @@ impl Loaded {
     /// # Errors
     /// See [`attach::attach`].
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        // The program may answer from here as soon as it is attached.
+        self.announce(attach::ifindex(interface)?).with_context(|| format!("preparing the interface {interface}"))?;
         attach::attach(program(&mut self.ebpf)?, &self.pins, interface, mode)
+    }
+
+    /// Tells the program the address of an interface, and forgets interfaces that are gone.
+    fn announce(&mut self, ifindex: u32) -> Result<()> {
+        let map = self.ebpf.map_mut(names::INTERFACES).context("the data path has no interfaces")?;
+        let mut map: HashMap<_, u32, Interface> = HashMap::try_from(map)?;
+        let known: Vec<u32> = map.keys().collect::<Result<_, _>>()?;
+        for known in known {
+            if matches!(netlink::attached(known), Err(error) if error.raw_os_error() == Some(libc::ENODEV)) {
+                map.remove(&known)?;
+            }
+        }
+        let mac = netlink::ethernet_address(ifindex)?.context("it is no Ethernet interface")?;
+        map.insert(ifindex, Interface { mac, zero: [0; 2] }, 0).context("telling the data path its address")
     }
 
     pub fn pins(&self) -> &Pins {

@@ -15,9 +15,9 @@ const HEADER: usize = 16;
 const IFINFO: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLA_TYPE: u16 = 0x3fff;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_FD: u16 = 1;
-const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_FLAGS: u16 = 3;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
@@ -50,24 +50,19 @@ impl AttachedMode {
     }
 }
 
-/// The program ids on an interface, by mode; empty: none. The first is the one that packets meet
-/// first.
+/// The program ids on an interface, by mode; empty: none.
 ///
 /// # Errors
 /// The kernel's: the interface does not exist, or the socket failed.
 pub fn attached(ifindex: u32) -> io::Result<Vec<(AttachedMode, u32)>> {
-    let mut message = Message::new(libc::RTM_GETLINK, 0, ifindex);
-    let reply = message.exchange()?;
+    let reply = Message::new(libc::RTM_GETLINK, 0, ifindex).exchange()?;
     let mut found = Vec::new();
-    let Some(link) = reply.get(HEADER + IFINFO..) else { return Err(io::ErrorKind::UnexpectedEof.into()) };
-    for (_, xdp) in attributes(link).filter(|(kind, _)| *kind == IFLA_XDP) {
+    for (_, xdp) in attributes(link(&reply)).filter(|(kind, _)| *kind == IFLA_XDP) {
         for (kind, value) in attributes(xdp) {
             let mode = match kind {
                 IFLA_XDP_HW_PROG_ID => AttachedMode::Offloaded,
                 IFLA_XDP_DRV_PROG_ID => AttachedMode::Native,
                 IFLA_XDP_SKB_PROG_ID => AttachedMode::Generic,
-                // With one program the kernel also tells its mode here; with several, "multi".
-                IFLA_XDP_ATTACHED => continue,
                 _ => continue,
             };
             if let Some(id) = value.first_chunk::<4>() {
@@ -76,6 +71,16 @@ pub fn attached(ifindex: u32) -> io::Result<Vec<(AttachedMode, u32)>> {
         }
     }
     Ok(found)
+}
+
+/// The Ethernet address of an interface; `None` where it has none.
+///
+/// # Errors
+/// The kernel's: the interface does not exist, or the socket failed.
+pub fn ethernet_address(ifindex: u32) -> io::Result<Option<[u8; 6]>> {
+    let reply = Message::new(libc::RTM_GETLINK, 0, ifindex).exchange()?;
+    let mut addresses = attributes(link(&reply)).filter(|(kind, _)| *kind == IFLA_ADDRESS);
+    Ok(addresses.next().and_then(|(_, address)| address.try_into().ok()))
 }
 
 /// Why the kernel or the driver refuses the program in this mode, in its own words: the attachment
@@ -198,6 +203,11 @@ fn acknowledgement(reply: &[u8]) -> Option<(i32, Option<String>)> {
         .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
         .map(|(_, text)| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
     Some((errno, sentence))
+}
+
+/// The attributes of an answer about an interface.
+fn link(reply: &[u8]) -> &[u8] {
+    reply.get(HEADER + IFINFO..).unwrap_or_default()
 }
 
 /// Type and value of each attribute; stops at the first that does not fit.

@@ -7,23 +7,20 @@
 //! ```
 
 use std::{
-    ffi::CString,
     fs, io,
-    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapError, MapInfo};
 use lb_common::abi::{ABI_VERSION, names};
+use tracing::info;
 
 use super::object::MapSpec;
+use crate::host::{self, BPFFS, Bpffs};
 
 /// Where pins are unless told otherwise.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
-const BPFFS: &str = "/sys/fs/bpf";
-/// `BPF_FS_MAGIC` of linux/magic.h.
-const BPFFS_MAGIC: u64 = 0xcafe_4a11;
 pub(super) const LINK_PREFIX: &str = "link-";
 const PROGRAM_PREFIX: &str = "prog-";
 
@@ -135,7 +132,7 @@ fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<()> {
 }
 
 fn ensure_bpffs(root: &Path) -> Result<()> {
-    if is_bpffs(root)? {
+    if on_bpffs(root)? {
         return Ok(());
     }
     if !root.starts_with(BPFFS) {
@@ -144,37 +141,15 @@ fn ensure_bpffs(root: &Path) -> Result<()> {
     // The lock is on the directory below the mount, so that two starters do not mount twice.
     let below = fs::File::open(BPFFS).with_context(|| format!("opening {BPFFS}; is sysfs mounted?"))?;
     rustix::fs::flock(&below, rustix::fs::FlockOperation::LockExclusive).with_context(|| format!("locking {BPFFS}"))?;
-    if is_bpffs(Path::new(BPFFS))? {
-        return Ok(());
-    }
-    let (target, kind) = (CString::new(BPFFS)?, c"bpf");
-    // SAFETY: all strings are valid C strings for the call; no data is passed.
-    let result = unsafe {
-        libc::mount(
-            kind.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            libc::MS_NOSUID | libc::MS_NODEV,
-            c"mode=0700".as_ptr().cast(),
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error())
-            .with_context(|| format!("mounting the BPF file system; as root: mount -t bpf bpf {BPFFS}"));
+    if host::ensure_bpffs(Path::new(BPFFS))? == Bpffs::MountedNow {
+        info!("mounted the BPF file system at {BPFFS}");
     }
     Ok(())
 }
 
 /// Whether the path, or the nearest directory above it that exists, is on bpffs.
-fn is_bpffs(path: &Path) -> Result<bool> {
-    for directory in path.ancestors() {
-        match rustix::fs::statfs(directory) {
-            Ok(found) => return Ok(found.f_type as u64 & 0xffff_ffff == BPFFS_MAGIC),
-            Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => {
-                return Err(io::Error::from(error)).with_context(|| format!("looking at {}", directory.display()));
-            }
-        }
-    }
-    bail!("{} is not an absolute path", String::from_utf8_lossy(path.as_os_str().as_bytes()))
+fn on_bpffs(path: &Path) -> Result<bool> {
+    let existing = path.ancestors().find(|directory| directory.exists());
+    let directory = existing.with_context(|| format!("{} is not an absolute path", path.display()))?;
+    host::is_bpffs(directory).with_context(|| format!("looking at {}", directory.display()))
 }

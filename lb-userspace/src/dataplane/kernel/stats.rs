@@ -55,22 +55,19 @@ impl Stats {
         }))
     }
 
-    /// Counters of the backend with this id since it has this generation; those of another backend
-    /// that had the id before are left out.
+    /// Counters of the backend with this id, since the id was given to it.
     ///
     /// # Errors
     /// The id is beyond the limit, or the kernel refuses.
-    pub fn backend(&self, id: u32, generation: u32) -> Result<BackendCounters, DataplaneError> {
-        let generation = u64::from(generation);
-        let start = BackendCounters { generation, ..Default::default() };
-        let per_cpu = values(&self.backends, "backend counters", id)?;
-        Ok(per_cpu.iter().filter(|cpu| cpu.generation == generation).fold(start, |sum, cpu| BackendCounters {
-            forward: add(sum.forward, cpu.forward),
-            reply: add(sum.reply, cpu.reply),
-            flows: sum.flows.wrapping_add(cpu.flows),
-            ended: sum.ended.wrapping_add(cpu.ended),
-            generation,
-            reserved: 0,
+    pub fn backend(&self, id: u32) -> Result<BackendCounters, DataplaneError> {
+        Ok(values(&self.backends, "backend counters", id)?.iter().fold(BackendCounters::default(), |sum, cpu| {
+            BackendCounters {
+                forward: add(sum.forward, cpu.forward),
+                reply: add(sum.reply, cpu.reply),
+                flows: sum.flows.wrapping_add(cpu.flows),
+                ended: sum.ended.wrapping_add(cpu.ended),
+                reserved: [0; 2],
+            }
         }))
     }
 

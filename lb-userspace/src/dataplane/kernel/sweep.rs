@@ -68,13 +68,9 @@ impl Sweeper {
         let mut census = FlowCensus::default();
         for (at, word) in self.table.taken() {
             if word.expired(now) {
-                if self.table.claim(at, word, now) {
-                    let backend = backends.get(self.table.flow(at).backend_id as usize);
-                    self.table.release(at, word, backend, &self.pools);
-                    census.aged += u64::from(word.state() != State::Busy);
-                }
-            } else if word.state() != State::Busy {
-                let flow = self.table.flow(at);
+                let removed = self.table.remove(at, word, now, &backends, &self.pools);
+                census.aged += u64::from(removed && word.state() != State::Busy);
+            } else if let Some(flow) = self.table.whole_flow(at, word) {
                 census.live += 1;
                 *census.by_service.entry(flow.service_id).or_default() += 1;
                 if backends.get(flow.backend_id as usize).is_some_and(|backend| owns(backend, &flow)) {

@@ -112,8 +112,7 @@ impl KernelDataplane {
         let what = || format!("writing backend {id}");
         let before = self.backends.map.get(&id, 0).map_err(|error| kernel(what(), error))?;
         if before.generation != backend.generation {
-            let counters = BackendCounters { generation: backend.generation.into(), ..Default::default() };
-            reset_counters(&mut self.backend_stats, id, counters)?;
+            reset_counters(&mut self.backend_stats, id, BackendCounters::default())?;
         }
         self.backends.map.set(id, backend, 0).map_err(|error| kernel(what(), error))
     }
