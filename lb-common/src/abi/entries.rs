@@ -2,7 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Address, Port, limits::PORT_POOL_WORDS};
+use super::{
+    Address, Port,
+    limits::{PORT_POOL_WORDS, PORT_RANGES},
+};
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -199,7 +202,8 @@ pub struct Flow {
     pub granularity: u8,
 }
 
-/// Element of `port_pools`: which source ports towards one backend endpoint are in use.
+/// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is
+/// ready for use when the bit of port 0, which is never handed out, is set.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct PortPool {
@@ -208,7 +212,9 @@ pub struct PortPool {
     /// Where the next search begins: ports are used in turn, so that one rests as long as possible.
     pub cursor: u32,
     pub zero: u32,
-    pub reserved: [u64; 7],
+    /// First and last port of each configured range, in host order; unused pairs are zero. For the
+    /// agent: the bits alone do not tell a port in use from one outside the ranges.
+    pub ranges: [[u16; 2]; PORT_RANGES],
 }
 
 /// Value of the map `interfaces`, keyed by interface index: an interface the program is attached to.
