@@ -45,7 +45,7 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
     let in_use = |state: u8| state != BackendState::Empty as u8;
     let own = pinned.tables.backends.iter().filter(|(_, b)| b.service_id == id && in_use(b.state));
     let backends = own.map(|(backend_id, backend)| {
-        let counted = counters.backend(*backend_id, backend.generation)?;
+        let counted = counters.backend(*backend_id)?;
         Ok(BackendStats {
             id: *backend_id,
             address: std::net::SocketAddr::new(backend.address.into(), backend.port.get()),
