@@ -72,9 +72,9 @@ pub fn in_short(backend: Option<&BackendView>) -> String {
     )
 }
 
-/// `lb backend drain web 10.0.0.11:8080: not done`.
+/// `not done: drain web 10.0.0.11:8080`.
 pub fn not_done(request: &CommandRequest) -> String {
-    format!("lb backend {}: not done", command_of(request))
+    format!("not done: {}", command_of(request))
 }
 
 /// The core's no, with what to type next.

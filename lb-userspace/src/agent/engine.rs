@@ -15,7 +15,7 @@ use super::{
 use crate::{
     api::{
         model::{
-            AgentStatus, DataPathStatus, Failed, Failover, InterfaceStatus, ServiceSummary, ServiceView, Status,
+            AgentStatus, DataPathStatus, Failed, InterfaceStatus, ProbedChange, ServiceSummary, ServiceView, Status,
         },
         service_view,
     },
@@ -46,7 +46,7 @@ pub struct Engine<D> {
     pub notices: Notices,
     /// A decision that probes made and the maps do not hold yet.
     moving: Option<(Notice, Instant)>,
-    last_failover: Option<Failover>,
+    last_change: Option<ProbedChange>,
     reload_failed: Option<Failed>,
     live_flows: u64,
     sweep_took: Duration,
@@ -75,7 +75,7 @@ impl<D: Dataplane> Engine<D> {
             publisher: Publisher::new(dataplane),
             notices: Notices::default(),
             moving: None,
-            last_failover: None,
+            last_change: None,
             reload_failed: None,
             live_flows: 0,
             sweep_took: Duration::ZERO,
@@ -271,7 +271,7 @@ impl<D: Dataplane> Engine<D> {
                 sweep_micros: micros(self.sweep_took),
             },
             services: services.collect(),
-            last_failover: self.last_failover.clone(),
+            last_change: self.last_change.clone(),
             reload_failed: self.reload_failed.clone(),
             notices: self.notices.views(),
         }
@@ -300,8 +300,9 @@ impl<D: Dataplane> Engine<D> {
         let Some((notice, ended)) = self.moving.take() else { return };
         let took = ended.elapsed();
         let Notice { service, backend, text } = notice;
-        tracing::info!(%service, ?backend, micros = micros(took), "in the maps {:.2} ms after the probe", took.as_secs_f64() * 1e3);
-        self.last_failover =
-            Some(Failover { at: timestamp(), service, backend, text, detect_to_written_micros: micros(took) });
+        let about = backend.map_or_else(|| service.clone(), |backend| format!("{service} {backend}"));
+        tracing::info!(micros = micros(took), "{about}: in the maps {:.2} ms after the probe", took.as_secs_f64() * 1e3);
+        self.last_change =
+            Some(ProbedChange { at: timestamp(), service, backend, text, detect_to_written_micros: micros(took) });
     }
 }

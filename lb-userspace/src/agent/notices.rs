@@ -18,8 +18,8 @@ impl Notices {
     pub fn decision(&mut self, notice: &Notice) {
         let Notice { service, backend, text } = notice;
         match backend {
-            Some(backend) => tracing::info!(%service, %backend, "{text}"),
-            None => tracing::info!(%service, "{text}"),
+            Some(backend) => tracing::info!("{service} {backend}: {text}"),
+            None => tracing::info!("{service}: {text}"),
         }
         self.keep("info", Some(service.clone()), *backend, text.clone());
     }

@@ -25,10 +25,10 @@ use super::{
 };
 use crate::{
     api::{self, ApiSocket, Handle, model::InterfaceStatus},
-    config::{self, Config},
+    config::{self, Config, ConfigError, Severity},
     core::OperatorLayer,
     dataplane::kernel::{self, Attachment, KernelDataplane, LoadOptions, Loaded, Pins},
-    host::{self, Host},
+    host::{self, Bpffs, Host},
 };
 
 /// Messages that may wait for the loop.
@@ -53,7 +53,13 @@ pub struct Options {
 pub async fn run(options: &Options) -> anyhow::Result<()> {
     host::check_rights()?;
     let (config, layer) = read(options)?;
-    host::ensure_bpffs(Path::new(host::BPFFS))?;
+    if host::ensure_bpffs(Path::new(host::BPFFS))? == Bpffs::MountedNow {
+        tracing::info!(
+            "mounted the BPF file system at {}; in a mount namespace of its own (as under `ip netns exec`) it ends with \
+             that, and the data path with it",
+            host::BPFFS
+        );
+    }
     std::fs::create_dir_all(&options.pin_dir).with_context(|| format!("making {}", options.pin_dir.display()))?;
     let _lock = AgentLock::take(&options.state_dir, &options.pin_dir)?;
     // Bound now, served when there is something to tell: a second agent goes before it has changed
@@ -208,11 +214,24 @@ async fn reload_on_signal(mut hangup: Signal, path: PathBuf, findings: mpsc::Sen
         let reloaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
         let result = match reloaded {
             Ok(Ok(loaded)) => Ok(Arc::new(loaded.config)),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(in_short(&error, &path)),
             Err(error) => Err(error.to_string()),
         };
         if findings.send(Finding::Reloaded(result)).await.is_err() {
             return;
         }
     }
+}
+
+/// The first finding with its place, on one line.
+fn in_short(error: &ConfigError, path: &Path) -> String {
+    let check = format!("see: lb config check {}", path.display());
+    let Some(first) = error.diagnostics().iter().find(|finding| finding.severity == Severity::Error) else {
+        return check;
+    };
+    let place = match (first.line, first.column) {
+        (Some(line), Some(column)) => format!("line {line}, column {column}: "),
+        _ => String::new(),
+    };
+    format!("{place}{}; {check}", first.message)
 }

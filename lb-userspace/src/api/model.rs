@@ -55,8 +55,8 @@ pub struct Status {
     pub agent: AgentStatus,
     pub data_path: DataPathStatus,
     pub services: Vec<ServiceSummary>,
-    /// The last change of a backend that moved traffic.
-    pub last_failover: Option<Failover>,
+    /// The last change of the maps that probes led to.
+    pub last_change: Option<ProbedChange>,
     /// Set while the configuration file on disk could not be taken over.
     pub reload_failed: Option<Failed>,
     /// Newest last.
@@ -114,10 +114,10 @@ pub struct ServiceSummary {
     pub live_flows: u64,
 }
 
-/// From the probe's verdict to the maps.
+/// A change of health, from the end of the probe to the maps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Failover {
+pub struct ProbedChange {
     pub at: String,
     pub service: String,
     pub backend: Option<SocketAddr>,

@@ -5,7 +5,10 @@ use super::{
     args::{DatapathLog, Global, RunArgs},
 };
 use crate::{
-    agent::start::{self, Options},
+    agent::{
+        lock::LockError,
+        start::{self, Options},
+    },
     api::SocketError,
     config::{ConfigError, ReportStyle},
     host::MissingRights,
@@ -31,6 +34,9 @@ pub fn run(global: &Global, arguments: RunArgs) -> Result<Exit, Failure> {
     }
 }
 
+/// Where another agent is in the way.
+const ANOTHER: &str = "see what it does: lb status; stop it, or give this one its own --state-dir, --pin-dir and --socket";
+
 /// Errors that say everything themselves are shown as they are; the others get their three lines.
 fn explain(error: anyhow::Error, options: &Options) -> Result<Exit, Failure> {
     if let Some(refused) = error.downcast_ref::<ConfigError>() {
@@ -42,7 +48,8 @@ fn explain(error: anyhow::Error, options: &Options) -> Result<Exit, Failure> {
         return Ok(Exit::Failed);
     }
     let next = match error.downcast_ref::<SocketError>() {
-        Some(SocketError::InUse { .. }) => "lb status (or stop that agent first)".to_owned(),
+        Some(SocketError::InUse { .. }) => ANOTHER.to_owned(),
+        _ if matches!(error.downcast_ref(), Some(LockError::Held { .. })) => ANOTHER.to_owned(),
         _ => format!("mend that, then: lb run --config {}", options.config.display()),
     };
     let causes: Vec<String> = error.chain().map(ToString::to_string).collect();

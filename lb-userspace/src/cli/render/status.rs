@@ -22,13 +22,11 @@ pub fn status(status: &Status, format: Format) -> String {
         pairs.push(("reload", format!("\x1b[1;31mfailed\x1b[0m at {}, the old configuration stays: {}", failed.at, failed.error)));
     }
     pairs.extend(data_path(&status.data_path));
-    if let Some(failover) = &status.last_failover {
-        let millis = failover.detect_to_written_micros as f64 / 1000.0;
-        let backend = failover.backend.map(|b| format!(" {b}")).unwrap_or_default();
-        pairs.push((
-            "failover",
-            format!("{}{backend} {} at {}, {millis:.2} ms from probe to maps", failover.service, failover.text, failover.at),
-        ));
+    if let Some(change) = &status.last_change {
+        let millis = change.detect_to_written_micros as f64 / 1000.0;
+        let backend = change.backend.map(|b| format!(" {b}")).unwrap_or_default();
+        let text = format!("{}{backend} {} at {}", change.service, change.text, change.at);
+        pairs.push(("probes", format!("{text}, {millis:.2} ms from probe to maps")));
     }
     let mut out = fields(&pairs);
     out.push_str("\n\n");
