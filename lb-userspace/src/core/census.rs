@@ -7,7 +7,7 @@ impl Core {
     /// Takes a walk in. It counts for those that left the maps at least a second before; the walk
     /// may have begun earlier, so two in a row without a flow are needed.
     pub(super) fn walked(&mut self, census: FlowCensus, now: Now) {
-        self.ledger.release(now);
+        self.ledger.advance(now);
         let ledger = &self.ledger;
         let walked = |leave: &mut Leave, flows: u64| {
             if ledger.settled(leave.generation) {

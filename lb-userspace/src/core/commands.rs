@@ -257,9 +257,9 @@ fn is_ready(service: &Service, wanted: &Wanted) -> bool {
 
 /// The candidate that was probably meant.
 fn nearest(name: &str, known: &[String]) -> Option<String> {
-    let scored = known.iter().map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
-    let (score, best) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (score > 0.75).then(|| best.clone())
+    let scored = known.iter().map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate));
+    let (typos, best) = scored.min_by_key(|(typos, _)| *typos)?;
+    (typos <= 1 + name.len() / 6).then(|| best.clone())
 }
 
 fn family(address: &SocketAddr) -> &'static str {

@@ -105,12 +105,22 @@ impl Ledger {
         if generation != last && reached(generation, last) && reached(self.desired.generation, generation) {
             self.published.push_back((generation, now));
         }
-        self.settle(now);
+        self.advance(now);
+    }
+
+    /// Follows the clock.
+    pub(super) fn advance(&mut self, now: Now) {
+        while let Some(&(generation, at)) = self.published.front()
+            && now >= at + REST
+        {
+            self.settled = generation;
+            self.published.pop_front();
+        }
     }
 
     /// Hands back what has rested. Returns whether anything was.
     pub(super) fn release(&mut self, now: Now) -> bool {
-        self.settle(now);
+        self.advance(now);
         let mut released = false;
         while let Some(&(generation, resource)) = self.resting.front()
             && self.settled(generation)
@@ -274,15 +284,6 @@ impl Ledger {
             None => self.desired.addresses.remove(&address),
         };
         self.changed |= old != self.roles.of(address);
-    }
-
-    fn settle(&mut self, now: Now) {
-        while let Some(&(generation, at)) = self.published.front()
-            && now >= at + REST
-        {
-            self.settled = generation;
-            self.published.pop_front();
-        }
     }
 }
 

@@ -160,8 +160,7 @@ impl Core {
             let keeps_key = self.keeps_key(me);
             let Some(service) = self.services.get_mut(&me) else { continue };
             self.published_services += 1;
-            let mut round =
-                Round { ledger: &mut self.ledger, indexes: &mut self.indexes, notices: &mut self.notices, now };
+            let mut round = Round { ledger: &mut self.ledger, indexes: &mut self.indexes, notices: &mut self.notices };
             match round.publish(me, service, keeps_key) {
                 Outcome::Done => _ = self.starved.remove(&me),
                 Outcome::Starved => _ = self.starved.insert(me),
