@@ -103,7 +103,7 @@ fn a_new_agent_replaces_the_program_on_the_same_link() {
     namespace.enter(|| {
         let mut first = pins.load();
         let before = first.attach("a.1", XdpMode::Native).unwrap();
-        let link_id = aya_link_id(&pins);
+        let link_id = pinned_link_id(&pins);
         drop(first);
         let mut second = pins.load();
         assert_eq!(on("a.1"), [(AttachedMode::Native, before.program_id)], "the old one works until it is replaced");
@@ -111,11 +111,11 @@ fn a_new_agent_replaces_the_program_on_the_same_link() {
         assert!(after.replaced);
         assert_ne!(after.program_id, before.program_id);
         assert_eq!(on("a.1"), [(AttachedMode::Native, after.program_id)]);
-        assert_eq!(aya_link_id(&pins), link_id);
+        assert_eq!(pinned_link_id(&pins), link_id);
     });
 }
 
-fn aya_link_id(pins: &PinDir) -> u32 {
+fn pinned_link_id(pins: &PinDir) -> u32 {
     use aya::programs::links::{FdLink, PinnedLink};
     FdLink::from(PinnedLink::from_pin(link(pins, "a.1")).unwrap()).info().unwrap().id()
 }

@@ -135,14 +135,14 @@ fn the_audit_frees_a_port_without_owner_the_second_time() {
 }
 
 #[test]
-fn the_audit_closes_ports_that_were_given_back_outside_the_ranges() {
+fn a_sweep_closes_ports_that_were_given_back_outside_the_ranges() {
     let pins = PinDir::new();
     let _loaded = pins.load();
     let mut dataplane = pins.open();
     dataplane.apply(&pool(&[LOW])).unwrap();
     let table = HandTable::open(&pins);
     table.set_port(61_000, false);
-    dataplane.audit_ports().unwrap();
+    dataplane.sweep().unwrap();
     assert!(table.port_taken(61_000));
 }
 

@@ -133,9 +133,9 @@ impl Attacher<'_> {
                     format!("{} runs in generic mode, which is slower: native was refused: {native:#}", self.interface);
                 self.report(false, Some(note))
             }
-            Err(native) => {
-                Err(native.context("xdp-mode = \"auto\" or \"generic\" also takes drivers without native XDP"))
-            }
+            Err(native) => Err(anyhow!(
+                "native mode was refused: {native:#}; xdp-mode = \"auto\" or \"generic\" does without it, more slowly"
+            )),
         }
     }
 
@@ -146,7 +146,7 @@ impl Attacher<'_> {
             Ok(()) => self.report(false, None),
             Err(error) => {
                 self.link(from).context("the mode before could not be restored")?;
-                Err(error.context("the program stays in the mode it was in"))
+                Err(anyhow!("{error:#}; the program stays in the mode it was in"))
             }
         }
     }

@@ -8,7 +8,7 @@
 //! stats, flows, events    what the data path tells
 //! ```
 //!
-//! Only `mmap` and `sys` touch memory or system calls directly.
+//! Memory shared with the data path is reached through `mmap` only, and by atomic operations.
 
 mod attach;
 mod detach;

@@ -49,6 +49,7 @@ impl Pools {
     pub fn set(&self, pool: u32, ranges: &[PortRange], owned: impl FnOnce() -> BTreeSet<u16>) -> Option<()> {
         let words = self.0.words(pool)?;
         let before = self.ranges(pool);
+        let fresh = words[..PORT_POOL_WORDS].iter().all(|word| word.load(Ordering::Acquire) == 0);
         let allowed = bits(ranges);
         // 1. Close what is outside. Word 0 comes last: its ready bit follows the others.
         for (word, allowed) in words[..PORT_POOL_WORDS].iter().zip(&allowed).rev() {
@@ -59,8 +60,11 @@ impl Pools {
         //    have been taken since `owned` was gathered. No new flow can have taken a closed one.
         let was_open = before.as_deref().map_or([0; PORT_POOL_WORDS], bits);
         let mut open: PortBits = std::array::from_fn(|i| allowed[i] & !was_open[i]);
-        for port in owned() {
-            open[port as usize / 64] &= !(1 << (port % 64));
+        // The walk over the flow table is spared where nothing opens, or nothing can be owned yet.
+        if !fresh && open.iter().any(|open| *open != 0) {
+            for port in owned() {
+                open[port as usize / 64] &= !(1 << (port % 64));
+            }
         }
         for (word, open) in words.iter().zip(&open).filter(|(_, open)| **open != 0) {
             word.fetch_and(!open, Ordering::AcqRel);
@@ -89,17 +93,24 @@ impl Pools {
         Some(())
     }
 
-    /// Closes ports outside the ranges that flows gave back after the ranges had changed; gives the
-    /// ports within them that are in use. `None`: the pool is not ready.
-    pub fn close_and_list(&self, pool: u32) -> Option<BTreeSet<u16>> {
+    /// Closes ports outside the ranges that the data path gave back after the ranges had changed.
+    /// `None`: the pool is not ready.
+    pub fn close(&self, pool: u32) -> Option<()> {
+        let allowed = bits(&self.ranges(pool)?);
+        for (word, allowed) in self.0.words(pool)?[..PORT_POOL_WORDS].iter().zip(&allowed) {
+            if word.load(Ordering::Acquire) | allowed != u64::MAX {
+                word.fetch_or(!allowed, Ordering::AcqRel);
+            }
+        }
+        Some(())
+    }
+
+    /// Ports within the ranges that are in use. `None`: the pool is not ready.
+    pub fn taken(&self, pool: u32) -> Option<BTreeSet<u16>> {
         let allowed = bits(&self.ranges(pool)?);
         let mut taken = BTreeSet::new();
         for (i, word) in self.0.words(pool)?[..PORT_POOL_WORDS].iter().enumerate() {
-            let mut now = word.load(Ordering::Acquire);
-            if now & !allowed[i] != !allowed[i] {
-                now = word.fetch_or(!allowed[i], Ordering::AcqRel);
-            }
-            let mut used = now & allowed[i];
+            let mut used = word.load(Ordering::Acquire) & allowed[i];
             while used != 0 {
                 taken.insert((i * 64) as u16 + used.trailing_zeros() as u16);
                 used &= used - 1;

@@ -59,11 +59,15 @@ impl Sweeper {
 
     /// Removes flows that were idle for too long and ways that somebody left busy; counts the rest.
     /// A flow of a backend that has gone (its id was given to another) counts for its service only.
+    /// Also closes ports that were given back outside the ranges of their pool.
     ///
     /// # Errors
     /// The backends could not be read; nothing was changed then.
     pub fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         let backends = self.read_backends()?;
+        for pool in 0..self.pool_count {
+            self.pools.close(pool);
+        }
         let now = FlowTable::now();
         let mut census = FlowCensus::default();
         for (at, word) in self.table.taken() {
@@ -90,8 +94,7 @@ impl Sweeper {
         let backends = self.read_backends()?;
         let mut audit = Audit::default();
         // What is taken is read before the owners: a flow that begins in between owns what it took.
-        let taken: Vec<_> =
-            (0..self.pool_count).filter_map(|pool| Some((pool, self.pools.close_and_list(pool)?))).collect();
+        let taken: Vec<_> = (0..self.pool_count).filter_map(|pool| Some((pool, self.pools.taken(pool)?))).collect();
         let owned = owned_ports(&self.table, &backends);
         let orphans: BTreeSet<_> = taken
             .into_iter()
