@@ -153,6 +153,14 @@ fn lengths_that_lie_are_malformed() {
 }
 
 #[test]
+fn an_ipv6_packet_longer_than_an_ipv4_one_can_be_is_malformed() {
+    // 40 bytes of header and what the length says: 65,535 in all, or one more.
+    let packet = |segment: usize| Packet::v6(Segment::tcp(1, 2, SYN, &vec![0; segment - 20]));
+    assert_eq!(parsed(&mut packet(65_495).frame()).1.packet_len, u16::MAX);
+    assert_eq!(problem(packet(65_496).frame()), Problem::Malformed);
+}
+
+#[test]
 fn a_frame_cut_anywhere_is_malformed() {
     for v4 in [true, false] {
         for segment in [tcp(), udp()] {
@@ -258,6 +266,11 @@ fn an_extension_header_that_leaves_the_packet_is_malformed() {
     // The same before a protocol that is none of ours.
     let other = Segment::Other { protocol: 58, bytes: vec![0; 8] };
     assert_eq!(problem(Packet::v6(other).extension((kind, bytes)).frame()), Problem::Malformed);
+    // By little, too: 24 bytes where 16 are left.
+    let (kind, mut bytes) = extension(60, 1);
+    bytes[1] = 2;
+    let other = Segment::Other { protocol: 58, bytes: vec![0; 8] };
+    assert_eq!(problem(Packet::v6(other).extension((kind, bytes)).padded(64).frame()), Problem::Malformed);
     // A frame that ends where the extension header should begin.
     let mut frame = with(&Packet::v6(tcp()), ETHERNET + 6, 60);
     frame.truncate(ETHERNET + 40);

@@ -54,7 +54,7 @@ fn what_is_left_out_has_its_default() {
         interfaces: vec!["eth0".to_owned()],
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
-        source_ports: vec![PortRange { first: 1024, last: 61_439 }],
+        source_ports: vec![PortRange { first: 1024, last: 56_903 }, PortRange { first: 61_000, last: 65_535 }],
         limits: Limits::default(),
         services: vec![service],
     };

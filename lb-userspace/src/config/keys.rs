@@ -70,9 +70,9 @@ pub(super) static MANAGE_ADDRESSES: Key<bool> = Key {
 pub(super) static SOURCE_PORTS: Key<Vec<PortRange>> = Key {
     name: "source-ports",
     form: &Special { allowed: value::PORTS_ALLOWED, read: value::source_ports },
-    left_out: LeftOut::Text("\"1024-61439\""),
+    left_out: LeftOut::Text("\"1024-56903, 61000-65535\""),
     doc: "`full-nat`: source ports towards backends, at least 1024 of them. Ranges may overlap; they are sorted and \
-          joined. The host's own connections need ports outside of them.",
+          joined. The host's own connections need ports outside of them: of Linux's usual 32768-60999 the default leaves 4,096.",
 };
 
 pub(super) static LIMITS_TABLE: Nested = Nested {

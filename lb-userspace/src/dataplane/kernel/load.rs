@@ -97,6 +97,14 @@ impl Loaded {
         map.insert(ifindex, Interface { mac, zero: [0; 2] }, 0).context("telling the data path its address")
     }
 
+    /// The program itself, to run it on frames that never were on a wire.
+    ///
+    /// # Errors
+    /// The object has no program of that name.
+    pub fn program(&mut self) -> Result<&Xdp> {
+        Ok(program(&mut self.ebpf)?)
+    }
+
     pub fn pins(&self) -> &Pins {
         &self.pins
     }
