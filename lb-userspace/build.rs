@@ -1,1 +1,86 @@
-fn main() {}
+//! Builds the data path (`lb-ebpf`) for the BPF target and leaves its object in `OUT_DIR/lb`, from
+//! where the agent embeds it.
+//!
+//! Two toolchains can do it: one that brings `core` prebuilt for BPF (linked in rustup under the
+//! name `bpf`), or nightly with rust-src, which builds `core` itself. `LB_BPF_TOOLCHAIN` names
+//! another one. `AYA_BUILD_SKIP=1` embeds nothing: enough for lints, useless to run.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya_build::{Package, Toolchain};
+
+/// Name under which the toolchain with a prebuilt `core` is linked in rustup.
+const PREBUILT: &str = "bpf";
+/// What a released compiler must let these crates use: inline BPF assembly.
+const BOOTSTRAP: &str = "aya_ebpf,lb";
+
+fn main() -> Result<()> {
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
+    let root = manifest.parent().context("the crate has no parent folder")?;
+    for part in ["lb-userspace/build.rs", "lb-ebpf", "lb-common/src", "lb-common/Cargo.toml", "Cargo.toml"] {
+        println!("cargo:rerun-if-changed={}", root.join(part).display());
+    }
+    for variable in ["LB_BPF_TOOLCHAIN", "AYA_BUILD_SKIP"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("lb");
+    if skipped() {
+        return fs::write(&object, []).with_context(|| format!("writing {}", object.display()));
+    }
+    build(&root.join("lb-ebpf"))
+        .context("the data path (lb-ebpf) could not be built; `cargo xtask setup` installs what that needs")
+}
+
+fn skipped() -> bool {
+    env::var("AYA_BUILD_SKIP").is_ok_and(|value| value == "1" || value.eq_ignore_ascii_case("true"))
+}
+
+fn build(package: &Path) -> Result<()> {
+    let toolchain = toolchain()?;
+    if !toolchain.starts_with("nightly") {
+        // SAFETY: this process has one thread, and only the compiler it starts reads the variable.
+        unsafe { env::set_var("RUSTC_BOOTSTRAP", BOOTSTRAP) };
+    }
+    let root_dir = package.to_str().context("the path of lb-ebpf is not UTF-8")?;
+    let package = Package { name: "lb-ebpf", root_dir, ..Package::default() };
+    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain))
+        .with_context(|| format!("with the Rust toolchain `{toolchain}`"))
+}
+
+/// The first toolchain that can build for BPF.
+fn toolchain() -> Result<String> {
+    if let Ok(name) = env::var("LB_BPF_TOOLCHAIN")
+        && !name.is_empty()
+    {
+        return Ok(name);
+    }
+    let listed = output("rustup", &["toolchain", "list"])
+        .context("asking rustup for its toolchains; set LB_BPF_TOOLCHAIN where there is no rustup")?;
+    // A line is a name, followed by marks such as "(active, default)".
+    let mut names = listed.lines().filter_map(|line| line.split_whitespace().next());
+    if names.clone().any(|name| name == PREBUILT) {
+        return Ok(PREBUILT.into());
+    }
+    if let Some(nightly) = names.find(|name| name.starts_with("nightly") && has_rust_src(name)) {
+        return Ok(nightly.into());
+    }
+    bail!("no Rust toolchain here can build for BPF: neither one named `{PREBUILT}` nor a nightly with rust-src")
+}
+
+fn has_rust_src(toolchain: &str) -> bool {
+    output("rustup", &["run", toolchain, "rustc", "--print", "sysroot"])
+        .is_ok_and(|sysroot| Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir())
+}
+
+fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("running {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

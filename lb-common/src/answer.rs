@@ -1,5 +1,5 @@
 //! Answers that the balancer gives itself: a TCP reset, or an ICMP "port unreachable" for UDP.
-//! Each is a whole frame of fixed length, built from what the packet said.
+//! Each is a whole frame, built from what the packet said.
 
 use network_types::{eth::EthHdr, tcp::TcpHdr};
 
@@ -22,7 +22,29 @@ const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_ICMPV6: u8 = 58;
 
+/// Whether the packet may be answered at all: it came to us alone, from a single host. Nothing is
+/// sent in answer to a link-layer group, nor to a source that is a group, unspecified, loopback or
+/// reserved (RFC 1122, 3.2.2 and 4.2.3.10; RFC 4443, 2.4 (e)).
+#[inline(always)]
+pub fn answerable(ethernet: &EthHdr, network: &Network) -> bool {
+    const GROUP: u8 = 1;
+    if (ethernet.dst_addr[0] | ethernet.src_addr[0]) & GROUP != 0 {
+        return false;
+    }
+    if network.v4 {
+        // 0/8 "this network", 127/8 loopback, 224/4 groups, 240/4 reserved and broadcast.
+        let first = network.source.v4_octets()[0];
+        first != 0 && first != 127 && first < 224
+    } else {
+        let words = network.source.words();
+        let first = words[0].to_ne_bytes()[0];
+        // `::` and `::1` have nothing before the last word; neither has any address in use.
+        first != 0xff && words[0] | words[1] | words[2] != 0
+    }
+}
+
 /// Length of the frame that [`reset`] writes.
+#[inline(always)]
 pub const fn reset_len(v4: bool) -> usize {
     NETWORK_OFFSET + TCP_LEN + if v4 { IPV4_LEN } else { IPV6_LEN }
 }
@@ -34,15 +56,14 @@ pub const fn reset_len(v4: bool) -> usize {
 #[inline(always)]
 pub fn reset<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Transport) -> Option<()> {
     let offset = transport.offset as usize;
-    let tcp: TcpHdr = frame.read(offset)?;
-    let bits: [u8; 1] = frame.read(offset + 12)?;
+    let tcp: [u8; 14] = frame.read(offset)?;
     let (sequence, acknowledgement, flags) = if transport.tcp_flags & TCP_ACK != 0 {
-        (tcp.ack_seq, [0; 4], TCP_RST)
+        ([tcp[8], tcp[9], tcp[10], tcp[11]], [0; 4], TCP_RST)
     } else {
-        let header_len = offset - NETWORK_OFFSET + (bits[0] >> 4) as usize * 4;
+        let header_len = offset - NETWORK_OFFSET + (tcp[12] >> 4) as usize * 4;
         let payload = (transport.packet_len as u32).wrapping_sub(header_len as u32);
         let syn_fin = (transport.tcp_flags & TCP_SYN != 0) as u32 + (transport.tcp_flags & TCP_FIN != 0) as u32;
-        let end = u32::from_be_bytes(tcp.seq).wrapping_add(payload).wrapping_add(syn_fin);
+        let end = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(payload).wrapping_add(syn_fin);
         ([0; 4], end.to_be_bytes(), TCP_RST | TCP_ACK)
     };
 
@@ -69,62 +90,74 @@ pub fn reset<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Tran
     frame.write(NETWORK_OFFSET + ip_len, header)
 }
 
-/// Bytes of the packet that an unreachable quotes: its network header without options and eight
-/// bytes more. RFC 792 wants the whole header; with options the quotation ends early, and receivers
-/// that need the ports look at the header length.
-const fn quoted(v4: bool) -> usize {
-    if v4 { IPV4_LEN + 8 } else { IPV6_LEN + 8 }
-}
+/// The longest quotation of [`unreachable`], in bytes: an IPv4 header with all options and eight
+/// bytes more are 68; an IPv6 packet may carry extension headers of 80 bytes and still show its
+/// ports. A multiple of four.
+pub const QUOTE_MAX: usize = 128;
 
 /// Bytes by which the caller grows the head of the frame before [`unreachable`].
+#[inline(always)]
 pub const fn unreachable_growth(v4: bool) -> usize {
     ICMP_LEN + if v4 { IPV4_LEN } else { IPV6_LEN }
 }
 
-/// Length of the frame that [`unreachable`] writes.
-pub const fn unreachable_len(v4: bool) -> usize {
-    NETWORK_OFFSET + unreachable_growth(v4) + quoted(v4)
+/// Length of the frame that [`unreachable`] writes: what the caller cuts the grown frame to. Never
+/// more than the grown frame has, because `transport` was checked against the packet.
+#[inline(always)]
+pub const fn unreachable_len(network: &Network, transport: &Transport) -> usize {
+    NETWORK_OFFSET + unreachable_growth(network.v4) + quoted(transport)
+}
+
+/// Bytes of the packet that an unreachable quotes: all headers before the transport header and
+/// eight bytes of that (RFC 792). RFC 4443, 2.4 (c) would have as much as fits into 1,280 bytes;
+/// what lies behind the ports is of no use to the sender and would have to be summed here. Always a
+/// multiple of four, as every header before the transport header is.
+#[inline(always)]
+const fn quoted(transport: &Transport) -> usize {
+    let wanted = transport.offset as usize - NETWORK_OFFSET + 8;
+    if wanted < QUOTE_MAX { wanted } else { QUOTE_MAX }
 }
 
 /// Turns the frame, whose head was grown by [`unreachable_growth`] and which was then cut to
 /// [`unreachable_len`], into "port unreachable" to its sender (RFC 792: type 3 code 3; RFC 4443,
-/// 3.1: type 1 code 4). `ethernet` is the header that the packet came with.
+/// 3.1: type 1 code 4). `ethernet`, `network` and `transport` are what the packet came with; the
+/// quotation is what the frame holds now, so call it before any translation. The caller limits the
+/// rate (RFC 4443, 2.4 (f)).
 #[inline(always)]
-pub fn unreachable<P: PacketAccess>(frame: &mut P, ethernet: &EthHdr, network: &Network) -> Option<()> {
+pub fn unreachable<P: PacketAccess>(
+    frame: &mut P,
+    ethernet: &EthHdr,
+    network: &Network,
+    transport: &Transport,
+) -> Option<()> {
+    let length = (ICMP_LEN + quoted(transport)) as u16;
     frame.write(
         0,
         EthHdr { dst_addr: ethernet.src_addr, src_addr: ethernet.dst_addr, ether_type: ethernet.ether_type },
     )?;
-    if network.v4 {
-        write_ipv4(
-            frame,
-            &network.destination,
-            &network.source,
-            PROTOCOL_ICMP,
-            (IPV4_LEN + ICMP_LEN + quoted(true)) as u16,
-        )?;
-        let icmp = NETWORK_OFFSET + IPV4_LEN;
-        let quote: [u8; quoted(true)] = frame.read(icmp + ICMP_LEN)?;
-        let mut header = [3, 3, 0, 0, 0, 0, 0, 0];
-        let check = Sum::ZERO.bytes(&header).bytes(&quote).finish();
-        header[2] = check[0];
-        header[3] = check[1];
-        frame.write(icmp, header)
+    let (icmp, kind, code, sum) = if network.v4 {
+        write_ipv4(frame, &network.destination, &network.source, PROTOCOL_ICMP, IPV4_LEN as u16 + length)?;
+        (NETWORK_OFFSET + IPV4_LEN, 3, 3, Sum::ZERO)
     } else {
-        let length = (ICMP_LEN + quoted(false)) as u16;
         write_ipv6(frame, &network.destination, &network.source, PROTOCOL_ICMPV6, length)?;
-        let icmp = NETWORK_OFFSET + IPV6_LEN;
-        let quote: [u8; quoted(false)] = frame.read(icmp + ICMP_LEN)?;
-        let mut header = [1, 4, 0, 0, 0, 0, 0, 0];
-        let check = Sum::ZERO
-            .pseudo_header(&network.destination, &network.source, PROTOCOL_ICMPV6, length)
-            .bytes(&header)
-            .bytes(&quote)
-            .finish();
-        header[2] = check[0];
-        header[3] = check[1];
-        frame.write(icmp, header)
+        let sum = Sum::ZERO.pseudo_header(&network.destination, &network.source, PROTOCOL_ICMPV6, length);
+        (NETWORK_OFFSET + IPV6_LEN, 1, 4, sum)
+    };
+    let check = sum_quotation(frame, icmp + ICMP_LEN, quoted(transport), sum.pair([kind, code]))?.finish();
+    frame.write(icmp, [kind, code, check[0], check[1], 0, 0, 0, 0])
+}
+
+/// Adds `len` bytes from `start` on: a multiple of four, at most [`QUOTE_MAX`]. The constant bound
+/// is what the verifier follows.
+#[inline(always)]
+fn sum_quotation<P: PacketAccess>(frame: &P, start: usize, len: usize, mut sum: Sum) -> Option<Sum> {
+    for i in 0..QUOTE_MAX / 4 {
+        if i * 4 >= len {
+            break;
+        }
+        sum = sum.word(frame.read(start + i * 4)?);
     }
+    Some(sum)
 }
 
 #[inline(always)]

@@ -74,6 +74,12 @@ impl Sum {
         Self(self.0 + u16::from_ne_bytes(bytes) as u64)
     }
 
+    /// Four bytes, as a word in memory order.
+    #[inline(always)]
+    pub const fn word(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
     /// Bytes from an even offset on; an odd last byte is padded with zero.
     #[inline(always)]
     pub fn bytes<const N: usize>(mut self, bytes: &[u8; N]) -> Self {

@@ -1,36 +1,52 @@
 //! The flow table's words: where a flow lives, in which state it is, which one must give way.
 //!
 //! The table is three arrays. `flow_words` holds buckets of eight 64-bit words, one cache line
-//! each; a word says whether the way is taken, by which tag, in which TCP state and when a packet
-//! was last seen. `flows` holds the flow itself at the same index (`bucket * 8 + way`), and
+//! each; a word says whether the way is taken, by which tag, in which TCP state and when it expires
+//! unless another packet comes. `flows` holds the flow itself at the same index (`bucket * 8 + way`), and
 //! `reply_words` finds that index from the reply's tuple. A flow may live in either of two buckets
 //! (two-choice hashing keeps buckets even: M. Mitzenmacher, "The power of two choices", 2001).
 //!
-//! A word changes hands by compare-and-swap only: whoever swaps it to [`State::Busy`] owns the way
-//! until it stores a word of another state. Both sides follow this, the agent through a memory
-//! mapping.
+//! A way changes hands by compare-and-swap of its word, and only so; the agent does it through a
+//! memory mapping:
+//!
+//! - Take: swap the word that was read for [`Word::busy`]. Who succeeds owns the way. A flow of the
+//!   same key that has expired but is still there is the way to take: else there were two. Otherwise
+//!   it is the one of least [`Word::worth`], an empty one in the emptier bucket. If the word was not
+//!   empty, its flow gives way: its reply word goes first (swapped for empty, if it still names
+//!   this way), so that no reply is ever translated by half a flow.
+//! - Give: write the flow, put its reply word into an empty way, and last swap the own busy word for
+//!   [`Word::begin`]; or, to remove, for [`Word::EMPTY`]. If that swap fails, the owner was away for
+//!   longer than the timeout of [`State::Busy`] and another has taken over: it leaves the way alone.
+//!   Only programs write flows; the agent, which can be away for long, only removes.
+//! - Look up: read the word, read the flow and compare its key, read the word again. Another tag or
+//!   [`State::Busy`] then means that the flow was not read whole.
+//! - Keep: swap the word for [`Word::after`]. A lost swap means that somebody else was faster; try
+//!   again if the packet carried a flag, else let it be.
 //!
 //! ```text
-//! flow word    63        40 39   36 35   32 31                0
-//!              | last seen | flags | state | tag (hash 63..32) |
+//! flow word    63      40 39   36 35   32 31                0
+//!              | expires | flags | state | tag (hash 63..32) |
 //! reply word   63                      32 31                0
 //!              | flow index + 1          | tag (hash 63..32) |
 //! ```
 
 use crate::abi::limits::WAYS;
 
-/// Nanoseconds of one tick of the "last seen" field, as a power of two: 2^27 ns = 134 ms.
+/// Nanoseconds of one tick of the "expires" field, as a power of two: 2^27 ns = 134 ms.
 pub const TICK_SHIFT: u32 = 27;
-const SEEN_BITS: u32 = 24;
-const SEEN_MASK: u64 = (1 << SEEN_BITS) - 1;
+const EXPIRES_BITS: u32 = 24;
+const EXPIRES_MASK: u64 = (1 << EXPIRES_BITS) - 1;
+/// Remaining times from here on are negative: the flow has expired.
+const EXPIRED: u32 = 1 << (EXPIRES_BITS - 1);
 const STATE_SHIFT: u32 = 32;
 const FLAGS_SHIFT: u32 = 36;
-const SEEN_SHIFT: u32 = 40;
+const EXPIRES_SHIFT: u32 = 40;
 
-/// A tick count from nanoseconds of the monotonic clock; wraps after 26 days.
+/// A tick count from nanoseconds of the monotonic clock; wraps after 26 days. Times are compared over
+/// half of that: the agent sweeps far more often.
 #[inline(always)]
 pub const fn ticks(ns: u64) -> u32 {
-    ((ns >> TICK_SHIFT) & SEEN_MASK) as u32
+    ((ns >> TICK_SHIFT) & EXPIRES_MASK) as u32
 }
 
 const fn seconds(s: u64) -> u32 {
@@ -45,9 +61,9 @@ pub enum State {
     Empty = 0,
     /// Somebody is writing or removing the flow.
     Busy = 1,
-    /// TCP: reset, or FIN seen from both sides.
+    /// TCP: reset, or FIN seen from both sides. Packets still pass: the last ACK, lost data again.
     Closed = 2,
-    /// TCP: SYN seen, nothing from the backend.
+    /// TCP: SYN seen, the handshake is not over.
     Opening = 3,
     /// UDP: nothing from the backend yet.
     OneWay = 4,
@@ -145,10 +161,9 @@ impl Word {
     const FLAG_FIN_BACKEND: u64 = 4;
 
     #[inline(always)]
-    const fn with(tag: u32, state: State, flags: u64, seen: u32) -> Self {
-        Self(
-            tag as u64 | (state as u64) << STATE_SHIFT | flags << FLAGS_SHIFT | (seen as u64 & SEEN_MASK) << SEEN_SHIFT,
-        )
+    const fn with(tag: u32, state: State, flags: u64, now: u32) -> Self {
+        let expires = now.wrapping_add(state.timeout()) as u64 & EXPIRES_MASK;
+        Self(tag as u64 | (state as u64) << STATE_SHIFT | flags << FLAGS_SHIFT | expires << EXPIRES_SHIFT)
     }
 
     /// The mark of somebody at work on the way since tick `now`.
@@ -178,74 +193,124 @@ impl Word {
         (self.0 >> FLAGS_SHIFT) & 0xf
     }
 
-    /// Ticks since the last packet.
+    /// Ticks until the flow expires; [`EXPIRED`] and above: it has.
     #[inline(always)]
+    const fn remaining(self, now: u32) -> u32 {
+        ((self.0 >> EXPIRES_SHIFT) as u32).wrapping_sub(now) & EXPIRES_MASK as u32
+    }
+
+    /// Ticks since the last packet; 0 also where the clock of another CPU was a moment ahead.
     pub const fn age(self, now: u32) -> u32 {
-        let seen = (self.0 >> SEEN_SHIFT) & SEEN_MASK;
-        ((now as u64).wrapping_sub(seen) & SEEN_MASK) as u32
+        let age = self.state().timeout().wrapping_sub(self.remaining(now)) & EXPIRES_MASK as u32;
+        if age > EXPIRES_MASK as u32 - EXPIRED / 2 { 0 } else { age }
     }
 
     #[inline(always)]
     pub const fn expired(self, now: u32) -> bool {
-        self.age(now) > self.state().timeout()
+        self.remaining(now) >= EXPIRED
     }
 
-    /// A flow that packets may use.
+    /// 1 while the flow has not expired.
+    #[inline(always)]
+    const fn fresh(self, now: u32) -> u32 {
+        1 ^ self.remaining(now) >> (EXPIRES_BITS - 1)
+    }
+
+    /// The state's number.
+    #[inline(always)]
+    const fn number(self) -> u32 {
+        (self.0 >> STATE_SHIFT) as u32 & 0xf
+    }
+
+    /// A flow that packets may use. Sums instead of branches, because the verifier follows each.
     #[inline(always)]
     pub const fn live(self, now: u32) -> bool {
-        (self.state() as u8) > (State::Busy as u8) && !self.expired(now)
+        let past_busy = (self.number() + 15 - State::Busy as u32) >> 4;
+        past_busy & self.fresh(now) != 0
     }
 
-    /// The word after a packet; the same word when nothing has changed, so that most packets do not
-    /// write. RFC 9293, 3.3.2, as seen from the middle: a retransmitted FIN changes nothing, a reset
-    /// ends the flow at once.
+    /// The word of a live flow after a packet; the same word when nothing has changed, so that most
+    /// packets do not write.
     #[inline(always)]
     pub const fn after(self, seen: Seen, now: u32) -> Self {
-        let mut flags = self.flags();
-        if seen.reply {
-            flags |= Self::FLAG_REPLY;
-        }
-        let state = if !seen.tcp {
-            if flags & Self::FLAG_REPLY != 0 { State::BothWays } else { State::OneWay }
+        let (state, flags) = if seen.tcp {
+            self.after_tcp(seen)
+        } else if seen.reply || self.flags() & Self::FLAG_REPLY != 0 {
+            (State::BothWays, Self::FLAG_REPLY)
         } else {
-            if seen.tcp_flags & TCP_FIN != 0 {
-                flags |= if seen.reply { Self::FLAG_FIN_BACKEND } else { Self::FLAG_FIN_CLIENT };
-            }
-            let fins = flags & (Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND);
-            let was = self.state();
-            if seen.tcp_flags & TCP_RST != 0 || matches!(was, State::Closed) {
-                State::Closed
-            } else if fins == Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND {
-                State::Closed
-            } else if fins != 0 {
-                State::Closing
-            } else if matches!(was, State::Opening) {
-                // The client's first packet after an answer: the handshake is over.
-                if !seen.reply && flags & Self::FLAG_REPLY != 0 && seen.tcp_flags & TCP_SYN == 0 {
-                    State::Established
-                } else {
-                    State::Opening
-                }
-            } else {
-                was
-            }
+            (State::OneWay, 0)
         };
         Self::with(self.tag(), state, flags, now)
     }
 
-    /// Worth of a taken way against others when one must give way; higher stays. Empty and expired
-    /// ways are worth nothing, one that somebody works on is never given.
+    /// Whether the packet begins a new connection on the tuple of one that is over, or that the
+    /// client has finished. [`Word::after`] then starts the flow anew on its backend; the caller may
+    /// as well remove it and choose again.
+    #[inline(always)]
+    pub const fn restarted_by(self, seen: Seen) -> bool {
+        let over = match self.state() {
+            State::Closed => true,
+            State::Closing => self.flags() & Self::FLAG_FIN_CLIENT != 0,
+            _ => false,
+        };
+        over && seen.tcp && !seen.reply && seen.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+    }
+
+    /// RFC 9293, 3.3.2, as seen from the middle. Sequence numbers are not looked at: a forged reset
+    /// or FIN with the right tuple looks like a real one. The endpoints ignore it (RFC 5961) and their
+    /// packets still pass, but an idle flow is then forgotten after the timeout of
+    /// [`State::Closed`] or [`State::Closing`].
+    #[inline(always)]
+    const fn after_tcp(self, seen: Seen) -> (State, u64) {
+        let was = self.state();
+        let mut flags = self.flags();
+        if self.restarted_by(seen) {
+            return (State::Opening, 0);
+        }
+        if seen.tcp_flags & TCP_RST != 0 {
+            return (State::Closed, flags);
+        }
+        let syn = seen.tcp_flags & TCP_SYN != 0;
+        let ack = seen.tcp_flags & TCP_ACK != 0;
+        if matches!(was, State::Opening) && seen.reply && syn && ack {
+            flags |= Self::FLAG_REPLY;
+        }
+        // Before the backend's SYN-ACK nothing that comes from the client is worth more than its SYN:
+        // else a forger would need two packets for a flow that outlives the honest ones.
+        let answered = !matches!(was, State::Opening) || flags & Self::FLAG_REPLY != 0;
+        if seen.tcp_flags & TCP_FIN != 0 && answered {
+            flags |= if seen.reply { Self::FLAG_FIN_BACKEND } else { Self::FLAG_FIN_CLIENT };
+        }
+        // The client's first packet after the SYN-ACK ends the handshake: its ACK, or data if that
+        // was lost.
+        let confirmed = !matches!(was, State::Opening) || (answered && !seen.reply && ack && !syn);
+        let fins = flags & (Self::FLAG_FIN_CLIENT | Self::FLAG_FIN_BACKEND);
+        let state = if matches!(was, State::Closed) {
+            State::Closed
+        } else if !confirmed {
+            State::Opening
+        } else if fins == 0 {
+            State::Established
+        } else if fins == Self::FLAG_FIN_CLIENT || fins == Self::FLAG_FIN_BACKEND {
+            State::Closing
+        } else {
+            State::Closed
+        };
+        (state, flags)
+    }
+
+    /// Worth of a way against others when one must give way; higher stays. Empty and expired ways
+    /// are worth nothing, one that somebody works on is never given ([`u32::MAX`]).
     #[inline(always)]
     pub const fn worth(self, now: u32) -> u32 {
-        let state = self.state();
-        if matches!(state, State::Empty) || self.expired(now) {
-            return 0;
-        }
-        if matches!(state, State::Busy) {
-            return u32::MAX;
-        }
+        let state = self.number();
+        let taken = (state + 15) >> 4;
+        let not_busy = ((state ^ State::Busy as u32) + 15) >> 4;
+        let kept = taken & self.fresh(now);
         // Within a state, the one that was silent for longest goes first.
-        ((state as u32) << SEEN_BITS) | (SEEN_MASK as u32 - self.age(now))
+        let worth = state << EXPIRES_BITS | self.remaining(now);
+        // Masks of all ones or all zeros instead of branches, as in `live`.
+        (worth | not_busy.wrapping_sub(1)) & kept.wrapping_neg()
     }
 }
 
@@ -265,6 +330,12 @@ impl ReplyWord {
     #[inline(always)]
     pub const fn tag(self) -> u32 {
         self.0 as u32
+    }
+
+    /// Index into `flows`; of a free way [`u32::MAX`], which no flow has.
+    #[inline(always)]
+    pub const fn index_or_max(self) -> u32 {
+        ((self.0 >> 32) as u32).wrapping_sub(1)
     }
 
     /// Index into `flows`, or `None` when the way is free.

@@ -4,14 +4,17 @@
 //! Byte order: addresses and ports inside ABI types are stored as they stand in the packet
 //! (network order), wrapped in [`abi::Address`] and [`abi::Port`]; every other integer is in host
 //! order. Nothing here allocates, reads a clock or knows about maps.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fuzz")), no_std)]
 
 pub mod abi;
 pub mod answer;
 pub mod checksum;
 pub mod flow;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod hash;
 pub mod packet;
 pub mod parse;
+pub mod ports;
 pub mod rewrite;
 pub mod verdict;

@@ -28,7 +28,10 @@ fields!(u8, u16, u32, u64, EthHdr, Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr);
 unsafe impl<const N: usize> Field for [u8; N] {}
 
 /// Checked access at a byte offset. `None` when the frame ends before the field does, or when it
-/// lies beyond [`HEADERS_MAX`].
+/// begins at [`HEADERS_MAX`] or beyond.
+///
+/// In XDP, check and access must go through the same register: the verifier knows the bounds of that
+/// one only, while the compiler takes a check for done when an earlier one implies it.
 pub trait PacketAccess {
     /// Bytes of the whole frame.
     fn len(&self) -> usize;

@@ -10,7 +10,7 @@ use network_types::{
 
 use crate::{
     abi::{Address, Port, Protocol, limits::EXTENSION_HEADERS},
-    packet::PacketAccess,
+    packet::{HEADERS_MAX, PacketAccess},
 };
 
 /// Where the network header begins: frames with a VLAN tag are not ours.
@@ -38,6 +38,8 @@ pub struct Network {
 /// The frame is none of ours: pass it on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotOurs {
+    /// Neither IPv4 nor IPv6, or IPv6 with a mapped IPv4 address, which has no place on the wire
+    /// and would look like an IPv4 packet's.
     NotIp,
     /// Says it is IP, but ends before the addresses do.
     Short,
@@ -46,7 +48,7 @@ pub enum NotOurs {
 /// Why the rest of a packet to one of our addresses cannot be balanced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Problem {
-    /// Neither TCP nor UDP.
+    /// Neither TCP nor UDP, or on its way to further nodes (IPv6 routing header).
     NotTransport,
     Fragment,
     /// Too short or contradictory.
@@ -80,7 +82,11 @@ pub fn network<P: PacketAccess>(frame: &P) -> Result<Network, NotOurs> {
         }
         ETHERTYPE_IPV6 => {
             let header: Ipv6Hdr = frame.read(NETWORK_OFFSET).ok_or(NotOurs::Short)?;
-            Ok(Network { v4: false, source: Address::v6(header.src_addr), destination: Address::v6(header.dst_addr) })
+            let (source, destination) = (Address::v6(header.src_addr), Address::v6(header.dst_addr));
+            if source.is_v4() || destination.is_v4() {
+                return Err(NotOurs::NotIp);
+            }
+            Ok(Network { v4: false, source, destination })
         }
         _ => Err(NotOurs::NotIp),
     }
@@ -121,32 +127,38 @@ fn transport_v6<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
     }
     let mut next = header.next_hdr;
     let mut offset = NETWORK_OFFSET + size_of::<Ipv6Hdr>();
-    // RFC 8200, 4: each extension header names the next one and, but for two, its own length.
     for _ in 0..EXTENSION_HEADERS {
-        let units = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY => 8,
-            AUTHENTICATION => 4,
+        if !is_extension(next) {
+            break;
+        }
+        // RFC 8200, 4: each names the next header and, but for the fragment, its own length.
+        let [following, length, kind, left]: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
+        offset += match next {
             FRAGMENT => {
-                let fragment: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
                 // An offset, or "more fragments"; without both it is an atomic fragment (RFC 6946).
-                if u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9 != 0 {
+                if u16::from_be_bytes([kind, left]) & 0xfff9 != 0 {
                     return Err(Problem::Fragment);
                 }
-                next = fragment[0];
-                offset += 8;
-                continue;
+                8
             }
-            _ => return ports(frame, next, offset, packet_len as u16, header.hop_limit),
+            // RFC 4302, 2.2: counts in 4 bytes, less two.
+            AUTHENTICATION => (length as usize + 2) * 4,
+            // Segments left: the checksum is about another destination (RFC 8200, 8.1).
+            ROUTING if left != 0 => return Err(Problem::NotTransport),
+            _ => (length as usize + 1) * 8,
         };
-        let extension: [u8; 2] = frame.read(offset).ok_or(Problem::Malformed)?;
-        next = extension[0];
-        // RFC 4302, 2.2: the authentication header counts in 4 bytes, less two.
-        offset += if units == 4 { (extension[1] as usize + 2) * 4 } else { (extension[1] as usize + 1) * 8 };
+        next = following;
     }
-    match next {
-        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | AUTHENTICATION | FRAGMENT => Err(Problem::Malformed),
-        _ => ports(frame, next, offset, packet_len as u16, header.hop_limit),
+    // The last: every field that will be rewritten is within reach.
+    if is_extension(next) || offset > NETWORK_OFFSET + packet_len || offset > HEADERS_MAX - size_of::<TcpHdr>() {
+        return Err(Problem::Malformed);
     }
+    ports(frame, next, offset, packet_len as u16, header.hop_limit)
+}
+
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY)
 }
 
 /// `offset`: of the transport header; `packet_len`: checked to lie within the frame.
@@ -161,17 +173,17 @@ fn ports<P: PacketAccess>(
     let end = NETWORK_OFFSET + packet_len as usize;
     match Protocol::from_number(protocol) {
         Some(Protocol::Tcp) => {
-            let header: TcpHdr = frame.read(offset).ok_or(Problem::Malformed)?;
-            let bits: [u8; 2] = frame.read(offset + 12).ok_or(Problem::Malformed)?;
-            let header_len = (bits[0] >> 4) as usize * 4;
+            // Ports, numbers, data offset and flags in one read: each has its price in XDP.
+            let header: [u8; 14] = frame.read(offset).ok_or(Problem::Malformed)?;
+            let header_len = (header[12] >> 4) as usize * 4;
             if header_len < size_of::<TcpHdr>() || offset + header_len > end {
                 return Err(Problem::Malformed);
             }
             Ok(Transport {
                 protocol: Protocol::Tcp,
-                source_port: Port::from_wire(header.source),
-                destination_port: Port::from_wire(header.dest),
-                tcp_flags: bits[1],
+                source_port: Port::from_wire([header[0], header[1]]),
+                destination_port: Port::from_wire([header[2], header[3]]),
+                tcp_flags: header[13],
                 ttl,
                 offset: offset as u16,
                 packet_len,

@@ -3,7 +3,7 @@
 use crate::{
     abi::{Address, Port, Protocol},
     checksum::Delta,
-    packet::PacketAccess,
+    packet::{Field, PacketAccess},
     parse::{NETWORK_OFFSET, Network, Transport},
 };
 
@@ -16,14 +16,9 @@ pub struct Translation {
     pub destination_port: Port,
 }
 
-/// Offsets in the IPv4 header (RFC 791, 3.1) and the IPv6 header (RFC 8200, 3).
-const V4_TTL: usize = NETWORK_OFFSET + 8;
-const V4_CHECK: usize = NETWORK_OFFSET + 10;
-const V4_SOURCE: usize = NETWORK_OFFSET + 12;
-const V4_DESTINATION: usize = NETWORK_OFFSET + 16;
-const V6_HOP_LIMIT: usize = NETWORK_OFFSET + 7;
-const V6_SOURCE: usize = NETWORK_OFFSET + 8;
-const V6_DESTINATION: usize = NETWORK_OFFSET + 24;
+/// What is rewritten of the headers begins with the TTL (RFC 791, 3.1) or hop limit (RFC 8200, 3).
+const V4_REST: usize = NETWORK_OFFSET + 8;
+const V6_REST: usize = NETWORK_OFFSET + 7;
 
 /// Offsets of the checksum in the TCP (RFC 9293, 3.1) and the UDP header (RFC 768).
 const TCP_CHECK: usize = 16;
@@ -38,17 +33,11 @@ pub fn translate<P: PacketAccess>(
     transport: &Transport,
     to: &Translation,
 ) -> Option<()> {
-    if network.v4 {
-        network_v4(frame, network, to)?
-    } else {
-        network_v6(frame, transport, to)?
-    }
+    let addresses =
+        if network.v4 { network_v4(frame, network, to)? } else { network_v6(frame, network, transport, to)? };
 
-    let delta = Delta::ZERO
-        .address(&network.source, &to.source)
-        .address(&network.destination, &to.destination)
-        .port(transport.source_port, to.source_port)
-        .port(transport.destination_port, to.destination_port);
+    let delta =
+        addresses.port(transport.source_port, to.source_port).port(transport.destination_port, to.destination_port);
     let offset = transport.offset as usize;
     let [a, b] = to.source_port.to_wire();
     let [c, d] = to.destination_port.to_wire();
@@ -65,32 +54,71 @@ pub fn translate<P: PacketAccess>(
     }
 }
 
+/// The IPv4 header from the TTL to its fixed end (RFC 791, 3.1), written at once: in XDP each access
+/// has its price.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct V4Rest {
+    ttl: u8,
+    protocol: u8,
+    check: [u8; 2],
+    source: u32,
+    destination: u32,
+}
+// SAFETY: bytes and integers, packed.
+unsafe impl Field for V4Rest {}
+
+/// The IPv6 header from the hop limit on (RFC 8200, 3).
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct V6Rest {
+    hop_limit: u8,
+    source: Words,
+    destination: Words,
+}
+// SAFETY: a byte and integers, packed.
+unsafe impl Field for V6Rest {}
+
+/// An address as four words and not as an array, which the BPF compiler would copy byte by byte.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Words(u32, u32, u32, u32);
+
+/// Gives the change of the addresses, for the checksums of the pseudo-header.
 #[inline(always)]
-fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translation) -> Option<()> {
+fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translation) -> Option<Delta> {
+    let [ttl, protocol, c0, c1]: [u8; 4] = frame.read(V4_REST)?;
+    let lowered = ttl.wrapping_sub(1);
+    let addresses =
+        Delta::ZERO.address_v4(&network.source, &to.source).address_v4(&network.destination, &to.destination);
     // TTL and protocol share a 16-bit word of the checksum.
-    let [ttl, protocol]: [u8; 2] = frame.read(V4_TTL)?;
-    let lowered = [ttl.wrapping_sub(1), protocol];
-    let delta = Delta::ZERO
-        .address_v4(&network.source, &to.source)
-        .address_v4(&network.destination, &to.destination)
-        .field(u16::from_ne_bytes([ttl, protocol]), u16::from_ne_bytes(lowered));
-    let check: [u8; 2] = frame.read(V4_CHECK)?;
-    frame.write(V4_TTL, lowered)?;
-    frame.write(V4_CHECK, delta.apply(check))?;
-    frame.write(V4_SOURCE, to.source.words()[3])?;
-    frame.write(V4_DESTINATION, to.destination.words()[3])
+    let delta = addresses.field(u16::from_ne_bytes([ttl, protocol]), u16::from_ne_bytes([lowered, protocol]));
+    frame.write(
+        V4_REST,
+        V4Rest {
+            ttl: lowered,
+            protocol,
+            check: delta.apply([c0, c1]),
+            source: to.source.words()[3],
+            destination: to.destination.words()[3],
+        },
+    )?;
+    Some(addresses)
 }
 
 #[inline(always)]
-fn network_v6<P: PacketAccess>(frame: &mut P, transport: &Transport, to: &Translation) -> Option<()> {
-    frame.write(V6_HOP_LIMIT, transport.ttl.wrapping_sub(1))?;
-    let source = to.source.words();
-    let destination = to.destination.words();
-    let mut i = 0;
-    while i < 4 {
-        frame.write(V6_SOURCE + i * 4, source[i])?;
-        frame.write(V6_DESTINATION + i * 4, destination[i])?;
-        i += 1;
-    }
-    Some(())
+fn network_v6<P: PacketAccess>(
+    frame: &mut P,
+    network: &Network,
+    transport: &Transport,
+    to: &Translation,
+) -> Option<Delta> {
+    let (s, d) = (to.source.words(), to.destination.words());
+    let rest = V6Rest {
+        hop_limit: transport.ttl.wrapping_sub(1),
+        source: Words(s[0], s[1], s[2], s[3]),
+        destination: Words(d[0], d[1], d[2], d[3]),
+    };
+    frame.write(V6_REST, rest)?;
+    Some(Delta::ZERO.address(&network.source, &to.source).address(&network.destination, &to.destination))
 }

@@ -47,7 +47,7 @@ macro_rules! reasons {
 
             /// What it means, in a sentence.
             pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),+)),+ }
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii_start()),+ }
             }
         }
     };
@@ -60,7 +60,7 @@ reasons! {
     NotForUs = 1, Pass, "not_for_us";
     /// To one of our addresses, but no service has the protocol and port.
     NoService = 2, Pass, "no_service";
-    /// To one of our addresses, neither TCP nor UDP: ICMP and the rest.
+    /// To one of our addresses, neither TCP nor UDP, or with a route to further nodes.
     NotTransport = 3, Pass, "not_transport";
     /// To one of our addresses, a fragment of a larger packet.
     Fragment = 4, Pass, "fragment";
@@ -98,8 +98,10 @@ reasons! {
     TooBig = 20, Drop, "too_big";
     /// The kernel refused to resize or resend the packet.
     Internal = 21, Drop, "internal";
+    /// To be answered, but its source is no single host that an answer could go to.
+    Unanswerable = 22, Drop, "unanswerable";
     /// Not a verdict: flows evicted while live because the table was full, one count each.
-    Evicted = 22, Drop, "evicted";
+    Evicted = 23, Drop, "evicted";
 }
 
 /// How a packet leaves.
@@ -109,8 +111,8 @@ pub enum Exit {
     Pass,
     /// Out of the interface it came from.
     Transmit,
-    /// Out of another interface, by its index.
-    Redirect(u32),
+    /// Out of another interface, named by the verdict.
+    Redirect,
     Drop,
 }
 
@@ -119,6 +121,9 @@ pub enum Exit {
 pub struct Verdict {
     pub reason: Reason,
     pub exit: Exit,
+    /// For [`Exit::Redirect`], otherwise 0. Not inside the variant: a payload that is not always
+    /// written is a register the verifier will not let be read.
+    pub ifindex: u32,
 }
 
 impl Verdict {
@@ -129,13 +134,13 @@ impl Verdict {
             Action::Pass => Exit::Pass,
             Action::Forward | Action::Refuse | Action::Drop => Exit::Drop,
         };
-        Self { reason, exit }
+        Self { reason, exit, ifindex: 0 }
     }
 
     /// A verdict that sends the frame out of the interface it came from.
     #[inline(always)]
     pub const fn transmit(reason: Reason) -> Self {
-        Self { reason, exit: Exit::Transmit }
+        Self { reason, exit: Exit::Transmit, ifindex: 0 }
     }
 }
 
@@ -149,7 +154,7 @@ mod tests {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert!(names.insert(reason.name()));
-            assert!(!reason.meaning().is_empty());
+            assert!(reason.meaning().starts_with(char::is_uppercase) && reason.meaning().ends_with('.'));
         }
     }
 }

@@ -1,42 +1,51 @@
+//! The data path. A packet's way: [`lb`] -> [`pipeline::run`] -> one file per stage ->
+//! [`transmit`]; a verdict comes back and is counted here.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
-use aya_ebpf::{macros::{btf_map, map, xdp}, btf_maps::Array, programs::XdpContext, bindings::xdp_action};
-use core::arch::asm;
 
-#[repr(C)]
-pub struct Bucket { pub words: [u64; 8] }
+mod atomic;
+mod ctx;
+mod events;
+mod maps;
+mod opaque;
+mod packet;
+mod pipeline;
+mod settings;
+mod stages;
+mod stats;
+mod transmit;
 
-#[btf_map]
-static FLOWS: Array<Bucket, 1024, 1024> = Array::new();
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
+use aya_log_ebpf::debug;
+use lb_common::verdict::Exit;
 
-#[inline(always)]
-unsafe fn cas(p: *mut u64, old: u64, new: u64) -> u64 {
-    let seen: u64;
-    unsafe { asm!("r0 = cmpxchg_64({p} + 0, r0, {new})", p = in(reg) p, new = in(reg) new, inout("r0") old => seen); }
-    seen
-}
-#[inline(always)]
-unsafe fn fetch_or(p: *mut u64, bits: u64) -> u64 {
-    let mut v = bits;
-    unsafe { asm!("{v} = atomic_fetch_or((u64 *)({p} + 0), {v})", p = in(reg) p, v = inout(reg) v); }
-    v
-}
+use crate::ctx::Frame;
 
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let i = (ctx.data_end() - ctx.data()) as u32 & 1023;
-    if let Some(b) = FLOWS.get_ptr_mut(i) {
-        let p = unsafe { core::ptr::addr_of_mut!((*b).words[(i & 7) as usize]) };
-        let old = unsafe { core::ptr::read_volatile(p) };
-        let seen = unsafe { cas(p, old, old + 1) };
-        let f = unsafe { fetch_or(p, 1 << 40) };
-        if seen == old && f & 1 == 0 { return xdp_action::XDP_TX; }
+    let mut frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = pipeline::run(&mut frame);
+    stats::verdict(verdict.reason, bytes);
+    debug!(&ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason as u32);
+    match verdict.exit {
+        Exit::Pass => xdp_action::XDP_PASS,
+        Exit::Drop => xdp_action::XDP_DROP,
+        Exit::Transmit => xdp_action::XDP_TX,
+        // SAFETY: takes two numbers; an interface that is gone makes the driver drop the frame.
+        Exit::Redirect => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
     }
-    xdp_action::XDP_PASS
 }
+
+#[cfg(not(test))]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Nothing in the program panics; the verifier would refuse this loop if anything reached it.
+    loop {}
+}
+
+/// Helpers such as the socket lookup are for programs under the GPL only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -47,6 +47,12 @@ impl Address {
         self.0
     }
 
+    /// From words as [`Self::words`] gives them.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// All sixteen octets.
     pub const fn octets(&self) -> [u8; 16] {
         let [a, b, c, d] = self.0;

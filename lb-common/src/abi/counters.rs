@@ -11,7 +11,8 @@ pub struct DirectionCounters {
     pub bytes: u64,
 }
 
-/// Value of `service_stats`, indexed by service id.
+/// Value of `service_stats`, indexed by service id; zeroed by the agent when the id is given to
+/// another service.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct ServiceCounters {
@@ -28,7 +29,8 @@ pub struct ServiceCounters {
     pub reserved: u64,
 }
 
-/// Value of `backend_stats`, indexed by backend id.
+/// Value of `backend_stats`, indexed by backend id; zeroed by the agent when the id is given to
+/// another backend.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct BackendCounters {
@@ -38,10 +40,7 @@ pub struct BackendCounters {
     pub flows: u64,
     /// Flows ended by the data path (closed, evicted); the agent counts those that it ages.
     pub ended: u64,
-    /// Generation of the backend these counters belong to, written by the data path at each new
-    /// flow; a reader drops counters of another generation.
-    pub generation: u64,
-    pub reserved: u64,
+    pub reserved: [u64; 2],
 }
 
 /// Value of `verdict_stats`, indexed by [`crate::verdict::Reason`].

@@ -2,7 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Address, Port, limits::PORT_POOL_WORDS};
+use super::{
+    Address, Port,
+    limits::{PORT_POOL_WORDS, PORT_RANGES},
+};
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -169,7 +172,7 @@ pub struct Backend {
 
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see
 /// [`crate::flow`]), which also holds its state and age.
-#[repr(C, align(64))]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Flow {
     pub client: Address,
@@ -199,8 +202,9 @@ pub struct Flow {
     pub granularity: u8,
 }
 
-/// Element of `port_pools`: which source ports towards one backend endpoint are in use.
-#[repr(C, align(64))]
+/// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is
+/// ready for use when the bit of port 0, which is never handed out, is set.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct PortPool {
     /// Bit `p % 64` of word `p / 64` is port `p`. Set: in use, or outside the configured ports.
@@ -208,7 +212,18 @@ pub struct PortPool {
     /// Where the next search begins: ports are used in turn, so that one rests as long as possible.
     pub cursor: u32,
     pub zero: u32,
-    pub reserved: [u64; 7],
+    /// First and last port of each configured range, in host order; unused pairs are zero. For the
+    /// agent: the bits alone do not tell a port in use from one outside the ranges.
+    pub ranges: [[u16; 2]; PORT_RANGES],
+}
+
+/// Value of the map `interfaces`, keyed by interface index: an interface the program is attached to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct Interface {
+    /// Source of frames that leave here when the neighbour entry of the client is cold.
+    pub mac: [u8; 6],
+    pub zero: [u8; 2],
 }
 
 /// The one element of the array `settings`: what was fixed when the maps were made and must be the

@@ -20,6 +20,10 @@ pub const REPLY_FACTOR: u32 = 2;
 pub const PORT_POOLS: u32 = 256;
 /// Words of one port pool: 65,536 ports.
 pub const PORT_POOL_WORDS: usize = 1024;
+/// Ranges of source ports that one pool can be made of.
+pub const PORT_RANGES: usize = 14;
+/// Interfaces the program can be attached to.
+pub const INTERFACES: u32 = 64;
 /// Bytes of the ring buffer `events`: a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 65_536;
 

@@ -14,8 +14,8 @@ pub mod names;
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, Flow, Granularity, Mode, PortPool, Scheduler, ServiceInfo, ServiceKey,
-    ServiceValue, Settings,
+    AddressRoles, Backend, BackendState, Flow, Granularity, Interface, Mode, PortPool, Scheduler, ServiceInfo,
+    ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
 
@@ -42,6 +42,7 @@ assert_size! {
     Flow = 64,
     PortPool = 8 * 1024 + 64,
     Settings = 64,
+    Interface = 8,
     DirectionCounters = 16,
     ServiceCounters = 64,
     BackendCounters = 64,

@@ -21,6 +21,7 @@ names! {
     FLOWS = "flows",
     PORT_POOLS = "port_pools",
     SETTINGS = "settings",
+    INTERFACES = "interfaces",
     EVENTS = "events",
     SERVICE_STATS = "service_stats",
     BACKEND_STATS = "backend_stats",

@@ -1,0 +1,276 @@
+//! Frames for the tests, built and checked with another implementation of the same RFCs.
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
+use std::net::IpAddr;
+
+use etherparse::{
+    IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, NetSlice, SlicedPacket, TcpHeader, TransportSlice, UdpHeader,
+};
+use lb_common::{
+    abi::{Address, Port},
+    parse::{self, Network, Transport},
+    rewrite::Translation,
+};
+
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// Where the network header begins.
+pub const ETHERNET: usize = 14;
+
+/// What a packet is made of; [`Packet::frame`] makes it.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub ttl: u8,
+    /// IPv4: a multiple of four bytes, at most 40.
+    pub options: Vec<u8>,
+    /// IPv6: protocol number and whole header, whose first byte is set when the frame is made.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    pub segment: Segment,
+    /// Bytes behind the IP packet, as in short Ethernet frames.
+    pub padding: usize,
+}
+
+#[derive(Clone, Debug)]
+pub enum Segment {
+    Tcp { header: TcpHeader, payload: Vec<u8> },
+    Udp { source: u16, destination: u16, checksum: bool, payload: Vec<u8> },
+    Other { protocol: u8, bytes: Vec<u8> },
+}
+
+impl Packet {
+    pub fn new(source: &str, destination: &str, segment: Segment) -> Self {
+        Self {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            ttl: 64,
+            options: vec![],
+            extensions: vec![],
+            segment,
+            padding: 0,
+        }
+    }
+
+    pub fn v4(segment: Segment) -> Self {
+        Self::new("198.51.100.7", "203.0.113.10", segment)
+    }
+
+    pub fn v6(segment: Segment) -> Self {
+        Self::new("2001:db8:1::7", "2001:db8::10", segment)
+    }
+
+    /// The same of either family.
+    pub fn of_family(v4: bool, segment: Segment) -> Self {
+        if v4 { Self::v4(segment) } else { Self::v6(segment) }
+    }
+
+    pub fn options(mut self, options: &[u8]) -> Self {
+        self.options = options.to_vec();
+        self
+    }
+
+    pub fn extension(mut self, (kind, bytes): (u8, Vec<u8>)) -> Self {
+        self.extensions.push((kind, bytes));
+        self
+    }
+
+    pub fn padded(mut self, padding: usize) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// Bytes from the start of the frame to the transport header.
+    pub fn transport_offset(&self) -> usize {
+        let extensions: usize = self.extensions.iter().map(|(_, bytes)| bytes.len()).sum();
+        ETHERNET + if self.source.is_ipv4() { 20 + self.options.len() } else { 40 + extensions }
+    }
+
+    pub fn frame(&self) -> Vec<u8> {
+        let segment = self.segment_bytes();
+        let ethertype: u16 = if self.source.is_ipv4() { 0x0800 } else { 0x86dd };
+        let mut frame = [OUR_MAC.as_slice(), &CLIENT_MAC, &ethertype.to_be_bytes()].concat();
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let protocol = IpNumber(self.segment.protocol());
+                let mut header = Ipv4Header::new(0, self.ttl, protocol, source.octets(), destination.octets()).unwrap();
+                header.options = Ipv4Options::try_from(self.options.as_slice()).unwrap();
+                header.set_payload_len(segment.len()).unwrap();
+                header.header_checksum = header.calc_header_checksum();
+                frame.extend_from_slice(&header.to_bytes());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let mut next = self.segment.protocol();
+                let mut extensions = vec![];
+                for (kind, bytes) in self.extensions.iter().rev() {
+                    let mut bytes = bytes.clone();
+                    bytes[0] = next;
+                    extensions.splice(0..0, bytes);
+                    next = *kind;
+                }
+                let header = Ipv6Header {
+                    traffic_class: 0,
+                    flow_label: Default::default(),
+                    payload_length: u16::try_from(extensions.len() + segment.len()).unwrap(),
+                    next_header: IpNumber(next),
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                };
+                frame.extend_from_slice(&header.to_bytes());
+                frame.extend_from_slice(&extensions);
+            }
+            _ => panic!("addresses of two families"),
+        }
+        frame.extend_from_slice(&segment);
+        frame.resize(frame.len() + self.padding, 0xa5);
+        frame
+    }
+
+    fn segment_bytes(&self) -> Vec<u8> {
+        match &self.segment {
+            Segment::Tcp { header, payload } => {
+                let mut header = header.clone();
+                header.checksum = match (self.source, self.destination) {
+                    (IpAddr::V4(s), IpAddr::V4(d)) => header.calc_checksum_ipv4_raw(s.octets(), d.octets(), payload),
+                    (IpAddr::V6(s), IpAddr::V6(d)) => header.calc_checksum_ipv6_raw(s.octets(), d.octets(), payload),
+                    _ => panic!("addresses of two families"),
+                }
+                .unwrap();
+                [header.to_bytes().as_slice(), payload].concat()
+            }
+            Segment::Udp { source, destination, checksum, payload } => {
+                let mut header = UdpHeader {
+                    source_port: *source,
+                    destination_port: *destination,
+                    length: (payload.len() + 8) as u16,
+                    checksum: 0,
+                };
+                if *checksum {
+                    header.checksum = match (self.source, self.destination) {
+                        (IpAddr::V4(s), IpAddr::V4(d)) => {
+                            header.calc_checksum_ipv4_raw(s.octets(), d.octets(), payload)
+                        }
+                        (IpAddr::V6(s), IpAddr::V6(d)) => {
+                            header.calc_checksum_ipv6_raw(s.octets(), d.octets(), payload)
+                        }
+                        _ => panic!("addresses of two families"),
+                    }
+                    .unwrap();
+                }
+                [header.to_bytes().as_slice(), payload].concat()
+            }
+            Segment::Other { bytes, .. } => bytes.clone(),
+        }
+    }
+}
+
+impl Segment {
+    pub fn tcp(source: u16, destination: u16, flags: u8, payload: &[u8]) -> Self {
+        let mut header = TcpHeader::new(source, destination, 0x1234_5678, 0xfaf0);
+        header.acknowledgment_number = if flags & 0x10 != 0 { 0x9abc_def0 } else { 0 };
+        (header.fin, header.syn, header.rst) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+        (header.psh, header.ack) = (flags & 8 != 0, flags & 0x10 != 0);
+        Self::Tcp { header, payload: payload.to_vec() }
+    }
+
+    pub fn udp(source: u16, destination: u16, payload: &[u8]) -> Self {
+        Self::Udp { source, destination, checksum: true, payload: payload.to_vec() }
+    }
+
+    fn protocol(&self) -> u8 {
+        match self {
+            Self::Tcp { .. } => 6,
+            Self::Udp { .. } => 17,
+            Self::Other { protocol, .. } => *protocol,
+        }
+    }
+}
+
+/// An IPv6 extension header of `units` of 8 bytes: hop-by-hop (0), destination options (60),
+/// mobility (135).
+pub fn extension(kind: u8, units: u8) -> (u8, Vec<u8>) {
+    let mut bytes = vec![0; units as usize * 8];
+    bytes[1] = units - 1;
+    // One PadN option fills it (RFC 8200, 4.2).
+    bytes[2] = 1;
+    bytes[3] = (bytes.len() - 4).min(255) as u8;
+    (kind, bytes)
+}
+
+pub fn routing(segments_left: u8) -> (u8, Vec<u8>) {
+    (43, vec![0, 0, 4, segments_left, 0, 0, 0, 0])
+}
+
+/// `offset` in units of 8 bytes.
+pub fn fragment(offset: u16, more: bool) -> (u8, Vec<u8>) {
+    let [a, b] = (offset << 3 | more as u16).to_be_bytes();
+    (44, vec![0, 0, a, b, 0, 0, 0, 1])
+}
+
+/// An authentication header of `words` of 4 bytes.
+pub fn authentication(words: u8) -> (u8, Vec<u8>) {
+    let mut bytes = vec![0x11; words as usize * 4];
+    bytes[1] = words - 2;
+    (51, bytes)
+}
+
+/// Both steps of the parser.
+pub fn parse(frame: &mut [u8]) -> (Network, Transport) {
+    let network = parse::network(&&mut *frame).expect("the network header");
+    let transport = parse::transport(&&mut *frame, &network).expect("the transport header");
+    (network, transport)
+}
+
+pub fn translation(source: (&str, u16), destination: (&str, u16)) -> Translation {
+    Translation {
+        source: source.0.parse::<IpAddr>().unwrap().into(),
+        destination: destination.0.parse::<IpAddr>().unwrap().into(),
+        source_port: Port::new(source.1),
+        destination_port: Port::new(destination.1),
+    }
+}
+
+pub fn address(text: &str) -> Address {
+    text.parse::<IpAddr>().unwrap().into()
+}
+
+/// Takes the frame apart and checks the checksum of every header, as a receiver would. Gives the
+/// slices for more.
+pub fn verified(frame: &[u8]) -> SlicedPacket<'_> {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a well-formed frame");
+    match packet.net.as_ref().expect("an IP header") {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 header checksum");
+            let (s, d) = (header.source, header.destination);
+            match packet.transport.as_ref().expect("a transport header") {
+                TransportSlice::Tcp(tcp) => assert_eq!(tcp.checksum(), tcp.calc_checksum_ipv4(s, d).unwrap()),
+                TransportSlice::Udp(udp) => {
+                    let right = udp.to_header().calc_checksum_ipv4_raw(s, d, udp.payload()).unwrap();
+                    assert!(udp.checksum() == 0 || udp.checksum() == right, "UDP checksum");
+                }
+                TransportSlice::Icmpv4(icmp) => {
+                    assert_eq!(icmp.checksum(), icmp.icmp_type().calc_checksum(icmp.payload()));
+                }
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        NetSlice::Ipv6(ip) => {
+            let (s, d) = (ip.header().source(), ip.header().destination());
+            match packet.transport.as_ref().expect("a transport header") {
+                TransportSlice::Tcp(tcp) => assert_eq!(tcp.checksum(), tcp.calc_checksum_ipv6(s, d).unwrap()),
+                TransportSlice::Udp(udp) => {
+                    let right = udp.to_header().calc_checksum_ipv6_raw(s, d, udp.payload()).unwrap();
+                    assert!(udp.checksum() == 0 || udp.checksum() == right, "UDP checksum");
+                }
+                TransportSlice::Icmpv6(icmp) => assert!(icmp.is_checksum_valid(s, d), "ICMPv6 checksum"),
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+        other => panic!("unexpected {other:?}"),
+    }
+    packet
+}

@@ -1,0 +1,115 @@
+//! The only file with packet pointers.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::xdp_md,
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
+use lb_common::packet::{Field, HEADERS_MAX, PacketAccess};
+
+use crate::opaque::opaque;
+
+/// The frame under way.
+pub struct Frame {
+    md: *mut xdp_md,
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { md: ctx.as_ptr().cast(), start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// The frame of a context; for functions of their own, which take no pointers into it along.
+    #[inline(always)]
+    pub fn of(md: *mut xdp_md) -> Self {
+        Self::new(&XdpContext::new(md))
+    }
+
+    /// Length in bytes.
+    #[inline(always)]
+    pub fn bytes(&self) -> u64 {
+        (self.end - self.start) as u64
+    }
+
+    /// Link-layer source address.
+    #[inline(always)]
+    pub fn sender(&self) -> [u8; 6] {
+        self.read(size_of::<[u8; 6]>()).unwrap_or([0; 6])
+    }
+
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel hands a valid context to the program, and it outlives the frame.
+        unsafe { (*self.md).ingress_ifindex }
+    }
+
+    /// The context, for helpers.
+    #[inline(always)]
+    pub fn md(&self) -> *mut xdp_md {
+        self.md
+    }
+
+    /// Moves the start of the frame: negative grows it. `None`: no headroom.
+    #[inline(always)]
+    pub fn adjust_head(&mut self, delta: i32) -> Option<()> {
+        // SAFETY: all pointers into the frame are derived anew below.
+        let refused = unsafe { bpf_xdp_adjust_head(self.md, delta) };
+        self.refresh();
+        (refused == 0).then_some(())
+    }
+
+    /// Moves the end of the frame: negative cuts it.
+    #[inline(always)]
+    pub fn adjust_tail(&mut self, delta: i32) -> Option<()> {
+        // SAFETY: all pointers into the frame are derived anew below.
+        let refused = unsafe { bpf_xdp_adjust_tail(self.md, delta) };
+        self.refresh();
+        (refused == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn refresh(&mut self) {
+        // SAFETY: as in `ifindex`.
+        unsafe {
+            self.start = (*self.md).data as usize;
+            self.end = (*self.md).data_end as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn place<T>(&self, offset: usize) -> Option<*mut T> {
+        if offset >= HEADERS_MAX {
+            return None;
+        }
+        // Without this LLVM finds a second check of the same header redundant, and reads through a
+        // pointer that was never compared.
+        let place = opaque(self.start + offset);
+        if place + size_of::<T>() > self.end {
+            return None;
+        }
+        Some(place as *mut T)
+    }
+}
+
+impl PacketAccess for Frame {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    #[inline(always)]
+    fn read<T: Field>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `place` has checked that the frame holds a whole T there.
+        self.place::<T>(offset).map(|place| unsafe { place.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<T: Field>(&mut self, offset: usize, value: T) -> Option<()> {
+        // SAFETY: as in `read`; the frame is ours alone while the program runs.
+        self.place::<T>(offset).map(|place| unsafe { place.write_unaligned(value) })
+    }
+}

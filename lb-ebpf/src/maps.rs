@@ -1,0 +1,97 @@
+//! The only file with map statics. Capacities are defaults; the loader sets those of the
+//! configuration. For each: who writes, and what is lost when it is full.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{
+        Address, AddressRoles, Backend, BackendCounters, Event, Flow, Interface, PortPool, ServiceCounters,
+        ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, limits,
+    },
+    verdict::Reason,
+};
+
+/// The agent ages and lists flows through a memory mapping.
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+
+/// Room for one [`Packet`](crate::packet::Packet).
+#[repr(C, align(8))]
+pub struct Scratch(pub [u8; size_of::<crate::packet::Packet>()]);
+
+/// One cache line of flow words or reply words.
+#[repr(C, align(64))]
+pub struct Bucket {
+    pub words: [u64; limits::WAYS],
+}
+
+/// Written by the agent. Read for every packet: says whether it is ours.
+#[btf_map(name = "addresses")]
+pub static ADDRESSES: HashMap<Address, AddressRoles, { limits::ADDRESSES as usize }> = HashMap::new();
+
+/// Written by the agent, one service at a time; an update replaces the value as a whole.
+#[btf_map(name = "services")]
+pub static SERVICES: HashMap<ServiceKey, ServiceValue, { limits::SERVICES as usize }> = HashMap::new();
+
+/// Written by the agent before the id is published.
+#[btf_map(name = "service_info")]
+pub static SERVICE_INFO: Array<ServiceInfo, { limits::SERVICES as usize }> = Array::new();
+
+/// Written by the agent; of a published backend only the state and the source change.
+#[btf_map(name = "backends")]
+pub static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
+
+/// Backend ids. Written by the agent where no published service points.
+#[btf_map(name = "selection")]
+pub static SELECTION: Array<u32, { limits::SELECTION_SLOTS as usize }, MAPPED> = Array::new();
+
+/// By service id: the next slot of each CPU's round robin. Written here.
+#[btf_map(name = "cursors")]
+pub static CURSORS: PerCpuArray<u32, { limits::SERVICES as usize }> = PerCpuArray::new();
+
+/// Written here, aged by the agent. Full: the least valuable flow of two buckets gives way.
+#[btf_map(name = "flow_words")]
+pub static FLOW_WORDS: Array<Bucket, { limits::FLOWS as usize / limits::WAYS }, MAPPED> = Array::new();
+
+/// Written here, aged by the agent. Twice as large as `flow_words`, so that it is never full.
+#[btf_map(name = "reply_words")]
+pub static REPLY_WORDS: Array<
+    Bucket,
+    { limits::FLOWS as usize / limits::WAYS * limits::REPLY_FACTOR as usize },
+    MAPPED,
+> = Array::new();
+
+/// Written here by the owner of the flow's word.
+#[btf_map(name = "flows")]
+pub static FLOWS: Array<Flow, { limits::FLOWS as usize }, MAPPED> = Array::new();
+
+/// Made ready by the agent; ports are taken and given back here and by the agent, bit by bit.
+#[btf_map(name = "port_pools")]
+pub static PORT_POOLS: Array<PortPool, { limits::PORT_POOLS as usize }, MAPPED> = Array::new();
+
+/// Written by the agent; here only to be pinned with the others.
+#[btf_map(name = "settings")]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Written by the agent when it attaches.
+#[btf_map(name = "interfaces")]
+pub static INTERFACES: HashMap<u32, Interface, { limits::INTERFACES as usize }> = HashMap::new();
+
+/// Full: the record is lost, and a later packet asks again.
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<Event, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
+
+#[btf_map(name = "service_stats")]
+pub static SERVICE_STATS: PerCpuArray<ServiceCounters, { limits::SERVICES as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "backend_stats")]
+pub static BACKEND_STATS: PerCpuArray<BackendCounters, { limits::BACKENDS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "verdict_stats")]
+pub static VERDICT_STATS: PerCpuArray<VerdictCounters, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Working memory; not pinned.
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

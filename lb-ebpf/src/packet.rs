@@ -1,0 +1,109 @@
+//! What is known of the packet under way. It lives in a per-CPU map, because the stack of a BPF
+//! program ends at 512 bytes; a CPU works on one packet at a time.
+
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
+use lb_common::{
+    abi::{Address, Backend, Flow, ServiceValue},
+    parse::{Network, Transport},
+    rewrite::Translation,
+};
+
+use crate::{
+    maps::SCRATCH,
+    stages::table::{self, Place, Tuple},
+};
+
+#[repr(C)]
+pub struct Packet {
+    pub network: Network,
+    pub transport: Transport,
+    pub service: ServiceValue,
+    /// The packet's own tuple.
+    pub tuple: Tuple,
+    /// What the backend will answer to it.
+    pub reply_tuple: Tuple,
+    /// Where the flow was found or begun, and a copy of it.
+    pub place: Place,
+    pub flow: Flow,
+    pub to: Translation,
+    pub hop: Hop,
+    pub fib: bpf_fib_lookup,
+    pub socket: bpf_sock_tuple,
+    /// While a place is searched: the least valuable way, and a free reply way.
+    pub least: u64,
+    pub free: u32,
+    /// Ticks of the coarse clock.
+    pub now: u32,
+    /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
+    pub backend_id: u32,
+}
+
+/// No backend has this id.
+pub const NO_BACKEND: u32 = u32::MAX;
+
+/// Where a frame goes next.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Hop {
+    pub ifindex: u32,
+    pub source: [u8; 6],
+    pub destination: [u8; 6],
+}
+
+impl Packet {
+    /// The CPU's packet, with its headers. Everything else is as the last packet left it.
+    #[inline(always)]
+    pub fn new(network: Network, transport: Transport) -> Option<&'static mut Self> {
+        let packet: *mut Self = SCRATCH.get_ptr_mut(0)?.cast();
+        // SAFETY: the map's value has the type's size and alignment and is this CPU's alone. The
+        // headers are written before the reference is made; all other fields take any bytes.
+        unsafe {
+            (&raw mut (*packet).network).write(network);
+            (&raw mut (*packet).transport).write(transport);
+            Some(&mut *packet)
+        }
+    }
+
+    /// The packet under way, for functions that are verified on their own.
+    #[inline(always)]
+    pub fn current() -> Option<&'static mut Self> {
+        let packet: *mut Self = SCRATCH.get_ptr_mut(0)?.cast();
+        // SAFETY: as in `new`, which every packet passes first.
+        Some(unsafe { &mut *packet })
+    }
+
+    /// The packet's own tuple; `extra` as in `tuple_hash`.
+    #[inline(always)]
+    pub fn set_tuple(&mut self, extra: u32) {
+        self.tuple = Tuple::new(
+            self.network.source,
+            self.network.destination,
+            self.transport.source_port,
+            self.transport.destination_port,
+            self.transport.protocol as u8,
+            extra,
+        );
+    }
+
+    /// The packet goes to the backend of its flow.
+    #[inline(always)]
+    pub fn to_backend(&mut self, backend: &Backend) {
+        self.to = Translation {
+            source: self.flow.source,
+            destination: backend.address,
+            source_port: self.flow.source_port,
+            destination_port: table::backend_port(backend, self.flow.service_port),
+        };
+    }
+
+    /// The packet goes to the client of its flow, from the address it knows.
+    #[inline(always)]
+    pub fn to_client(&mut self, service: Address) {
+        self.to = Translation {
+            source: service,
+            destination: self.flow.client,
+            source_port: self.flow.service_port,
+            destination_port: self.flow.client_port,
+        };
+    }
+}

@@ -1,0 +1,128 @@
+//! The beginning of a flow: a place in the table, a backend, and in `full-nat` a source port.
+
+use aya_ebpf::bindings::xdp_md;
+use lb_common::{
+    abi::{Address, Backend, BackendState, Flow, Mode, Port, Protocol, limits::BACKEND_ATTEMPTS},
+    flow::Word,
+    verdict::Reason,
+};
+
+use super::{
+    ports, select,
+    table::{self, NO_PLACE, Place, Tuple},
+};
+use crate::{
+    ctx::Frame,
+    events,
+    maps::{BACKENDS, FLOWS},
+    packet::{NO_BACKEND, Packet},
+    stats,
+};
+
+/// Begins the packet's flow: sets its place and flow. Otherwise the reason why it cannot begin, and
+/// nothing is left behind.
+#[inline(never)]
+pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
+    if packet.service.selection_len == 0 {
+        return Reason::NoBackend;
+    }
+    let index = table::claim();
+    if index == NO_PLACE {
+        return Reason::TableFull;
+    }
+    let mut reason = Reason::NoBackend;
+    for _ in 0..BACKEND_ATTEMPTS {
+        reason = attempt(md, packet, index);
+        if matches!(reason, Reason::ToBackend | Reason::TableFull) {
+            break;
+        }
+    }
+    if reason != Reason::ToBackend {
+        table::publish(index, Word::EMPTY);
+        return reason;
+    }
+    if let Some(place) = FLOWS.get_ptr_mut(index) {
+        // SAFETY: the way is busy, so the element is ours alone to write.
+        unsafe { *place = packet.flow };
+    }
+    let word = table::first_word(&packet.tuple, packet.tuple.protocol == Protocol::Tcp as u8, packet.now);
+    table::publish(index, word);
+    packet.place = Place { index, word };
+    stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
+    reason
+}
+
+/// Tries the next backend in turn, or the one the packet was scheduled to.
+#[inline(never)]
+fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32) -> Reason {
+    let id = if packet.backend_id == NO_BACKEND { select::next(&packet.service) } else { packet.backend_id };
+    let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
+    // A backend that died after the selection table was written is passed over.
+    if backend.state != BackendState::Live as u8 {
+        return Reason::NoBackend;
+    }
+    let linked = if packet.service.mode == Mode::FullNat as u8 {
+        lease(md, packet, backend, id, index)
+    } else {
+        link(packet, backend, packet.tuple.source, packet.tuple.source_port, index)
+    };
+    if linked == Reason::ToBackend {
+        write_flow(md, packet, backend, id);
+        packet.to_backend(backend);
+    }
+    linked
+}
+
+/// Fills in the flow; source and source port are those of the reply tuple that was linked.
+#[inline(always)]
+fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) {
+    packet.flow = Flow {
+        client: packet.tuple.source,
+        source: packet.reply_tuple.destination,
+        client_port: packet.tuple.source_port,
+        service_port: packet.tuple.destination_port,
+        source_port: packet.reply_tuple.destination_port,
+        protocol: packet.tuple.protocol,
+        mode: packet.service.mode,
+        service_id: packet.service.id,
+        backend_id: id,
+        backend_generation: backend.generation,
+        created_generation: packet.service.generation,
+        client_mac: Frame::of(md).sender(),
+        client_mac_known: 1,
+        granularity: packet.service.granularity,
+    };
+}
+
+/// Links the reply with a source port that neither a flow nor a socket of the host uses.
+#[inline(always)]
+fn lease(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32, index: u32) -> Reason {
+    let port = ports::take_port(backend.port_pool);
+    if port == 0 {
+        events::ports_exhausted(id, backend.address);
+        return Reason::PortsExhausted;
+    }
+    let port = Port::new(port as u16);
+    let linked = link(packet, backend, backend.source, port, index);
+    if linked == Reason::ToBackend {
+        if ports::host_socket(md) == 0 {
+            return linked;
+        }
+        table::unlink_reply(&packet.reply_tuple, index);
+    }
+    ports::free(backend.port_pool, port);
+    // The port was taken by somebody else: the next attempt gets another.
+    if linked == Reason::TableFull { linked } else { Reason::PortsExhausted }
+}
+
+/// Makes the flow findable by what the backend answers to `source`.
+#[inline(always)]
+fn link(packet: &mut Packet, backend: &Backend, source: Address, port: Port, index: u32) -> Reason {
+    let backend_port = table::backend_port(backend, packet.tuple.destination_port);
+    packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
+    match table::link_reply(index) {
+        table::LINKED => Reason::ToBackend,
+        table::TAKEN => Reason::TupleTaken,
+        _ => Reason::TableFull,
+    }
+}

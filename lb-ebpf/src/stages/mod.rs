@@ -1,0 +1,8 @@
+//! The stages of a packet's way, one decision each.
+
+pub mod admit;
+pub mod begin;
+pub mod ports;
+pub mod refuse;
+pub mod select;
+pub mod table;

@@ -1,0 +1,117 @@
+//! Source ports of `full-nat`: one bit per port and backend endpoint. A port is taken by an atomic
+//! or, so no two flows get one, and ports are used in turn, so that a port rests as long as it can
+//! before the backend, which may hold it in TIME_WAIT, sees it again.
+
+use aya_ebpf::{
+    bindings::{
+        bpf_sock, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, xdp_md,
+    },
+    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+};
+use lb_common::{
+    abi::{
+        Flow, Mode, Port, Protocol,
+        limits::{PORT_POOL_WORDS, PORT_WORDS_TRIED},
+    },
+    ports::{in_turn, lowest_free},
+};
+
+use crate::{
+    atomic::{fetch_and, fetch_or},
+    maps::PORT_POOLS,
+    opaque::opaque,
+    packet::Packet,
+};
+
+/// Any network namespace number below zero: the program's own (BPF_F_CURRENT_NETNS).
+const CURRENT_NETNS: u64 = -1i64 as u64;
+
+/// Takes a free port of the pool; 0 when there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_port(pool: u32) -> u32 {
+    let Some(pool) = PORT_POOLS.get_ptr_mut(pool) else { return 0 };
+    // SAFETY: the pointer is to a map value that lives as long as the program. The cursor is only
+    // a hint: two CPUs that read the same start meet at the atomic operation below.
+    let turn = unsafe {
+        let turn = (&raw const (*pool).cursor).read_volatile();
+        (&raw mut (*pool).cursor).write_volatile(turn.wrapping_add(1));
+        turn
+    };
+    for step in 0..PORT_WORDS_TRIED {
+        let (word, first_bit) = in_turn(turn.wrapping_add(step));
+        let word = opaque(word as usize) & (PORT_POOL_WORDS - 1);
+        // SAFETY: `word` is below the array's length.
+        let place = unsafe { &raw mut (*pool).words[word] };
+        // SAFETY: as above.
+        let used = unsafe { place.read_volatile() };
+        if used == u64::MAX {
+            continue;
+        }
+        let bit = lowest_free(used, first_bit);
+        // SAFETY: `place` points to an aligned word of a map value.
+        if unsafe { fetch_or(place, 1 << bit) } & (1 << bit) == 0 {
+            return word as u32 * 64 + bit;
+        }
+    }
+    0
+}
+
+/// Gives back a port that [`take_port`] gave.
+#[inline(always)]
+pub fn free(pool: u32, port: Port) {
+    if let Some(pool) = PORT_POOLS.get_ptr_mut(pool) {
+        let word = opaque((port.get() / 64) as usize) & (PORT_POOL_WORDS - 1);
+        // SAFETY: `word` is below the array's length, and the place is aligned.
+        unsafe { fetch_and(&raw mut (*pool).words[word], !(1 << (port.get() % 64))) };
+    }
+}
+
+/// Gives back the port of a flow that ends.
+#[inline(always)]
+pub fn give_back(flow: &Flow, pool: u32) {
+    if flow.mode == Mode::FullNat as u8 {
+        free(pool, flow.source_port);
+    }
+}
+
+/// Whether the host itself has a socket that the packet's reply would reach.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn host_socket(md: *mut xdp_md) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let size = write_socket_tuple(packet);
+    let md = md.cast();
+    // SAFETY: the tuple is as long as its family's; a socket that is returned is released before
+    // anything else happens.
+    unsafe {
+        let socket: *mut bpf_sock = if packet.reply_tuple.protocol == Protocol::Tcp as u8 {
+            bpf_skc_lookup_tcp(md, &mut packet.socket, size, CURRENT_NETNS, 0)
+        } else {
+            bpf_sk_lookup_udp(md, &mut packet.socket, size, CURRENT_NETNS, 0)
+        };
+        if socket.is_null() {
+            return 0;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    1
+}
+
+/// Writes the reply tuple as the helper wants it; returns its size.
+#[inline(always)]
+fn write_socket_tuple(packet: &mut Packet) -> u32 {
+    let tuple = &packet.reply_tuple;
+    let sport = u16::from_ne_bytes(tuple.source_port.to_wire());
+    let dport = u16::from_ne_bytes(tuple.destination_port.to_wire());
+    let (saddr, daddr) = (tuple.source.words(), tuple.destination.words());
+    if tuple.source.is_v4() {
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 { saddr: saddr[3], daddr: daddr[3], sport, dport };
+        packet.socket.__bindgen_anon_1.ipv4 = ipv4;
+        size_of_val(&ipv4) as u32
+    } else {
+        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 { saddr, daddr, sport, dport };
+        packet.socket.__bindgen_anon_1.ipv6 = ipv6;
+        size_of_val(&ipv6) as u32
+    }
+}

@@ -1,0 +1,416 @@
+//! The flow table: finding, taking and giving back places. The layout, and what may change hands
+//! how, is told in [`lb_common::flow`]; the agent does the same through a memory mapping.
+//!
+//! Functions with a C interface are verified once, by themselves, whatever calls them; they find
+//! the packet where it is kept, so that they need no more than numbers. That keeps the verifier's
+//! work a sum where it would be a product.
+
+use lb_common::{
+    abi::{Address, Backend, BackendState, Flow, Granularity, Port, Protocol, limits::WAYS},
+    flow::{ReplyWord, Seen, State, Word, buckets, index, tag},
+    hash::tuple_hash,
+    verdict::Reason,
+};
+
+use super::ports;
+use crate::{
+    atomic::compare_exchange,
+    maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS},
+    packet::{NO_BACKEND, Packet},
+    settings::{flow_mask, hash_seed, reply_mask},
+    stats,
+};
+
+/// A packet's 5-tuple, in packet order, and its hash.
+#[repr(C)]
+pub struct Tuple {
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: Port,
+    pub destination_port: Port,
+    pub protocol: u8,
+    hash: u64,
+}
+
+impl Tuple {
+    /// `extra` as in [`tuple_hash`].
+    #[inline(always)]
+    pub fn new(
+        source: Address,
+        destination: Address,
+        source_port: Port,
+        destination_port: Port,
+        protocol: u8,
+        extra: u32,
+    ) -> Self {
+        let hash = tuple_hash(hash_seed(), &source, &destination, source_port, destination_port, protocol, extra);
+        Self { source, destination, source_port, destination_port, protocol, hash }
+    }
+}
+
+/// No flow has this index.
+pub const NO_PLACE: u32 = u32::MAX;
+
+/// A flow's place in the table and its word when it was found.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub index: u32,
+    pub word: Word,
+}
+
+/// Finds the flow that the client's packet belongs to, and sets its place. Where the packet was
+/// scheduled to a backend already, a flow to that backend.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_forward() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let hash = packet.tuple.hash;
+    for bucket in buckets(hash, flow_mask()) {
+        let Some(words) = FLOW_WORDS.get_ptr_mut(bucket) else { return 0 };
+        for way in 0..WAYS {
+            // SAFETY: `way` is below the bucket's length; the word may change under us, so it is read once.
+            let word = Word(unsafe { (&raw const (*words).words[way]).read_volatile() });
+            if word.tag() == tag(hash) && word.live(packet.now) {
+                let index = index(bucket, way as u32);
+                if asks(index) != 0 {
+                    packet.place = Place { index, word };
+                    return 1;
+                }
+            }
+        }
+    }
+    0
+}
+
+/// Whether the packet is one that the flow's client sends.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn asks(index: u32) -> u32 {
+    let (Some(packet), Some(flow)) = (Packet::current(), flow(index)) else { return 0 };
+    let tuple = &packet.tuple;
+    let asks = flow.client == tuple.source
+        && flow.client_port == tuple.source_port
+        && flow.service_port == tuple.destination_port
+        && flow.protocol == tuple.protocol
+        && flow.service_id == packet.service.id
+        && if packet.backend_id == NO_BACKEND {
+            flow.granularity == Granularity::Flow as u8
+        } else {
+            flow.granularity == Granularity::Packet as u8 && flow.backend_id == packet.backend_id
+        };
+    asks as u32
+}
+
+/// Finds the flow that a backend's packet belongs to, and sets its place.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_reply() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let hash = packet.tuple.hash;
+    for bucket in buckets(hash, reply_mask()) {
+        let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return 0 };
+        for way in 0..WAYS {
+            // SAFETY: as in `find_forward`.
+            let reply = ReplyWord(unsafe { (&raw const (*words).words[way]).read_volatile() });
+            if reply.tag() == tag(hash) && reply.0 != 0 {
+                let index = reply.index_or_max();
+                let word = word(index);
+                if word.live(packet.now) && answers(index, 0) != 0 {
+                    packet.place = Place { index, word };
+                    return 1;
+                }
+            }
+        }
+    }
+    0
+}
+
+/// Whether the packet, or its reply (`of_reply` not 0), is what the flow's backend answers.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answers(index: u32, of_reply: u32) -> u32 {
+    let (Some(packet), Some(flow)) = (Packet::current(), flow(index)) else { return 0 };
+    let tuple = if of_reply == 0 { &packet.tuple } else { &packet.reply_tuple };
+    if flow.source != tuple.destination || flow.source_port != tuple.destination_port || flow.protocol != tuple.protocol
+    {
+        return 0;
+    }
+    let Some(backend) = BACKENDS.get(flow.backend_id) else { return 0 };
+    let answers = backend.generation == flow.backend_generation
+        && backend.state != BackendState::Empty as u8
+        && backend.address == tuple.source
+        && backend_port(backend, flow.service_port) == tuple.source_port;
+    answers as u32
+}
+
+/// The port a backend listens on, for a client that asked for `service_port`.
+#[inline(always)]
+pub fn backend_port(backend: &Backend, service_port: Port) -> Port {
+    if backend.port == Port::ANY { service_port } else { backend.port }
+}
+
+/// Takes a way for a new flow, the least valuable one of two buckets, and leaves it busy. What
+/// lived there is gone, its reply word and port are free. [`NO_PLACE`]: all are being worked on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn claim() -> u32 {
+    let Some(packet) = Packet::current() else { return NO_PLACE };
+    let now = packet.now;
+    // Another CPU may take the way that was just chosen; it cannot do so each time.
+    for _ in 0..3 {
+        let index = least_worth(packet);
+        let Some(place) = word_ptr(index) else { return NO_PLACE };
+        // SAFETY: `place` points to an aligned word of a map value.
+        let old = unsafe { place.read_volatile() };
+        let worth = Word(old).worth(now);
+        if worth == u32::MAX {
+            continue;
+        }
+        // SAFETY: as above.
+        if unsafe { compare_exchange(place, old, Word::busy(now).0) } != old {
+            continue;
+        }
+        if Word(old).state() != State::Empty {
+            forget(index);
+            if worth > 0 {
+                stats::verdict(Reason::Evicted, 0);
+            }
+        }
+        return index;
+    }
+    NO_PLACE
+}
+
+/// The way to give up. Of two buckets with room, one in the emptier.
+#[inline(always)]
+fn least_worth(packet: &Packet) -> u32 {
+    let [first, second] = buckets(packet.tuple.hash, flow_mask());
+    let (a, b) = (weigh(first), weigh(second));
+    if b < a { index(second, way_of(b)) } else { index(first, way_of(a)) }
+}
+
+/// The least valuable way of a bucket, as a number to compare: its worth, then how many ways of the
+/// bucket are taken, then its place.
+///
+/// What is found goes to memory at each step: the verifier does not follow values there, so that
+/// its paths meet again after each way instead of doubling eight times.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weigh(bucket: u32) -> u64 {
+    let (Some(packet), Some(words)) = (Packet::current(), FLOW_WORDS.get_ptr_mut(bucket)) else { return u64::MAX };
+    let least = &raw mut packet.least;
+    let mut taken = 0;
+    // SAFETY: `least` points into the packet, which is this CPU's alone; ways are below the
+    // bucket's length, and each word is read once because it may change.
+    unsafe {
+        least.write_volatile(u64::MAX);
+        for way in 0..WAYS {
+            let worth = Word((&raw const (*words).words[way]).read_volatile()).worth(packet.now) as u64;
+            // One more if the worth is not 0.
+            taken += (worth + 0xffff_ffff) >> 32;
+            let weight = worth << 16 | way as u64;
+            if weight < least.read_volatile() {
+                least.write_volatile(weight);
+            }
+        }
+        least.read_volatile() | taken << 8
+    }
+}
+
+/// The way in what [`weigh`] gives.
+#[inline(always)]
+fn way_of(weight: u64) -> u32 {
+    (weight & 0xff) as u32
+}
+
+/// [`link_reply`] has linked.
+pub const LINKED: u32 = 0;
+/// A live flow has the same reply tuple.
+pub const TAKEN: u32 = 1;
+/// No free way.
+pub const FULL: u32 = 2;
+
+/// Makes the flow at `index` findable by the packet's reply tuple.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn link_reply(index: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return FULL };
+    let hash = packet.reply_tuple.hash;
+    // In memory, as in `weigh`.
+    let free = &raw mut packet.free;
+    // SAFETY: `free` points into the packet, which is this CPU's alone; ways are below the bucket's
+    // length.
+    unsafe {
+        free.write_volatile(NO_PLACE);
+        for bucket in buckets(hash, reply_mask()) {
+            let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return FULL };
+            for way in 0..WAYS {
+                let reply = ReplyWord((&raw const (*words).words[way]).read_volatile());
+                if reply == ReplyWord::EMPTY {
+                    free.write_volatile(self::index(bucket, way as u32));
+                } else if reply.tag() == tag(hash) {
+                    let other = reply.index_or_max();
+                    if word(other).live(packet.now) && answers(other, 1) != 0 {
+                        return TAKEN;
+                    }
+                }
+            }
+        }
+        let free = free.read_volatile();
+        let Some(words) = REPLY_WORDS.get_ptr_mut(free / WAYS as u32) else { return FULL };
+        let place = &raw mut (*words).words[free as usize % WAYS];
+        if compare_exchange(place, 0, ReplyWord::new(tag(hash), index).0) == 0 { LINKED } else { FULL }
+    }
+}
+
+/// Opens a claimed way to packets, or gives it back with [`Word::EMPTY`].
+#[inline(always)]
+pub fn publish(index: u32, word: Word) {
+    if let Some(place) = word_ptr(index) {
+        // SAFETY: the way is busy, so it is ours alone to store to.
+        unsafe { place.write_volatile(word.0) };
+    }
+}
+
+/// The word of a new flow that `tuple` finds.
+#[inline(always)]
+pub fn first_word(tuple: &Tuple, tcp: bool, now: u32) -> Word {
+    Word::begin(tag(tuple.hash), tcp, now)
+}
+
+/// Notes what the packet says about its flow. Returns whether the word was written: at most once a
+/// tick while nothing else changes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn touch(reply: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let transport = &packet.transport;
+    let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: reply != 0, tcp_flags: transport.tcp_flags };
+    let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
+    let mut word = packet.place.word;
+    // The other direction may be noting something on another CPU.
+    for _ in 0..3 {
+        let after = word.after(seen, packet.now);
+        if after == word {
+            return 0;
+        }
+        // SAFETY: `pointer` points to an aligned word of a map value.
+        let found = Word(unsafe { compare_exchange(pointer, word.0, after.0) });
+        if found == word {
+            return 1;
+        }
+        if found.tag() != word.tag() || found.state() <= State::Busy {
+            return 0;
+        }
+        word = found;
+    }
+    0
+}
+
+/// Ends the packet's flow at once, if it is still the one that was found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn end() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let index = packet.place.index;
+    let Some(pointer) = word_ptr(index) else { return 0 };
+    // SAFETY: `pointer` points to an aligned word of a map value.
+    let current = unsafe { pointer.read_volatile() };
+    if Word(current).tag() != packet.place.word.tag() || Word(current).state() <= State::Busy {
+        return 0;
+    }
+    // SAFETY: as above.
+    if unsafe { compare_exchange(pointer, current, Word::busy(packet.now).0) } == current {
+        forget(index);
+        publish(index, Word::EMPTY);
+    }
+    0
+}
+
+/// Frees what the flow of a busy way holds elsewhere: its reply word and its source port.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget(index: u32) -> u32 {
+    let Some(flow) = flow(index) else { return 0 };
+    let Some(backend) = BACKENDS.get(flow.backend_id) else { return 0 };
+    if backend.generation != flow.backend_generation {
+        // The agent emptied the backend only when no flow was left; nothing is held.
+        return 0;
+    }
+    let port = backend_port(backend, flow.service_port);
+    let tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
+    unlink_reply(&tuple, index);
+    ports::give_back(flow, backend.port_pool);
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(flow.backend_id) {
+        // SAFETY: this CPU's element.
+        unsafe { (*counters).ended += 1 };
+    }
+    0
+}
+
+#[inline(never)]
+pub fn unlink_reply(tuple: &Tuple, index: u32) {
+    let mine = ReplyWord::new(tag(tuple.hash), index).0;
+    for bucket in buckets(tuple.hash, reply_mask()) {
+        let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return };
+        for way in 0..WAYS {
+            // SAFETY: `way` is below the bucket's length; nobody else removes this word, since the
+            // flow's way is busy and ours.
+            unsafe {
+                let place = &raw mut (*words).words[way];
+                if place.read_volatile() == mine {
+                    place.write_volatile(0);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The flow at a place. Its fields may be rewritten by a new owner of the place at any time: read
+/// them through [`copy`] where they matter together.
+#[inline(always)]
+fn flow(index: u32) -> Option<&'static Flow> {
+    FLOWS.get_ptr_mut(index).map(|flow| {
+        // SAFETY: an array's elements live as long as the program, and every bit pattern is a Flow.
+        unsafe { &*flow }
+    })
+}
+
+/// Copies the packet's flow, whole: `false` when its place changed hands meanwhile.
+#[inline(always)]
+pub fn copy(packet: &mut Packet) -> bool {
+    let place = packet.place;
+    let Some(flow) = flow(place.index) else { return false };
+    packet.flow = *flow;
+    let now = word(place.index);
+    now.tag() == place.word.tag() && now.state() > State::Busy
+}
+
+/// Keeps the link-layer address that the client's frame came from.
+#[inline(always)]
+pub fn remember_mac(index: u32, mac: [u8; 6]) {
+    if let Some(flow) = FLOWS.get_ptr_mut(index) {
+        // SAFETY: the flow was found by a packet, so nobody rewrites it but for these six bytes; a
+        // torn address could only come from two routers at once, and lasts one tick.
+        unsafe { (*flow).client_mac = mac };
+    }
+}
+
+/// The word of a place; empty where there is no such place.
+#[inline(always)]
+fn word(index: u32) -> Word {
+    match word_ptr(index) {
+        // SAFETY: `word_ptr` gives an aligned word of a map value.
+        Some(place) => Word(unsafe { place.read_volatile() }),
+        None => Word::EMPTY,
+    }
+}
+
+#[inline(always)]
+fn word_ptr(index: u32) -> Option<*mut u64> {
+    let words = FLOW_WORDS.get_ptr_mut(index / WAYS as u32)?;
+    // SAFETY: the remainder is below the bucket's length.
+    Some(unsafe { &raw mut (*words).words[index as usize % WAYS] })
+}

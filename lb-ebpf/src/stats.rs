@@ -1,0 +1,76 @@
+//! Counters. Each map is per CPU, so plain additions suffice.
+
+use lb_common::{abi::DirectionCounters, verdict::Reason};
+
+use crate::maps::{BACKEND_STATS, SERVICE_STATS, VERDICT_STATS};
+
+/// Counts the one verdict of a packet of `bytes` as received.
+#[inline(always)]
+pub fn verdict(reason: Reason, bytes: u64) {
+    if let Some(counters) = VERDICT_STATS.get_ptr_mut(reason as u32) {
+        // SAFETY: the pointer is of this CPU's element, and the program is not preempted on it.
+        unsafe {
+            (*counters).packets += 1;
+            (*counters).bytes += bytes;
+        }
+    }
+}
+
+/// Counts a packet that was sent on, for its service and its backend.
+#[inline(always)]
+pub fn sent(service_id: u32, backend_id: u32, reply: bool, bytes: u64) {
+    if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
+        // SAFETY: as in `verdict`.
+        unsafe {
+            add(if reply { &raw mut (*counters).reply } else { &raw mut (*counters).forward }, bytes);
+        }
+    }
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
+        // SAFETY: as in `verdict`.
+        unsafe {
+            add(if reply { &raw mut (*counters).reply } else { &raw mut (*counters).forward }, bytes);
+        }
+    }
+}
+
+/// Counts a new flow.
+#[inline(always)]
+pub fn flow_begun(service_id: u32, backend_id: u32) {
+    if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
+        // SAFETY: as in `verdict`.
+        unsafe { (*counters).flows += 1 };
+    }
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
+        // SAFETY: as in `verdict`.
+        unsafe { (*counters).flows += 1 };
+    }
+}
+
+/// Counts a client's packet that was answered by the balancer itself.
+#[inline(always)]
+pub fn refused(service_id: u32) {
+    if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
+        // SAFETY: as in `verdict`.
+        unsafe { (*counters).refused += 1 };
+    }
+}
+
+/// Counts a client's packet that was dropped.
+#[inline(always)]
+pub fn dropped(service_id: u32) {
+    if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
+        // SAFETY: as in `verdict`.
+        unsafe { (*counters).dropped += 1 };
+    }
+}
+
+/// # Safety
+/// `counters` points into this CPU's element.
+#[inline(always)]
+unsafe fn add(counters: *mut DirectionCounters, bytes: u64) {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        (*counters).packets += 1;
+        (*counters).bytes += bytes;
+    }
+}

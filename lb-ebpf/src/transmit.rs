@@ -1,0 +1,123 @@
+//! The last step: the next hop, the link-layer header, the exit.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        bpf_fib_lookup__bindgen_ty_1, bpf_fib_lookup__bindgen_ty_3, bpf_fib_lookup__bindgen_ty_4, xdp_md,
+    },
+    helpers::generated::bpf_fib_lookup as fib_lookup,
+};
+use lb_common::{
+    abi::Address,
+    packet::PacketAccess,
+    rewrite::translate,
+    verdict::{Exit, Reason, Verdict},
+};
+
+use crate::{
+    ctx::Frame,
+    events,
+    maps::INTERFACES,
+    packet::{Hop, Packet},
+    stages::table,
+    stats,
+};
+
+/// AF_INET and AF_INET6.
+const INET: u8 = 2;
+const INET6: u8 = 10;
+
+/// Sends the packet on to where it goes. A packet that cannot go is left whole.
+#[inline(always)]
+pub fn send(frame: &mut Frame, packet: &mut Packet, reason: Reason) -> Verdict {
+    let reply = reason == Reason::ToClient;
+    let bytes = frame.bytes();
+    let hop = next_hop(frame.md(), packet, reply);
+    if hop != reason {
+        stats::dropped(packet.flow.service_id);
+        return Verdict::of(hop);
+    }
+    if table::touch(reply as u32) != 0 && !reply {
+        table::remember_mac(packet.place.index, frame.sender());
+    }
+    stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, bytes);
+    let written = translate(frame, &packet.network, &packet.transport, &packet.to).and_then(|()| {
+        frame.write(0, packet.hop.destination)?;
+        frame.write(6, packet.hop.source)
+    });
+    if written.is_none() {
+        return Verdict::of(Reason::Internal);
+    }
+    let ifindex = packet.hop.ifindex;
+    if ifindex == frame.ifindex() {
+        Verdict::transmit(reason)
+    } else {
+        Verdict { reason, exit: Exit::Redirect, ifindex }
+    }
+}
+
+/// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
+/// its hop.
+#[inline(never)]
+fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+    request(md, packet);
+    // SAFETY: context and request are valid, and the size is the request's.
+    let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    match answer as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            packet.hop = Hop { ifindex: packet.fib.ifindex, source: packet.fib.smac, destination: packet.fib.dmac };
+            if reply { Reason::ToClient } else { Reason::ToBackend }
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            events::neighbour_missing(packet.fib.ifindex, gateway(packet));
+            if reply { back_to_client(packet) } else { Reason::NeighbourMissing }
+        }
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Reason::TooBig,
+        _ => Reason::NoRoute,
+    }
+}
+
+#[inline(always)]
+fn request(md: *mut xdp_md, packet: &mut Packet) {
+    // SAFETY: all-zero bytes are a valid request.
+    packet.fib = unsafe { core::mem::zeroed() };
+    let (fib, to) = (&mut packet.fib, &packet.to);
+    fib.l4_protocol = packet.transport.protocol as u8;
+    fib.sport = u16::from_ne_bytes(to.source_port.to_wire());
+    fib.dport = u16::from_ne_bytes(to.destination_port.to_wire());
+    fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len: packet.transport.packet_len };
+    fib.ifindex = Frame::of(md).ifindex();
+    if packet.network.v4 {
+        fib.family = INET;
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: to.source.words()[3] };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: to.destination.words()[3] };
+    } else {
+        fib.family = INET6;
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.source.words() };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.destination.words() };
+    }
+}
+
+/// The next hop that the lookup found no link-layer address for: it has put the gateway, or the
+/// receiver itself, in the place of the destination.
+#[inline(always)]
+fn gateway(packet: &Packet) -> Address {
+    // SAFETY: plain integers of either family.
+    unsafe {
+        if packet.network.v4 {
+            Address::v4(packet.fib.__bindgen_anon_4.ipv4_dst.to_ne_bytes())
+        } else {
+            Address::from_words(packet.fib.__bindgen_anon_4.ipv6_dst)
+        }
+    }
+}
+
+/// The neighbour table does not know the client: the answer goes back the way the question came.
+#[inline(always)]
+fn back_to_client(packet: &mut Packet) -> Reason {
+    let ifindex = packet.fib.ifindex;
+    // SAFETY: values of this map are written once, when the program is attached.
+    let Some(interface) = (unsafe { INTERFACES.get(ifindex) }) else { return Reason::NeighbourMissing };
+    packet.hop = Hop { ifindex, source: interface.mac, destination: packet.flow.client_mac };
+    Reason::ToClient
+}

@@ -1,0 +1,314 @@
+//! Every key of the file: how it is written, what it means when it is left out, what it does. The
+//! reader and the reference (docs/configuration.md) both come from here.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+
+use super::{
+    endpoint::{self, Endpoint},
+    form::{Flag, OneOf, Special, Time, Whole},
+    model::{PortRange, StatusRange, XdpMode},
+    reader::{Key, LeftOut, Nested, Section},
+    value,
+};
+
+/// Kinds of health check, before their details are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CheckKind {
+    Tcp,
+    Http,
+    None,
+}
+
+impl CheckKind {
+    const ALL: [Self; 3] = [Self::Tcp, Self::Http, Self::None];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::None => "none",
+        }
+    }
+}
+
+/// Every kind of table, in the order of the reference.
+pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
+    [&TOP, &LIMITS, &SERVICE, &HEALTH, &BACKEND].into_iter()
+}
+
+pub(super) static TOP: Section = Section {
+    header: "",
+    keys: &[&INTERFACES, &XDP_MODE, &MANAGE_ADDRESSES, &SOURCE_PORTS, &LIMITS_TABLE, &SERVICES_TABLE],
+};
+
+pub(super) static INTERFACES: Key<Vec<String>> = Key {
+    name: "interfaces",
+    form: &Special { allowed: value::INTERFACES_ALLOWED, read: value::interfaces },
+    left_out: LeftOut::Required,
+    doc: "Where packets come in: the XDP program is attached to each. One for one-arm, two or more where clients \
+          and backends are on different sides.",
+};
+
+pub(super) static XDP_MODE: Key<XdpMode> = Key {
+    name: "xdp-mode",
+    form: &OneOf { all: &XdpMode::ALL, name: XdpMode::name, planned: &[] },
+    left_out: LeftOut::Value(XdpMode::Auto),
+    doc: "`native` runs in the driver, `generic` in the kernel's receive path (slower, works everywhere); `auto` \
+          takes native, falls back to generic where the driver cannot, and says so.",
+};
+
+pub(super) static MANAGE_ADDRESSES: Key<bool> = Key {
+    name: "manage-addresses",
+    form: &Flag,
+    left_out: LeftOut::Value(true),
+    doc: "Put the services' addresses on the interface and announce them (ARP, ND). `false` where routing brings \
+          the packets here.",
+};
+
+pub(super) static SOURCE_PORTS: Key<Vec<PortRange>> = Key {
+    name: "source-ports",
+    form: &Special { allowed: value::PORTS_ALLOWED, read: value::source_ports },
+    left_out: LeftOut::Text("\"1024-56903, 61000-65535\""),
+    doc: "`full-nat`: source ports towards backends, at least 1024 of them. Ranges may overlap; they are sorted and \
+          joined. The host's own connections need ports outside of them: of Linux's usual 32768-60999 the default leaves 4,096.",
+};
+
+pub(super) static LIMITS_TABLE: Nested = Nested {
+    name: "limits",
+    repeated: false,
+    section: &LIMITS,
+    doc: "Capacities of the maps, fixed when they are made.",
+};
+
+pub(super) static SERVICES_TABLE: Nested =
+    Nested { name: "service", repeated: true, section: &SERVICE, doc: "What clients connect to." };
+
+pub(super) static LIMITS: Section = Section {
+    header: "[limits]",
+    keys: &[
+        &LIMIT_SERVICES,
+        &LIMIT_BACKENDS,
+        &LIMIT_ADDRESSES,
+        &LIMIT_SELECTION_SLOTS,
+        &LIMIT_FLOWS,
+        &LIMIT_PORT_POOLS,
+    ],
+};
+
+const fn limit(name: &'static str, form: &'static Whole<u32>, default: u32, doc: &'static str) -> Key<u32> {
+    Key { name, form, left_out: LeftOut::Value(default), doc }
+}
+
+pub(super) static LIMIT_SERVICES: Key<u32> =
+    limit("services", &Whole { min: 1, max: 65_536, unit: "" }, limits::SERVICES, "Services.");
+
+pub(super) static LIMIT_BACKENDS: Key<u32> = limit(
+    "backends",
+    &Whole { min: 1, max: 65_536, unit: "" },
+    limits::BACKENDS,
+    "Backends of all services together, those that are still being drained included.",
+);
+
+pub(super) static LIMIT_ADDRESSES: Key<u32> = limit(
+    "addresses",
+    &Whole { min: 1, max: 1_048_576, unit: "" },
+    limits::ADDRESSES,
+    "Service addresses, source addresses of `full-nat` and addresses of `nat` backends together.",
+);
+
+pub(super) static LIMIT_SELECTION_SLOTS: Key<u32> = limit(
+    "selection-slots",
+    &Whole { min: 1, max: 16_777_216, unit: "" },
+    limits::SELECTION_SLOTS,
+    "Slots of all selection tables together. A service takes one per backend, with weights as many as they add up \
+     to (divided by what they have in common, at most 4096), and the same again while its table is replaced.",
+);
+
+/// A power of two, which the reader of the limits checks on top.
+pub(super) const FLOWS_RANGE: Whole<u32> = Whole { min: 64, max: 16_777_216, unit: "a power of two" };
+
+pub(super) static LIMIT_FLOWS: Key<u32> = limit(
+    "flows",
+    &FLOWS_RANGE,
+    limits::FLOWS,
+    "Places for flows. About three quarters can be live before the least valuable flows are evicted.",
+);
+
+pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
+    "port-pools",
+    &Whole { min: 1, max: 16_384, unit: "" },
+    limits::PORT_POOLS,
+    "Different backend endpoints (address, port, protocol) of `full-nat` services; 8 KiB each.",
+);
+
+pub(super) static SERVICE: Section = Section {
+    header: "[[service]]",
+    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+};
+
+pub(super) static SERVICE_NAME: Key<String> = Key {
+    name: "name",
+    form: &Special { allowed: value::NAME_ALLOWED, read: value::service_name },
+    left_out: LeftOut::Required,
+    doc: "How the service is called in commands, metrics and logs; unique.",
+};
+
+pub(super) static LISTEN: Key<SocketAddr> = Key {
+    name: "listen",
+    form: &Special { allowed: endpoint::LISTEN_ALLOWED, read: endpoint::listen },
+    left_out: LeftOut::Required,
+    doc: "What clients connect to. A service on every port stands beside services on single ports of the same \
+          address, which go first.",
+};
+
+pub(super) static PROTOCOL: Key<Protocol> = Key {
+    name: "protocol",
+    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp], name: Protocol::name, planned: &[] },
+    left_out: LeftOut::Value(Protocol::Tcp),
+    doc: "For both, write two services.",
+};
+
+pub(super) static MODE: Key<Mode> = Key {
+    name: "mode",
+    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &["dsr-l2", "dsr-ipip", "dsr-gue"] },
+    left_out: LeftOut::Value(Mode::FullNat),
+    doc: "How packets reach the backends. `full-nat` rewrites source and destination: backends need no change. \
+          `nat` keeps the client's address: backends must route their replies through the balancer.",
+};
+
+pub(super) static SCHEDULER: Key<Scheduler> = Key {
+    name: "scheduler",
+    form: &OneOf {
+        all: Scheduler::ALL,
+        name: Scheduler::name,
+        planned: &["least-connections", "source-hash", "maglev", "random-two"],
+    },
+    left_out: LeftOut::Value(Scheduler::RoundRobin),
+    doc: "How a backend is picked. `round-robin` takes them in turn, `weighted-round-robin` in turn and as often as \
+          their weights say.",
+};
+
+pub(super) static GRANULARITY: Key<Granularity> = Key {
+    name: "granularity",
+    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &["client"] },
+    left_out: LeftOut::Value(Granularity::Flow),
+    doc: "What is scheduled: each `flow` once, or each `packet` anew (UDP only).",
+};
+
+pub(super) static HEALTH_TABLE: Nested =
+    Nested { name: "health", repeated: false, section: &HEALTH, doc: "How backends are checked." };
+
+pub(super) static BACKENDS_TABLE: Nested =
+    Nested { name: "backend", repeated: true, section: &BACKEND, doc: "Servers that answer for the service." };
+
+pub(super) static HEALTH: Section = Section {
+    header: "[service.health]",
+    keys: &[&CHECK_TYPE, &CHECK_PORT, &INTERVAL, &TIMEOUT, &FALL, &RISE, &JITTER, &HTTP_PATH, &HTTP_HOST, &HTTP_EXPECT],
+};
+
+pub(super) static CHECK_TYPE: Key<CheckKind> = Key {
+    name: "type",
+    form: &OneOf {
+        all: &CheckKind::ALL,
+        name: CheckKind::name,
+        planned: &["https", "tls", "udp", "dns", "exec", "mysql", "postgres", "redis"],
+    },
+    left_out: LeftOut::Depends("`\"tcp\"` for TCP services on one port, otherwise `\"none\"` with a warning"),
+    doc: "`tcp`: a connection is accepted. `http`: a GET is answered with an expected status. `none`: backends \
+          always count as up.",
+};
+
+pub(super) static CHECK_PORT: Key<u16> = Key {
+    name: "port",
+    form: &Whole { min: 1, max: 65_535, unit: "" },
+    left_out: LeftOut::Depends("the backend's port"),
+    doc: "TCP port to check. Needed for UDP services and services on every port.",
+};
+
+const INTERVAL_RANGE: Time = Time { min: Duration::from_millis(10), max: Duration::from_secs(3600) };
+
+pub(super) static INTERVAL: Key<Duration> = Key {
+    name: "interval",
+    form: &INTERVAL_RANGE,
+    left_out: LeftOut::Value(Duration::from_secs(1)),
+    doc: "From one check of a backend to the next.",
+};
+
+/// Longest timeout that is chosen without being asked for.
+pub(super) const DEFAULT_TIMEOUT_MAX: Duration = Duration::from_secs(1);
+
+pub(super) static TIMEOUT: Key<Duration> = Key {
+    name: "timeout",
+    form: &Time { min: Duration::from_millis(1), max: Duration::from_secs(3600) },
+    left_out: LeftOut::Depends("`interval`, but at most `\"1s\"`"),
+    doc: "A check that takes longer has failed; at most `interval`.",
+};
+
+pub(super) static FALL: Key<u32> = Key {
+    name: "fall",
+    form: &Whole { min: 1, max: 100, unit: "" },
+    left_out: LeftOut::Value(2),
+    doc: "Failures in a row that take a backend down.",
+};
+
+pub(super) static RISE: Key<u32> = Key {
+    name: "rise",
+    form: &Whole { min: 1, max: 100, unit: "" },
+    left_out: LeftOut::Value(2),
+    doc: "Successes in a row that bring it back.",
+};
+
+pub(super) static JITTER: Key<u8> = Key {
+    name: "jitter",
+    form: &Whole { min: 0, max: 50, unit: "percent" },
+    left_out: LeftOut::Value(10),
+    doc: "Each interval is varied by up to this share of it, so that checks spread out.",
+};
+
+pub(super) static HTTP_PATH: Key<String> = Key {
+    name: "path",
+    form: &Special { allowed: value::PATH_ALLOWED, read: value::http_path },
+    left_out: LeftOut::Text("\"/\""),
+    doc: "`http`: what is asked for.",
+};
+
+pub(super) static HTTP_HOST: Key<String> = Key {
+    name: "host",
+    form: &Special { allowed: value::HOST_ALLOWED, read: value::http_host },
+    left_out: LeftOut::Depends("the backend's address"),
+    doc: "`http`: the Host header.",
+};
+
+pub(super) static HTTP_EXPECT: Key<Vec<StatusRange>> = Key {
+    name: "expect",
+    form: &Special { allowed: value::EXPECT_ALLOWED, read: value::statuses },
+    left_out: LeftOut::Text("\"200-399\""),
+    doc: "`http`: statuses that count as success.",
+};
+
+pub(super) static BACKEND: Section =
+    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER] };
+
+pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
+    name: "address",
+    form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
+    left_out: LeftOut::Required,
+    doc: "Of the same address family as the service; unique within it.",
+};
+
+pub(super) static WEIGHT: Key<u16> = Key {
+    name: "weight",
+    form: &Whole { min: 0, max: 1000, unit: "" },
+    left_out: LeftOut::Value(1),
+    doc: "Share of the new flows with `weighted-round-robin`. 0: no new flows, with every scheduler.",
+};
+
+pub(super) static TIER: Key<u8> = Key {
+    name: "tier",
+    form: &Whole { min: 0, max: 15, unit: "" },
+    left_out: LeftOut::Value(0),
+    doc: "Failover order: tier 0 serves while any of it is up, then tier 1, and so on. All in one tier: \
+          active-active.",
+};

@@ -1,0 +1,212 @@
+//! From the tables of the file to drafts: every setting read and judged by itself.
+
+use std::net::SocketAddr;
+
+use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+use toml::de::DeTable;
+
+use super::{
+    diagnostic::{At, Finding, Findings, Located, Read},
+    endpoint::{self, Endpoint},
+    health, keys,
+    model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
+    reader::Table,
+};
+
+/// A configuration whose parts may be missing because they were wrong; each missing part has been
+/// reported.
+pub(super) struct Draft {
+    pub(super) source_ports: Read<Located<Vec<PortRange>>>,
+    pub(super) limits: Read<LimitsDraft>,
+    pub(super) services: Vec<ServiceDraft>,
+    /// Whether every `[[service]]` could be found and opened.
+    pub(super) services_read: Read<()>,
+    /// The top of the file.
+    pub(super) at: At,
+    rest: Read<Rest>,
+}
+
+struct Rest {
+    interfaces: Vec<String>,
+    xdp_mode: XdpMode,
+    manage_addresses: bool,
+}
+
+/// Each capacity, and where to point when it is too small: its value, the table's header where it is
+/// left out, or the top of the file where there is no table.
+pub(super) struct LimitsDraft {
+    pub(super) services: Located<u32>,
+    pub(super) backends: Located<u32>,
+    pub(super) addresses: Located<u32>,
+    pub(super) selection_slots: Located<u32>,
+    pub(super) flows: Located<u32>,
+    pub(super) port_pools: Located<u32>,
+}
+
+pub(super) struct ServiceDraft {
+    pub(super) at: At,
+    pub(super) name: Read<Located<String>>,
+    pub(super) listen: Read<Located<SocketAddr>>,
+    pub(super) protocol: Read<Located<Protocol>>,
+    pub(super) mode: Read<Located<Mode>>,
+    pub(super) scheduler: Read<Located<Scheduler>>,
+    pub(super) granularity: Read<Located<Granularity>>,
+    pub(super) health: Read<Health>,
+    pub(super) backends: Vec<Read<BackendDraft>>,
+    /// Whether every `[[service.backend]]` could be found.
+    pub(super) backends_read: Read<()>,
+}
+
+pub(super) struct BackendDraft {
+    pub(super) endpoint: Read<Located<Endpoint>>,
+    /// The endpoint with the port that goes with the service.
+    pub(super) address: Read<Located<SocketAddr>>,
+    pub(super) weight: Read<Located<u16>>,
+    pub(super) tier: Read<u8>,
+}
+
+pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
+    let mut services_read = top.misspelt(keys::SERVICES_TABLE.name).map_or(Ok(()), Err);
+    let mut services = Vec::new();
+    for table in top.tables(findings, &keys::SERVICES_TABLE) {
+        match table {
+            Ok(table) => services.push(service(findings, &table)),
+            Err(reported) => services_read = Err(reported),
+        }
+    }
+    Draft {
+        source_ports: top.value(findings, &keys::SOURCE_PORTS),
+        limits: limits(findings, top),
+        services,
+        services_read,
+        at: top.at.clone(),
+        rest: rest(findings, top),
+    }
+}
+
+fn rest(findings: &mut Findings, top: &Table<'_>) -> Read<Rest> {
+    let interfaces = top.require(findings, &keys::INTERFACES);
+    let xdp_mode = top.value(findings, &keys::XDP_MODE);
+    let manage_addresses = top.value(findings, &keys::MANAGE_ADDRESSES);
+    Ok(Rest { interfaces: interfaces?.value, xdp_mode: xdp_mode?.value, manage_addresses: manage_addresses?.value })
+}
+
+fn limits(findings: &mut Findings, top: &Table<'_>) -> Read<LimitsDraft> {
+    let nothing = DeTable::new();
+    let table = match top.table(findings, &keys::LIMITS_TABLE)? {
+        Some(table) => table,
+        None => {
+            let at = At { path: top.path(keys::LIMITS_TABLE.name), span: top.at.span };
+            Table::open(findings, &nothing, &keys::LIMITS, at)
+        }
+    };
+    let mut read = |key| table.value(findings, key);
+    let services = read(&keys::LIMIT_SERVICES);
+    let backends = read(&keys::LIMIT_BACKENDS);
+    let addresses = read(&keys::LIMIT_ADDRESSES);
+    let selection_slots = read(&keys::LIMIT_SELECTION_SLOTS);
+    let flows = read(&keys::LIMIT_FLOWS);
+    let port_pools = read(&keys::LIMIT_PORT_POOLS);
+    let flows = flows.and_then(|flows| power_of_two(findings, flows));
+    Ok(LimitsDraft {
+        services: services?,
+        backends: backends?,
+        addresses: addresses?,
+        selection_slots: selection_slots?,
+        flows: flows?,
+        port_pools: port_pools?,
+    })
+}
+
+fn power_of_two(findings: &mut Findings, number: Located<u32>) -> Read<Located<u32>> {
+    let value = number.value;
+    if value.is_power_of_two() {
+        return Ok(number);
+    }
+    let above = value.next_power_of_two();
+    let finding = Finding::new(&number.at, format!("`flows` cannot be {value}: it must be a power of two"))
+        .help(format!("the nearest ones are {} and {above}", above / 2));
+    Err(findings.error(finding))
+}
+
+fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
+    let name = table.require(findings, &keys::SERVICE_NAME);
+    let listen = table.require(findings, &keys::LISTEN);
+    let protocol = table.value(findings, &keys::PROTOCOL);
+    let mode = table.value(findings, &keys::MODE);
+    let scheduler = table.value(findings, &keys::SCHEDULER);
+    let granularity = table.value(findings, &keys::GRANULARITY);
+    let health = health::read(findings, table, &protocol, &listen);
+    let backends = table
+        .tables(findings, &keys::BACKENDS_TABLE)
+        .into_iter()
+        .map(|backend| backend.map(|table| self::backend(findings, &table, &listen)))
+        .collect();
+    let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
+    let at = table.at.clone();
+    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, backends, backends_read }
+}
+
+fn backend(findings: &mut Findings, table: &Table<'_>, listen: &Read<Located<SocketAddr>>) -> BackendDraft {
+    let endpoint = table.require(findings, &keys::BACKEND_ADDRESS);
+    let address = match (&endpoint, listen) {
+        (Ok(endpoint), Ok(listen)) => {
+            endpoint::with_port(findings, endpoint, listen).map(|value| Located { value, at: endpoint.at.clone() })
+        }
+        (Err(reported), _) | (_, Err(reported)) => Err(*reported),
+    };
+    let weight = table.value(findings, &keys::WEIGHT);
+    let tier = table.value(findings, &keys::TIER);
+    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value) }
+}
+
+impl Draft {
+    /// The configuration, if no part of it is missing.
+    pub(super) fn finish(self) -> Read<Config> {
+        self.services_read?;
+        let Rest { interfaces, xdp_mode, manage_addresses } = self.rest?;
+        Ok(Config {
+            interfaces,
+            xdp_mode,
+            manage_addresses,
+            source_ports: self.source_ports?.value,
+            limits: self.limits?.finish(),
+            services: self.services.into_iter().map(ServiceDraft::finish).collect::<Read<_>>()?,
+        })
+    }
+}
+
+impl LimitsDraft {
+    fn finish(self) -> Limits {
+        Limits {
+            services: self.services.value,
+            backends: self.backends.value,
+            addresses: self.addresses.value,
+            selection_slots: self.selection_slots.value,
+            flows: self.flows.value,
+            port_pools: self.port_pools.value,
+        }
+    }
+}
+
+impl ServiceDraft {
+    fn finish(self) -> Read<Service> {
+        self.backends_read?;
+        Ok(Service {
+            name: self.name?.value,
+            listen: self.listen?.value,
+            protocol: self.protocol?.value,
+            mode: self.mode?.value,
+            scheduler: self.scheduler?.value,
+            granularity: self.granularity?.value,
+            health: self.health?,
+            backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
+        })
+    }
+}
+
+impl BackendDraft {
+    fn finish(self) -> Read<Backend> {
+        Ok(Backend { address: self.address?.value, weight: self.weight?.value, tier: self.tier? })
+    }
+}

@@ -1,0 +1,197 @@
+//! Brings the data path into the kernel: maps from their pins or new, then the program.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData},
+    programs::{ProgramError, Xdp},
+};
+use aya_log::EbpfLogger;
+use lb_common::abi::{ABI_VERSION, Interface, Settings, names};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    attach::{self, Attachment},
+    netlink, object,
+    pins::{self, Pins},
+    sys,
+};
+use crate::config::{Limits, XdpMode};
+
+/// What is fixed when the data path is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions<'a> {
+    /// Usually [`super::DEFAULT_PIN_DIR`].
+    pub pin_dir: &'a Path,
+    pub limits: &'a Limits,
+    /// Lets the program write a log line per decision. Costs much; without it the verifier prunes
+    /// the code.
+    pub debug_log: bool,
+}
+
+/// The loaded program. Dropping it changes nothing that is attached.
+pub struct Loaded {
+    ebpf: Ebpf,
+    pins: Pins,
+    pub program_id: u32,
+    /// Instructions that the verifier walked; its limit is one million (Linux 5.16 tells).
+    pub verified_instructions: Option<u32>,
+}
+
+/// Loads the data path, with the maps that are pinned already if they fit.
+///
+/// # Errors
+/// Rights are missing, pinned maps do not fit (names the map and what to do), or the kernel or its
+/// verifier refuses.
+pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
+    let specs = object::map_specs(options.limits)?;
+    let pins = Pins::new(options.pin_dir);
+    pins.create()?;
+    pins.check(&specs)?;
+    let settings = settings(&pins)?;
+
+    let flow_mask = object::flow_buckets(options.limits) - 1;
+    let reply_mask = object::reply_buckets(options.limits) - 1;
+    let log_level = if options.debug_log { aya_log::Level::Debug as u8 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("HASH_SEED", &settings.hash_seed, true)
+        .override_global("FLOW_MASK", &flow_mask, true)
+        .override_global("REPLY_MASK", &reply_mask, true)
+        // Not there when the program has no log statement.
+        .override_global(aya_log::LEVEL, &log_level, false);
+    for spec in &specs {
+        loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
+    }
+    let mut ebpf = loader.load(object::object()?).context("making the maps of the data path")?;
+    // The seed is stored before the program runs, so that every flow in the maps follows it.
+    store_settings(&mut ebpf, &settings)?;
+    let (program_id, verified_instructions) = load_program(&mut ebpf, &pins)?;
+    Ok(Loaded { ebpf, pins, program_id, verified_instructions })
+}
+
+impl Loaded {
+    /// Puts the program on an interface; call it for each one in turn.
+    ///
+    /// # Errors
+    /// See [`attach::attach`].
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
+        // The program may answer from here as soon as it is attached.
+        self.announce(attach::ifindex(interface)?).with_context(|| format!("preparing the interface {interface}"))?;
+        attach::attach(program(&mut self.ebpf)?, &self.pins, interface, mode)
+    }
+
+    /// Tells the program the address of an interface, and forgets interfaces that are gone.
+    fn announce(&mut self, ifindex: u32) -> Result<()> {
+        let map = self.ebpf.map_mut(names::INTERFACES).context("the data path has no interfaces")?;
+        let mut map: HashMap<_, u32, Interface> = HashMap::try_from(map)?;
+        let known: Vec<u32> = map.keys().collect::<Result<_, _>>()?;
+        for known in known {
+            if matches!(netlink::attached(known), Err(error) if error.raw_os_error() == Some(libc::ENODEV)) {
+                map.remove(&known)?;
+            }
+        }
+        let mac = netlink::ethernet_address(ifindex)?.context("it is no Ethernet interface")?;
+        map.insert(ifindex, Interface { mac, zero: [0; 2] }, 0).context("telling the data path its address")
+    }
+
+    /// The program itself, to run it on frames that never were on a wire.
+    ///
+    /// # Errors
+    /// The object has no program of that name.
+    pub fn program(&mut self) -> Result<&Xdp> {
+        Ok(program(&mut self.ebpf)?)
+    }
+
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Passes the program's log lines on to the `log` crate's logger for as long as it is polled.
+    ///
+    /// # Errors
+    /// The program has no log, or the ring buffer cannot be watched.
+    pub fn debug_log(&mut self) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
+        let logger = EbpfLogger::init(&mut self.ebpf).context("opening the data path's log")?;
+        // SAFETY: the logger owns its ring buffer's descriptor and keeps it for life.
+        let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        let mut logger = logger.map_err(std::io::Error::from).context("watching the data path's log")?;
+        Ok(async move {
+            loop {
+                let mut ready = logger.readable_mut().await?;
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        })
+    }
+}
+
+/// The pinned settings, or new ones with a random seed.
+fn settings(pins: &Pins) -> Result<Settings> {
+    let fresh = || -> Result<Settings> {
+        let hash_seed = sys::random_u64().context("asking the kernel for a random number")?;
+        Ok(Settings { abi_version: ABI_VERSION, generation: 0, hash_seed, reserved: [0; 6] })
+    };
+    let path = pins.map(names::SETTINGS);
+    let map = match MapData::from_pin(&path) {
+        Ok(map) => map,
+        Err(error) if pins::is_missing(&error) => return fresh(),
+        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+    };
+    let stored: Settings = Array::try_from(Map::Array(map))?.get(&0, 0).context("reading the pinned settings")?;
+    if stored.abi_version == 0 {
+        // An agent ended between making the map and filling it in: no program has used it.
+        return fresh();
+    }
+    ensure!(
+        stored.abi_version == ABI_VERSION,
+        "{} holds maps of layout {}, this version has {ABI_VERSION}: run `lb detach` first",
+        pins.dir().display(),
+        stored.abi_version
+    );
+    Ok(stored)
+}
+
+fn store_settings(ebpf: &mut Ebpf, settings: &Settings) -> Result<()> {
+    let map = ebpf.map_mut(names::SETTINGS).context("the data path has no settings")?;
+    let mut map: Array<_, Settings> = Array::try_from(map)?;
+    if map.get(&0, 0)?.abi_version == 0 {
+        map.set(0, settings, 0).context("storing the settings")?;
+    }
+    Ok(())
+}
+
+fn load_program(ebpf: &mut Ebpf, pins: &Pins) -> Result<(u32, Option<u32>)> {
+    let program = program(ebpf)?;
+    program.load().map_err(explain_refusal)?;
+    let path = pins.program();
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing the old pin {}", path.display()));
+        }
+        _ => {}
+    }
+    program.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
+    let info = program.info()?;
+    Ok((info.id(), info.verified_instruction_count()))
+}
+
+fn explain_refusal(error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } if io_error.raw_os_error() == Some(libc::EPERM) => {
+            let hint = "loading the data path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run it as root";
+            anyhow!(io_error).context(format!("{hint} {verifier_log}").trim_end().to_owned())
+        }
+        ProgramError::LoadError { io_error, verifier_log } => {
+            anyhow!(io_error).context(format!("the kernel's verifier refused the data path:\n{verifier_log}"))
+        }
+        other => anyhow!(other).context("loading the data path"),
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(names::PROGRAM).context("the data path has no program `lb`")?;
+    Ok(program.try_into()?)
+}

@@ -1,0 +1,41 @@
+//! The data path in the kernel: loading, attaching, publishing, reading.
+//!
+//! ```text
+//! load      object -> pins (checked) -> maps and program -> Loaded
+//! attach    Loaded -> interfaces, by pinned links; detach undoes it without an agent
+//! tables    KernelDataplane: the Dataplane contract over the pinned maps
+//! sweep     ages flows, audits ports; flow_table and ports hold the atomic steps
+//! stats, flows, events    what the data path tells
+//! ```
+//!
+//! Memory shared with the data path is reached through `mmap` only, and by atomic operations.
+
+mod attach;
+mod detach;
+mod events;
+mod flow_table;
+mod flows;
+mod load;
+mod maps;
+mod mmap;
+mod netlink;
+mod object;
+mod pins;
+mod ports;
+mod stats;
+mod sweep;
+mod sys;
+mod tables;
+
+pub use attach::{Attachment, attachments, ifindex};
+pub use detach::{Detached, detach};
+pub use events::{DataplaneEvent, Events};
+pub use flows::{FlowFilter, FlowRecord, Flows};
+pub use load::{LoadOptions, Loaded, load};
+pub use mmap::SharedArray;
+pub use netlink::{AttachedMode, attached};
+pub use object::{MapSpec, map_specs};
+pub use pins::{DEFAULT_PIN_DIR, Pins};
+pub use stats::Stats;
+pub use sweep::{Audit, Sweeper};
+pub use tables::KernelDataplane;

@@ -1,0 +1,155 @@
+//! The pin directory: where maps, program and links outlive the agent.
+//!
+//! ```text
+//! <pin_dir>/v<ABI_VERSION>/<map name>      every map of `names::PINNED`
+//!                          prog-lb         the program that was loaded last
+//!                          link-<if>       one attachment; `.` in the interface's name stands as `:`
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{MapError, MapInfo};
+use lb_common::abi::{ABI_VERSION, names};
+use tracing::info;
+
+use super::object::MapSpec;
+use crate::host::{self, BPFFS, Bpffs};
+
+/// Where pins are unless told otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
+pub(super) const LINK_PREFIX: &str = "link-";
+const PROGRAM_PREFIX: &str = "prog-";
+
+/// Paths under one pin directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+    version: PathBuf,
+}
+
+impl Pins {
+    pub fn new(pin_dir: &Path) -> Self {
+        Self { root: pin_dir.into(), version: pin_dir.join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// The directory of all versions.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of this version's pins.
+    pub fn dir(&self) -> &Path {
+        &self.version
+    }
+
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.version.join(name)
+    }
+
+    pub fn program(&self) -> PathBuf {
+        self.version.join(format!("{PROGRAM_PREFIX}{}", names::PROGRAM))
+    }
+
+    /// The pin of the attachment to `interface`. bpffs refuses names with a dot, and no interface
+    /// name has a colon.
+    pub fn link(&self, interface: &str) -> PathBuf {
+        self.version.join(format!("{LINK_PREFIX}{}", interface.replace('.', ":")))
+    }
+
+    /// Makes the directory, and mounts bpffs at its usual place where it is missing.
+    ///
+    /// # Errors
+    /// The directory is not on bpffs and cannot be brought there.
+    pub fn create(&self) -> Result<()> {
+        ensure_bpffs(&self.root)?;
+        fs::create_dir_all(&self.version)
+            .with_context(|| format!("making the pin directory {}", self.version.display()))
+    }
+
+    /// Compares every map that is pinned already with what the program needs.
+    ///
+    /// # Errors
+    /// Names the first map that does not fit.
+    pub fn check(&self, wanted: &[MapSpec]) -> Result<()> {
+        for spec in wanted {
+            let path = self.map(spec.name);
+            let info = match MapInfo::from_pin(&path) {
+                Ok(info) => info,
+                Err(error) if is_missing(&error) => continue,
+                Err(error) => return Err(error).with_context(|| format!("opening the pinned map {}", path.display())),
+            };
+            check_map(spec, &info, &path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The interface that a pin's file name stands for; `None` for pins of another kind.
+pub(super) fn interface_of(file_name: &str) -> Option<String> {
+    file_name.strip_prefix(LINK_PREFIX).map(|name| name.replace(':', "."))
+}
+
+/// Whether nothing is pinned there.
+pub(super) fn is_missing(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+}
+
+fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<()> {
+    let map_type = info.map_type().with_context(|| format!("the pinned map {}", path.display()))? as u32;
+    let layout = [
+        ("type", map_type, spec.map_type),
+        ("key size", info.key_size(), spec.key_size),
+        ("value size", info.value_size(), spec.value_size),
+        ("flags", info.map_flags(), spec.flags),
+    ];
+    for (what, pinned, wanted) in layout {
+        if pinned != wanted {
+            bail!(
+                "the pinned map {} has {what} {pinned}, this version needs {wanted}: `lb detach` removes it \
+                 (its flows are lost), then start again",
+                path.display()
+            );
+        }
+    }
+    if info.max_entries() != spec.max_entries {
+        let keep = match spec.setting {
+            Some(setting) => format!("keep the old `limits.{setting}`, or "),
+            None => String::new(),
+        };
+        bail!(
+            "the pinned map {} has {} elements, the configuration wants {}: {keep}run `lb detach` first (its flows \
+             are lost), then start again",
+            path.display(),
+            info.max_entries(),
+            spec.max_entries
+        );
+    }
+    Ok(())
+}
+
+fn ensure_bpffs(root: &Path) -> Result<()> {
+    if on_bpffs(root)? {
+        return Ok(());
+    }
+    if !root.starts_with(BPFFS) {
+        bail!("{} is not on a BPF file system: choose a directory under {BPFFS}", root.display());
+    }
+    // The lock is on the directory below the mount, so that two starters do not mount twice.
+    let below = fs::File::open(BPFFS).with_context(|| format!("opening {BPFFS}; is sysfs mounted?"))?;
+    rustix::fs::flock(&below, rustix::fs::FlockOperation::LockExclusive).with_context(|| format!("locking {BPFFS}"))?;
+    if host::ensure_bpffs(Path::new(BPFFS))? == Bpffs::MountedNow {
+        info!("mounted the BPF file system at {BPFFS}");
+    }
+    Ok(())
+}
+
+/// Whether the path, or the nearest directory above it that exists, is on bpffs.
+fn on_bpffs(path: &Path) -> Result<bool> {
+    let existing = path.ancestors().find(|directory| directory.exists());
+    let directory = existing.with_context(|| format!("{} is not an absolute path", path.display()))?;
+    host::is_bpffs(directory).with_context(|| format!("looking at {}", directory.display()))
+}

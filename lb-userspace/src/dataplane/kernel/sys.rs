@@ -1,0 +1,136 @@
+//! The few `bpf(2)` calls that aya does not offer: force-detaching links, asking a link for its
+//! interface, reading a whole map in one call.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+use bytemuck::Pod;
+
+/// What the kernel tells of an XDP link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpLinkInfo {
+    pub program_id: u32,
+    /// 0: the interface is gone.
+    pub ifindex: u32,
+}
+
+/// Opens a pinned object (map, program or link).
+///
+/// # Errors
+/// The kernel's, `NotFound` where nothing is pinned.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel just gave us this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes a link off its interface, whoever else holds it (Linux 5.9).
+///
+/// # Errors
+/// The kernel's.
+pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed_attr();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+}
+
+/// Program and interface of a link; `None` for links of another type.
+///
+/// # Errors
+/// The kernel's.
+pub fn xdp_link_info(link: BorrowedFd<'_>) -> io::Result<Option<XdpLinkInfo>> {
+    // SAFETY: plain integers; all zero is a valid value.
+    let mut info: bpf_link_info = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut attr = zeroed_attr();
+    attr.info.bpf_fd = link.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
+        return Ok(None);
+    }
+    // SAFETY: the type says which member the kernel filled in.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok(Some(XdpLinkInfo { program_id: info.prog_id, ifindex }))
+}
+
+/// Every entry of an array or hash map that is not per CPU, in one call (Linux 5.6). Entries that
+/// others write meanwhile may be old or new.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>, max_entries: u32) -> io::Result<Vec<(K, V)>> {
+    let mut keys = vec![K::zeroed(); max_entries as usize];
+    let mut values = vec![V::zeroed(); max_entries as usize];
+    // The place to go on from; a hash map writes four bytes, others a key.
+    let mut position = [0u8; 64];
+    assert!(size_of::<K>() <= position.len());
+    let mut attr = zeroed_attr();
+    attr.batch.out_batch = position.as_mut_ptr() as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = max_entries;
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => {}
+        // "No entry" after the last one: the count says how many came before.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    // SAFETY: the kernel wrote the number of entries back.
+    let count = unsafe { attr.batch.count } as usize;
+    Ok(keys.into_iter().zip(values).take(count).collect())
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: the clock of `bpf_ktime_get_coarse_ns`.
+pub fn coarse_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writing; this clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// A random number other than zero.
+///
+/// # Errors
+/// The kernel's.
+pub fn random_u64() -> io::Result<u64> {
+    loop {
+        let mut bytes = [0u8; 8];
+        // SAFETY: the buffer is valid for its length.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        match got {
+            8 if bytes != [0; 8] => return Ok(u64::from_ne_bytes(bytes)),
+            -1 => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn zeroed_attr() -> bpf_attr {
+    // SAFETY: a union of plain integers; all zero is valid, and the kernel wants unused bytes zero.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is a whole `bpf_attr`; pointers in it are valid for this call (callers above).
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, attr as *mut bpf_attr, size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}

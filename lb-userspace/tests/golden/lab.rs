@@ -1,0 +1,455 @@
+//! A balancer between two networks, with nothing but itself behind the wires.
+//!
+//! ```text
+//! client 198.51.100.7 -- router 192.0.2.254 -- front [lb] back -- 10.0.0.11, .12, .13
+//!        2001:db8:c::7          2001:db8:1::fe                     2001:db8:2::11 ...
+//! ```
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use aya::{TestRun as _, programs::TestRunOptions};
+use lb_common::{
+    abi::{
+        Address, AddressRoles, Backend, BackendCounters, BackendState, DirectionCounters, Granularity, Mode, Port,
+        Protocol, Scheduler, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, VerdictCounters,
+    },
+    verdict::Reason,
+};
+use lb_userspace::{
+    config::{Limits, PortRange, XdpMode},
+    dataplane::{
+        Dataplane as _, Op,
+        kernel::{FlowFilter, FlowRecord, Flows, KernelDataplane, LoadOptions, Loaded, Stats, detach, load},
+    },
+};
+
+use crate::frames::{Packet, Segment};
+
+/// The interface a frame comes from or leaves by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    Front,
+    Back,
+}
+
+pub const FRONT_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub const BACK_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0xfe];
+
+/// Link-layer address of backend `n` (1 to 3).
+pub const fn backend_mac(n: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 2, 0x10 + n]
+}
+
+/// Families and transports that a table of cases goes through.
+pub const KINDS: [(bool, Protocol); 4] =
+    [(true, Protocol::Tcp), (true, Protocol::Udp), (false, Protocol::Tcp), (false, Protocol::Udp)];
+
+pub fn vip(v4: bool) -> IpAddr {
+    if v4 { "203.0.113.10" } else { "2001:db8:f::10" }.parse().unwrap()
+}
+
+pub fn client(v4: bool) -> IpAddr {
+    if v4 { "198.51.100.7" } else { "2001:db8:c::7" }.parse().unwrap()
+}
+
+/// The balancer's address towards the backends.
+pub fn source(v4: bool) -> IpAddr {
+    if v4 { "10.0.0.1" } else { "2001:db8:2::1" }.parse().unwrap()
+}
+
+pub fn backend(v4: bool, n: u8) -> IpAddr {
+    if v4 { format!("10.0.0.1{n}") } else { format!("2001:db8:2::1{n}") }.parse().unwrap()
+}
+
+const SETUP: &str = "
+link set lo up
+link add front address 02:00:00:00:01:01 type veth peer name front-far
+link add back address 02:00:00:00:02:01 type veth peer name back-far
+addr add 192.0.2.1/24 dev front
+addr add 2001:db8:1::1/64 dev front nodad
+addr add 10.0.0.1/24 dev back
+addr add 2001:db8:2::1/64 dev back nodad
+link set front up
+link set back up
+link set front-far up
+link set back-far up
+route add default via 192.0.2.254
+-6 route add default via 2001:db8:1::fe
+neigh add 192.0.2.254 lladdr 02:00:00:00:01:fe dev front nud permanent
+neigh add 2001:db8:1::fe lladdr 02:00:00:00:01:fe dev front nud permanent
+neigh add 10.0.0.11 lladdr 02:00:00:00:02:11 dev back nud permanent
+neigh add 10.0.0.12 lladdr 02:00:00:00:02:12 dev back nud permanent
+neigh add 10.0.0.13 lladdr 02:00:00:00:02:13 dev back nud permanent
+neigh add 2001:db8:2::11 lladdr 02:00:00:00:02:11 dev back nud permanent
+neigh add 2001:db8:2::12 lladdr 02:00:00:00:02:12 dev back nud permanent
+neigh add 2001:db8:2::13 lladdr 02:00:00:00:02:13 dev back nud permanent
+";
+
+/// Small, so that tables can be filled.
+const LIMITS: Limits =
+    Limits { services: 16, backends: 64, addresses: 64, selection_slots: 256, flows: 1024, port_pools: 8 };
+
+pub struct Lab {
+    loaded: Loaded,
+    pub data: KernelDataplane,
+    stats: Stats,
+    pin_dir: PathBuf,
+    served: u32,
+}
+
+/// What became of a frame.
+#[derive(Debug)]
+pub struct Sent {
+    /// `pass`, `drop`, `tx` or `redirect`.
+    pub exit: &'static str,
+    pub frame: Vec<u8>,
+    /// Every counter that changed, in words: `to_backend 1 x 74`, `service 0 flows 1`.
+    pub counted: Vec<String>,
+}
+
+/// A service to be published.
+#[derive(Clone, Copy)]
+pub struct Spec {
+    pub v4: bool,
+    pub protocol: Protocol,
+    pub mode: Mode,
+    pub granularity: Granularity,
+    /// 0: any.
+    pub port: u16,
+    /// 0: the port that the client asked for.
+    pub backend_port: u16,
+    pub backends: u8,
+}
+
+impl Spec {
+    pub fn new(v4: bool, protocol: Protocol, mode: Mode) -> Self {
+        Self { v4, protocol, mode, granularity: Granularity::Flow, port: 80, backend_port: 8080, backends: 1 }
+    }
+}
+
+/// A published service.
+#[derive(Clone)]
+pub struct Served {
+    pub spec: Spec,
+    pub id: u32,
+    /// Ids of backends 1, 2, 3.
+    pub backends: Vec<u32>,
+    pub value: ServiceValue,
+}
+
+/// Runs a test in a network namespace of its own, with the program loaded and attached there.
+pub fn lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
+    // The namespace ends with the thread.
+    let result = thread::spawn(move || test(&mut Lab::new())).join();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Lab {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // SAFETY: no preconditions.
+        let uid = unsafe { libc::geteuid() };
+        assert_eq!(uid, 0, "golden packets need the kernel's verifier and a network namespace: run them as root");
+        // SAFETY: concerns this thread only.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "a network namespace");
+        ip_batch(SETUP);
+        for family in ["ipv4", "ipv6"] {
+            for interface in ["front", "back"] {
+                std::fs::write(format!("/proc/sys/net/{family}/conf/{interface}/forwarding"), "1").unwrap();
+            }
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let pin_dir = Path::new("/sys/fs/bpf").join(format!("lb-golden-{}-{number}", process::id()));
+        lb_userspace::host::ensure_bpffs(Path::new("/sys/fs/bpf")).expect("a bpf file system");
+        let mut loaded =
+            load(&LoadOptions { pin_dir: &pin_dir, limits: &LIMITS, debug_log: false }).expect("the program loads");
+        for interface in ["front", "back"] {
+            loaded.attach(interface, XdpMode::Native).expect("the program attaches");
+        }
+        let data = KernelDataplane::open(&pin_dir).expect("the maps open");
+        let stats = Stats::open(&pin_dir).expect("the counters open");
+        Self { loaded, data, stats, pin_dir, served: 0 }
+    }
+
+    /// Publishes a service whose backends are all ready.
+    pub fn serve(&mut self, spec: Spec) -> Served {
+        let number = self.served;
+        self.served += 1;
+        let backends: Vec<u32> = (0..u32::from(spec.backends)).map(|n| number * 4 + n).collect();
+        for (n, &id) in (1..).zip(&backends) {
+            let full_nat = spec.mode == Mode::FullNat;
+            let pool = number * 4 % LIMITS.port_pools + u32::from(n) - 1;
+            if full_nat {
+                self.apply(Op::SetPortPool { pool, ports: vec![PortRange { first: 1024, last: 61_439 }] });
+            }
+            let entry = Backend {
+                address: backend(spec.v4, n).into(),
+                source: if full_nat { source(spec.v4).into() } else { Address::v6([0; 16]) },
+                port: Port::new(spec.backend_port),
+                state: BackendState::Live as u8,
+                zero: 0,
+                generation: 1,
+                service_id: number,
+                port_pool: pool,
+                reserved: [0; 4],
+            };
+            self.apply(Op::SetBackend { id, backend: entry });
+            if !full_nat {
+                let roles = AddressRoles(AddressRoles::NAT_BACKEND);
+                self.apply(Op::SetAddress { address: entry.address, roles });
+            }
+        }
+        let address = Address::from(vip(spec.v4));
+        let port = Port::new(spec.port);
+        let info = ServiceInfo { address, port, protocol: spec.protocol as u8, mode: spec.mode as u8, zero: 0 };
+        self.apply(Op::SetServiceInfo { id: number, info });
+        let base = number * 16;
+        if !backends.is_empty() {
+            self.apply(Op::WriteSelection { base, slots: backends.clone() });
+        }
+        let value = ServiceValue {
+            id: number,
+            selection_base: base,
+            selection_len: backends.len() as u32,
+            generation: 7,
+            mode: spec.mode as u8,
+            scheduler: Scheduler::RoundRobin as u8,
+            granularity: spec.granularity as u8,
+            zero: 0,
+        };
+        let served = Served { spec, id: number, backends, value };
+        self.publish(&served, value);
+        let any = if spec.port == 0 { AddressRoles::ANY_PORT } else { 0 };
+        self.apply(Op::SetAddress { address, roles: AddressRoles(AddressRoles::SERVICE | any) });
+        if spec.mode == Mode::FullNat {
+            let roles = AddressRoles(AddressRoles::SOURCE);
+            self.apply(Op::SetAddress { address: source(spec.v4).into(), roles });
+        }
+        served
+    }
+
+    /// Replaces the service's value.
+    pub fn publish(&mut self, served: &Served, value: ServiceValue) {
+        let key = ServiceKey::new(vip(served.spec.v4).into(), Port::new(served.spec.port), served.spec.protocol as u8);
+        self.apply(Op::SetService { key, value });
+    }
+
+    /// Points the service at these backends (1 to 3).
+    pub fn select(&mut self, served: &Served, backends: &[u8]) {
+        let base = served.value.selection_base + 8;
+        let slots: Vec<u32> = backends.iter().map(|&n| served.backends[usize::from(n) - 1]).collect();
+        let selection_len = slots.len() as u32;
+        if !slots.is_empty() {
+            self.apply(Op::WriteSelection { base, slots });
+        }
+        self.publish(served, ServiceValue { selection_base: base, selection_len, ..served.value });
+    }
+
+    /// Declares backend `n` of a service live or dead.
+    pub fn set_state(&mut self, served: &Served, n: u8, state: BackendState) {
+        let id = served.backends[usize::from(n) - 1];
+        let mut backend = self.data.read().unwrap().backends[&id];
+        backend.state = state as u8;
+        self.apply(Op::SetBackend { id, backend });
+    }
+
+    pub fn apply(&mut self, op: Op) {
+        self.data.apply(&op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+    }
+
+    /// Live flows, in the order of the table.
+    pub fn flows(&self) -> Vec<FlowRecord> {
+        Flows::open(&self.pin_dir).unwrap().iter(&FlowFilter::default()).collect()
+    }
+
+    /// The only live flow.
+    pub fn flow(&self) -> FlowRecord {
+        let flows = self.flows();
+        assert_eq!(flows.len(), 1, "{flows:#?}");
+        flows.into_iter().next().unwrap()
+    }
+
+    /// Runs the program on a frame.
+    pub fn send(&mut self, side: Side, frame: &[u8]) -> Sent {
+        let before = self.counters();
+        let mut out = vec![0xee; 2048];
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex(side).to_ne_bytes());
+        let program = self.loaded.program().expect("the program");
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            })
+            .expect("the kernel runs the program");
+        out.truncate(result.data_size_out as usize);
+        let exit = match result.return_value {
+            1 => "drop",
+            2 => "pass",
+            3 => "tx",
+            4 => "redirect",
+            other => panic!("verdict {other} for {frame:02x?}"),
+        };
+        Sent { exit, frame: out, counted: changed(&before, &self.counters()) }
+    }
+
+    /// What a frame is that leaves for backend `n`.
+    pub fn to_backend(&self, n: u8, packet: &Packet) -> Vec<u8> {
+        framed(backend_mac(n), BACK_MAC, packet)
+    }
+
+    /// What a frame is that leaves for the client.
+    pub fn to_client(&self, packet: &Packet) -> Vec<u8> {
+        framed(ROUTER_MAC, FRONT_MAC, packet)
+    }
+
+    fn counters(&self) -> Counters {
+        Counters {
+            verdicts: self.stats.verdicts().unwrap().into_iter().collect(),
+            services: (0..LIMITS.services).map(|id| self.stats.service(id).unwrap()).collect(),
+            backends: (0..LIMITS.backends).map(|id| self.stats.backend(id).unwrap()).collect(),
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(error) = detach(&self.pin_dir) {
+            eprintln!("cleaning up {}: {error:#}", self.pin_dir.display());
+        }
+    }
+}
+
+/// A packet as it comes in: from the router, or from backend `n`.
+pub fn from_client(packet: &Packet) -> Vec<u8> {
+    framed(FRONT_MAC, ROUTER_MAC, packet)
+}
+
+pub fn from_backend(n: u8, packet: &Packet) -> Vec<u8> {
+    framed(BACK_MAC, backend_mac(n), packet)
+}
+
+/// A packet between two addresses.
+pub fn packet(from: SocketAddr, to: SocketAddr, ttl: u8, protocol: Protocol, flags: u8) -> Packet {
+    let segment = match protocol {
+        Protocol::Tcp => Segment::tcp(from.port(), to.port(), flags, b"hello"),
+        Protocol::Udp => Segment::udp(from.port(), to.port(), b"hello"),
+    };
+    let mut packet = Packet::new(&from.ip().to_string(), &to.ip().to_string(), segment);
+    packet.ttl = ttl;
+    packet
+}
+
+/// A client's packet to the service's port 80.
+pub fn request(served: &Served, client_port: u16, flags: u8) -> Packet {
+    let spec = served.spec;
+    packet((client(spec.v4), client_port).into(), (vip(spec.v4), 80).into(), 64, spec.protocol, flags)
+}
+
+fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
+    let mut frame = packet.frame();
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    frame
+}
+
+fn ifindex(side: Side) -> u32 {
+    lb_userspace::dataplane::kernel::ifindex(match side {
+        Side::Front => "front",
+        Side::Back => "back",
+    })
+    .expect("the interface")
+}
+
+pub fn ip_batch(commands: &str) {
+    let file = std::env::temp_dir().join(format!("lb-golden-{}-{:?}", process::id(), thread::current().id()));
+    std::fs::write(&file, commands).unwrap();
+    // Started by this thread, so it works in this thread's namespace.
+    let output = Command::new("ip").arg("-batch").arg(&file).output().expect("ip (Debian: iproute2)");
+    std::fs::remove_file(&file).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+struct Counters {
+    verdicts: Vec<(Reason, VerdictCounters)>,
+    services: Vec<ServiceCounters>,
+    backends: Vec<BackendCounters>,
+}
+
+fn changed(before: &Counters, after: &Counters) -> Vec<String> {
+    let mut lines = vec![];
+    for ((reason, b), (_, a)) in before.verdicts.iter().zip(&after.verdicts) {
+        if a != b {
+            lines.push(format!("{} {} x {}", reason.name(), a.packets - b.packets, a.bytes - b.bytes));
+        }
+    }
+    let mut number = |what: String, before: u64, after: u64| {
+        if after != before {
+            lines.push(format!("{what} {}", after.wrapping_sub(before)));
+        }
+    };
+    for (id, (b, a)) in before.services.iter().zip(&after.services).enumerate() {
+        number(format!("service {id} flows"), b.flows, a.flows);
+        number(format!("service {id} refused"), b.refused, a.refused);
+        number(format!("service {id} dropped"), b.dropped, a.dropped);
+    }
+    for (id, (b, a)) in before.backends.iter().zip(&after.backends).enumerate() {
+        number(format!("backend {id} flows"), b.flows, a.flows);
+        number(format!("backend {id} ended"), b.ended, a.ended);
+    }
+    let mut direction = |what: String, b: DirectionCounters, a: DirectionCounters| {
+        if a != b {
+            lines.push(format!("{what} {} x {}", a.packets - b.packets, a.bytes - b.bytes));
+        }
+    };
+    for (id, (b, a)) in before.services.iter().zip(&after.services).enumerate() {
+        direction(format!("service {id} forward"), b.forward, a.forward);
+        direction(format!("service {id} reply"), b.reply, a.reply);
+    }
+    for (id, (b, a)) in before.backends.iter().zip(&after.backends).enumerate() {
+        direction(format!("backend {id} forward"), b.forward, a.forward);
+        direction(format!("backend {id} reply"), b.reply, a.reply);
+    }
+    lines.sort();
+    lines
+}
+
+/// Compares frames byte by byte, and leaves both as a capture behind where they differ.
+#[track_caller]
+pub fn assert_frame(got: &[u8], wanted: &[u8]) {
+    if got == wanted {
+        return;
+    }
+    let path = std::env::temp_dir().join(format!("golden-{}-{:?}.pcap", process::id(), thread::current().id()));
+    let file = std::fs::File::create(&path).unwrap();
+    let mut capture = pcap_file::pcap::PcapWriter::new(file).unwrap();
+    for frame in [wanted, got] {
+        let length = frame.len() as u32;
+        capture.write_packet(&pcap_file::pcap::PcapPacket::new(std::time::Duration::ZERO, length, frame)).unwrap();
+    }
+    let at = got.iter().zip(wanted).position(|(a, b)| a != b).unwrap_or(got.len().min(wanted.len()));
+    panic!(
+        "the frame differs at byte {at}\n   got {got:02x?}\nwanted {wanted:02x?}\nwanted and got are in {}",
+        path.display()
+    );
+}
+
+/// Compares what was counted with the lines that are wanted, in any order.
+#[track_caller]
+pub fn assert_counted(sent: &Sent, wanted: &[&str]) {
+    let mut wanted: Vec<String> = wanted.iter().map(|line| (*line).to_owned()).collect();
+    wanted.sort();
+    assert_eq!(sent.counted, wanted);
+}

@@ -1,0 +1,15 @@
+//! Golden packets: a frame in, and out come the verdict, the whole frame and every counter. The real
+//! program runs in the real kernel (BPF_PROG_TEST_RUN), with the host's own routing and neighbour
+//! tables of a network namespace that ends with the test.
+
+#[path = "../../../lb-common/tests/frames/mod.rs"]
+mod frames;
+mod lab;
+
+mod flows;
+mod forward;
+mod passed;
+mod ports;
+mod refused;
+mod schedule;
+mod table;

@@ -1,0 +1,9 @@
+//! The data path's loading, pinning, attaching and maps, against the running kernel. Needs root.
+
+mod attach;
+mod flows;
+mod load;
+mod observe;
+mod ports;
+mod support;
+mod tables;
