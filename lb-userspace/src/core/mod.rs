@@ -2,9 +2,37 @@
 //! follows from them is data: the probes to run and the tables that should be in the maps.
 //!
 //! ```text
-//! Config, operator's layer, probe outcomes, source addresses, flow census
+//! Config, operator's layer, probe outcomes, source addresses, flow census, what was published
 //!     -> Core::handle -> Core::desired (Tables) -> plan(actual, desired) -> Vec<Op>
 //! ```
+//!
+//! The way of a decision: `state` (what came in, which services it concerns) -> `configure` (who is
+//! a backend), `health`, `census` (who has left) -> `publish` (one service into the tables), which
+//! asks `rotation` for the selection table and `ledger` for everything that is handed out: ids,
+//! slots, port pools, address roles. `adopt` fills the ledger from the maps of an earlier agent.
+
+mod adopt;
+mod census;
+mod commands;
+mod configure;
+mod extents;
+mod health;
+mod ids;
+mod index;
+mod ledger;
+mod plan;
+mod pools;
+mod publish;
+pub mod reconcile;
+mod roles;
+mod rotation;
+mod service;
+mod state;
+mod view;
+
+pub use commands::{Command, CommandError};
+pub use plan::plan;
+pub use state::Core;
 
 use std::{
     collections::BTreeMap,
@@ -106,6 +134,12 @@ pub enum Input {
         source: Option<IpAddr>,
     },
     Flows(FlowCensus),
+    /// The maps hold this generation of [`Core::desired`] (see [`reconcile::ReconcileReport`]).
+    /// Nothing that has left the tables is handed out again, and nothing that is leaving goes, before
+    /// this has been said: send it after every step that succeeded.
+    Published {
+        generation: u32,
+    },
 }
 
 /// A change worth telling: for the log and for `lb events`.

@@ -2,6 +2,8 @@
 //! one at a time. Three implementations: the kernel's maps, an in-memory fake, and a faulty one for
 //! tests.
 
+pub mod fake;
+pub mod faulty;
 pub mod kernel;
 
 use std::collections::BTreeMap;

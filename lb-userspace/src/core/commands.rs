@@ -1,0 +1,290 @@
+//! What an operator may decide at run time: checked against configuration and health, then written
+//! into the operator's layer. Nothing is changed here; the new layer becomes an input like others.
+
+use std::{fmt, net::SocketAddr};
+
+use super::{
+    Admin, Core, OperatorLayer, Override,
+    configure::{Wanted, wanted, word},
+    service::Service,
+};
+use crate::config;
+
+/// A decision about one backend of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A backend that the file does not have, or one of the file's that was removed before.
+    Add {
+        service: String,
+        address: SocketAddr,
+        weight: u16,
+        tier: u8,
+    },
+    Remove {
+        service: String,
+        address: SocketAddr,
+    },
+    Drain {
+        service: String,
+        address: SocketAddr,
+    },
+    Ready {
+        service: String,
+        address: SocketAddr,
+    },
+    Maintenance {
+        service: String,
+        address: SocketAddr,
+    },
+    Weight {
+        service: String,
+        address: SocketAddr,
+        weight: u16,
+    },
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    #[error("there is no service `{name}`{}", Known(known, suggestion))]
+    UnknownService { name: String, suggestion: Option<String>, known: Vec<String> },
+    #[error("service `{service}` has no backend {address}{}", Known(known, suggestion))]
+    UnknownBackend { service: String, address: SocketAddr, suggestion: Option<String>, known: Vec<String> },
+    #[error(
+        "service `{service}` has a backend {address} already: change it with `lb backend weight`, `drain`, `ready` or `maintenance`"
+    )]
+    Duplicate { service: String, address: SocketAddr },
+    #[error(
+        "{address} is an {} address, but service `{service}` listens on {listen}: both must be {}",
+        family(address),
+        family(listen)
+    )]
+    Family { service: String, address: SocketAddr, listen: SocketAddr },
+    #[error(
+        "{address} has no port: port 0 (the port that the client asked for) is only for services that listen on port 0, and `{service}` listens on {listen}"
+    )]
+    Port { service: String, address: SocketAddr, listen: SocketAddr },
+    #[error("the file has {address} in tier {tier}: change the tier there, or add it with tier {tier}")]
+    Tier { address: SocketAddr, tier: u8 },
+    #[error(
+        "{address} is the last ready backend of service `{service}`: after this, new flows would be refused; make another backend ready first, or repeat the command with --force"
+    )]
+    LastReady { service: String, address: SocketAddr },
+}
+
+impl Command {
+    /// The service that the command is about.
+    pub fn service(&self) -> &str {
+        match self {
+            Self::Add { service, .. }
+            | Self::Remove { service, .. }
+            | Self::Drain { service, .. }
+            | Self::Ready { service, .. }
+            | Self::Maintenance { service, .. }
+            | Self::Weight { service, .. } => service,
+        }
+    }
+
+    /// The backend that the command is about.
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Add { address, .. }
+            | Self::Remove { address, .. }
+            | Self::Drain { address, .. }
+            | Self::Ready { address, .. }
+            | Self::Maintenance { address, .. }
+            | Self::Weight { address, .. } => *address,
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (service, address) = (self.service(), self.address());
+        match self {
+            Self::Add { weight, tier, .. } => write!(f, "add {service} {address} weight {weight} tier {tier}"),
+            Self::Remove { .. } => write!(f, "remove {service} {address}"),
+            Self::Drain { .. } => write!(f, "drain {service} {address}"),
+            Self::Ready { .. } => write!(f, "ready {service} {address}"),
+            Self::Maintenance { .. } => write!(f, "maintenance {service} {address}"),
+            Self::Weight { weight, .. } => write!(f, "weight {service} {address} {weight}"),
+        }
+    }
+}
+
+impl Core {
+    /// The layer as it is now.
+    pub fn operator_layer(&self) -> &OperatorLayer {
+        &self.layer
+    }
+
+    /// The layer with the command in it, decided `by` a user `at` a time (RFC 3339, UTC). Without
+    /// `force` it is refused when it takes the last ready backend of a service out of turn.
+    ///
+    /// # Errors
+    /// The command makes no sense here, or is too dangerous; nothing has changed.
+    pub fn apply_command(
+        &self,
+        layer: &OperatorLayer,
+        command: &Command,
+        by: &str,
+        at: &str,
+        force: bool,
+    ) -> Result<OperatorLayer, CommandError> {
+        let (config, service) = self.find_service(command.service())?;
+        let current = wanted(config, layer.services.get(&config.name));
+        let mut new = layer.clone();
+        let backends = new.services.entry(config.name.clone()).or_default();
+        let mut decided = backends.remove(&command.address()).unwrap_or_default();
+        decide(config, &current, command, &mut decided)?;
+        let says_something =
+            decided.removed || decided.added_tier.is_some() || decided.admin.is_some() || decided.weight.is_some();
+        if says_something {
+            let (by, at) = (by.to_owned(), at.to_owned());
+            backends.insert(command.address(), Override { by, at, ..decided });
+        }
+        let after = wanted(config, Some(backends));
+        if backends.is_empty() {
+            new.services.remove(&config.name);
+        }
+        if !force && ready(service, &current) > 0 && ready(service, &after) == 0 {
+            return Err(CommandError::LastReady { service: config.name.clone(), address: command.address() });
+        }
+        Ok(new)
+    }
+
+    /// Checks a whole layer before it becomes an input: that no service loses its last ready
+    /// backend by it.
+    ///
+    /// # Errors
+    /// The first service that would.
+    pub fn check_layer(&self, layer: &OperatorLayer) -> Result<(), CommandError> {
+        for (name, me) in &self.names {
+            let (old, new) = (self.layer.services.get(name), layer.services.get(name));
+            let Some((service, config)) =
+                self.services.get(me).and_then(|service| Some((service, service.config.as_ref()?)))
+            else {
+                continue;
+            };
+            if old == new {
+                continue;
+            }
+            let (before, after) = (wanted(config, old), wanted(config, new));
+            if ready(service, &before) > 0 && ready(service, &after) == 0 {
+                let lost = before.iter().find(|wanted| is_ready(service, wanted)).map(|wanted| wanted.address);
+                let address = lost.unwrap_or(config.listen);
+                return Err(CommandError::LastReady { service: name.clone(), address });
+            }
+        }
+        Ok(())
+    }
+
+    fn find_service(&self, name: &str) -> Result<(&config::Service, &Service), CommandError> {
+        let found = self.names.get(name).and_then(|me| self.services.get(me));
+        found.and_then(|service| Some((service.config.as_ref()?, service))).ok_or_else(|| {
+            let known: Vec<String> = self.names.keys().cloned().collect();
+            CommandError::UnknownService { name: name.to_owned(), suggestion: nearest(name, &known), known }
+        })
+    }
+}
+
+/// Writes the command into one backend's part of the layer.
+fn decide(
+    config: &config::Service,
+    current: &[Wanted],
+    command: &Command,
+    decided: &mut Override,
+) -> Result<(), CommandError> {
+    let address = command.address();
+    if let Command::Add { weight, tier, .. } = command {
+        return add(config, current, address, *weight, *tier, decided);
+    }
+    if !current.iter().any(|wanted| wanted.address == address) {
+        let known: Vec<String> = current.iter().map(|wanted| wanted.address.to_string()).collect();
+        let suggestion = nearest(&address.to_string(), &known);
+        return Err(CommandError::UnknownBackend { service: config.name.clone(), address, suggestion, known });
+    }
+    let in_file = config.backends.iter().any(|backend| backend.address == address);
+    match command {
+        Command::Add { .. } => {}
+        Command::Remove { .. } => *decided = Override { removed: in_file, ..Override::default() },
+        Command::Drain { .. } => decided.admin = Some(Admin::Drain),
+        Command::Maintenance { .. } => decided.admin = Some(Admin::Maintenance),
+        Command::Ready { .. } => decided.admin = None,
+        Command::Weight { weight, .. } => decided.weight = Some(*weight),
+    }
+    Ok(())
+}
+
+fn add(
+    config: &config::Service,
+    current: &[Wanted],
+    address: SocketAddr,
+    weight: u16,
+    tier: u8,
+    decided: &mut Override,
+) -> Result<(), CommandError> {
+    let service = config.name.clone();
+    if address.is_ipv4() != config.listen.is_ipv4() {
+        return Err(CommandError::Family { service, address, listen: config.listen });
+    }
+    if address.port() == 0 && config.listen.port() != 0 {
+        return Err(CommandError::Port { service, address, listen: config.listen });
+    }
+    if current.iter().any(|wanted| wanted.address == address) {
+        return Err(CommandError::Duplicate { service, address });
+    }
+    *decided = match config.backends.iter().find(|backend| backend.address == address) {
+        Some(backend) if backend.tier != tier => return Err(CommandError::Tier { address, tier: backend.tier }),
+        Some(backend) => Override { weight: (weight != backend.weight).then_some(weight), ..Override::default() },
+        None => Override { added_tier: Some(tier), weight: Some(weight), ..Override::default() },
+    };
+    Ok(())
+}
+
+fn ready(service: &Service, wanted: &[Wanted]) -> usize {
+    wanted.iter().filter(|wanted| is_ready(service, wanted)).count()
+}
+
+/// Whether a backend would take new flows as wanted, with the health it has now.
+fn is_ready(service: &Service, wanted: &Wanted) -> bool {
+    let known = service.members.iter().find(|member| member.configured && member.address == wanted.address);
+    known.is_some_and(|member| {
+        let health = member.health.state == super::HealthState::Up && !member.no_route;
+        health && wanted.admin == Admin::Ready && wanted.weight > 0
+    })
+}
+
+/// The candidate that was probably meant.
+fn nearest(name: &str, known: &[String]) -> Option<String> {
+    let scored = known.iter().map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate));
+    let (typos, best) = scored.min_by_key(|(typos, _)| *typos)?;
+    (typos <= 1 + name.len() / 6).then(|| best.clone())
+}
+
+fn family(address: &SocketAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// The end of an error about something unknown: what was meant, or what there is.
+struct Known<'a>(&'a [String], &'a Option<String>);
+
+impl fmt::Display for Known<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 8;
+        match self {
+            Self(_, Some(meant)) => write!(f, "; did you mean `{meant}`?"),
+            Self([], None) => Ok(()),
+            Self(known, None) => {
+                write!(f, "; there are: {}", known[..known.len().min(SHOWN)].join(", "))?;
+                if known.len() > SHOWN { write!(f, " and {} more", known.len() - SHOWN) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word(*self))
+    }
+}

@@ -1,0 +1,327 @@
+//! Who is a backend of what: the configuration file and the operator's layer over it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use lb_common::abi::Port;
+
+use super::{
+    Admin, Core, Notice, Now, OperatorLayer, Override,
+    health::Health,
+    service::{Leave, Member, Service, ServiceRef, probe_key},
+};
+use crate::config::{self, Config};
+
+/// One service's part of the operator's layer.
+pub(super) type ServiceLayer = BTreeMap<SocketAddr, Override>;
+
+/// A backend as file and operator want it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub address: SocketAddr,
+    pub weight: u16,
+    pub tier: u8,
+    pub admin: Admin,
+    pub overridden: Option<Override>,
+}
+
+/// The backends of a service in file order, then those that the operator added, by address. The file
+/// says what exists and in which tier; the operator says what was decided about it.
+pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) -> Vec<Wanted> {
+    let nothing = ServiceLayer::new();
+    let layer = layer.unwrap_or(&nothing);
+    let merge = |backend: &config::Backend| {
+        let overridden = layer.get(&backend.address).cloned();
+        let decided = overridden.clone().unwrap_or_default();
+        (!decided.removed).then(|| Wanted {
+            address: backend.address,
+            weight: decided.weight.unwrap_or(backend.weight),
+            tier: backend.tier,
+            admin: decided.admin.unwrap_or_default(),
+            overridden,
+        })
+    };
+    let mut wanted: Vec<Wanted> = service.backends.iter().filter_map(merge).collect();
+    let in_file: BTreeSet<SocketAddr> = service.backends.iter().map(|backend| backend.address).collect();
+    for (&address, decided) in layer.iter().filter(|(address, _)| !in_file.contains(address)) {
+        if let Some(tier) = decided.added_tier {
+            wanted.extend(merge(&config::Backend { address, weight: 1, tier }));
+        }
+    }
+    wanted
+}
+
+impl Core {
+    /// Takes over a configuration and a layer: only services that they change are touched.
+    pub(super) fn configure(&mut self, config: Arc<Config>, layer: OperatorLayer, now: Now) {
+        let old_layer = std::mem::replace(&mut self.layer, layer);
+        if !Arc::ptr_eq(&self.config, &config) || self.names.is_empty() {
+            self.replace_config(Arc::clone(&config));
+        }
+        for service in &config.services {
+            let me = ServiceRef::of(service);
+            let (old, new) = (old_layer.services.get(&service.name), self.layer.services.get(&service.name));
+            let known = self.services.get(&me).filter(|known| known.leaving.is_none());
+            if old != new || known.and_then(|known| known.config.as_ref()) != Some(service) {
+                self.configure_service(me, service, now);
+            }
+        }
+        self.tell_idle_overrides(&old_layer);
+    }
+
+    fn replace_config(&mut self, config: Arc<Config>) {
+        if config.limits != self.config.limits {
+            self.tell("", None, "`limits` changed: they take effect when the maps are made anew".to_owned());
+        }
+        self.ledger.set_ports(&config.source_ports);
+        self.names = config.services.iter().map(|service| (service.name.clone(), ServiceRef::of(service))).collect();
+        self.keys = self.names.values().map(|&me| (me.key, me)).collect();
+        self.config = config;
+        for (me, service) in &self.services {
+            // Whether a leaving service keeps its key depends on who is configured.
+            if service.leaving.is_some() {
+                self.dirty.insert(*me);
+            }
+        }
+        let gone: Vec<ServiceRef> = self
+            .services
+            .iter()
+            .filter(|(me, service)| service.leaving.is_none() && self.keys.get(&me.key) != Some(me))
+            .map(|(me, _)| *me)
+            .collect();
+        gone.into_iter().for_each(|me| self.remove_service(me));
+    }
+
+    fn remove_service(&mut self, me: ServiceRef) {
+        let Some(mut service) = self.services.remove(&me) else { return };
+        service.leaving = Some(Leave::at(self.ledger.next_generation()));
+        self.ledger.touch();
+        for member in service.members.iter_mut().filter(|member| member.leaving.is_none()) {
+            self.member_leaves(me, member);
+        }
+        service.problem = None;
+        self.tell(service.name(), None, "removed".to_owned());
+        self.dirty.insert(me);
+        self.services.insert(me, service);
+    }
+
+    fn configure_service(&mut self, me: ServiceRef, config: &config::Service, now: Now) {
+        let mut service = self.services.remove(&me).unwrap_or_else(Service::new);
+        service.leaving = None;
+        service.config = Some(config.clone());
+        let (mut known, mut leaving) = by_address(std::mem::take(&mut service.members));
+        for wanted in wanted(config, self.layer.services.get(&config.name)) {
+            let mut member = match known.remove(&wanted.address) {
+                Some(member) => member,
+                None => Member::new(wanted.address, Health::unknown("no result yet", now)),
+            };
+            self.configure_member(me, config, &mut member, wanted, now);
+            service.members.push(member);
+        }
+        for mut member in known.into_values() {
+            if member.leaving.is_none() {
+                let text = format!("removed: takes no new flows, {} live", member.live_flows);
+                self.tell(&config.name, Some(member.address), text);
+                self.member_leaves(me, &mut member);
+            }
+            leaving.push(member);
+        }
+        for mut member in leaving {
+            if member.admin != Admin::Maintenance {
+                let probe = probe_key(member.address, &config.health);
+                self.indexes.set_probe(me, &mut member, probe);
+            }
+            service.members.push(member);
+        }
+        self.dirty.insert(me);
+        self.services.insert(me, service);
+    }
+
+    fn configure_member(
+        &mut self,
+        me: ServiceRef,
+        config: &config::Service,
+        member: &mut Member,
+        wanted: Wanted,
+        now: Now,
+    ) {
+        if member.configured {
+            for text in changes(member, &wanted) {
+                self.tell(&config.name, Some(member.address), text);
+            }
+        } else {
+            let text = format!("added: tier {}, weight {}, {}", wanted.tier, wanted.weight, word(wanted.admin));
+            self.tell(&config.name, Some(member.address), text);
+            self.member_joins(me, member);
+        }
+        let paused = member.admin == Admin::Maintenance;
+        member.weight = wanted.weight;
+        member.tier = wanted.tier;
+        member.admin = wanted.admin;
+        member.overridden = wanted.overridden;
+        if member.admin == Admin::Maintenance {
+            if !paused {
+                member.health.pause("maintenance: not probed", now);
+            }
+            self.indexes.set_probe(me, member, None);
+            return;
+        }
+        let probe = probe_key(member.address, &config.health);
+        if probe.is_none() {
+            member.health.not_checked(now);
+        } else if probe != member.probe {
+            member.health.restart_count();
+        }
+        self.indexes.set_probe(me, member, probe);
+    }
+
+    fn member_joins(&mut self, me: ServiceRef, member: &mut Member) {
+        member.configured = true;
+        member.leaving = None;
+        if !me.full_nat() {
+            return;
+        }
+        self.indexes.hosts.add(&member.address.ip(), me);
+        if member.port() == Port::ANY && self.ledger.pools.begin_any_port((member.ip(), me.key.protocol)) {
+            self.dirty.extend(self.indexes.hosts.concerned(&member.address.ip()));
+        }
+    }
+
+    fn member_leaves(&mut self, me: ServiceRef, member: &mut Member) {
+        member.configured = false;
+        member.leaving = Some(Leave::at(self.ledger.next_generation()));
+        member.problem = None;
+        self.ledger.touch();
+        if !me.full_nat() {
+            return;
+        }
+        self.indexes.hosts.remove(&member.address.ip(), me);
+        if member.port() == Port::ANY {
+            self.ledger.pools.end_any_port((member.ip(), me.key.protocol));
+        }
+    }
+
+    /// Says once what the operator's layer names and the configuration does not have.
+    fn tell_idle_overrides(&mut self, told: &OperatorLayer) {
+        let unknown = |name: &&String| !self.names.contains_key(*name) && !told.services.contains_key(*name);
+        let texts: Vec<String> = self.layer.services.keys().filter(unknown).cloned().collect();
+        for name in texts {
+            let text = "the operator decided something about this service, but it is not configured".to_owned();
+            self.tell(&name, None, text);
+        }
+    }
+
+    fn tell(&mut self, service: &str, backend: Option<SocketAddr>, text: String) {
+        self.notices.push(Notice { service: service.to_owned(), backend, text });
+    }
+}
+
+/// Splits backends into one for each address (the configured one, else the one that came last) and
+/// the others, which are on their way out for good.
+fn by_address(members: Vec<Member>) -> (BTreeMap<SocketAddr, Member>, Vec<Member>) {
+    let mut known: BTreeMap<SocketAddr, Member> = BTreeMap::new();
+    let mut others = Vec::new();
+    for member in members {
+        match known.get_mut(&member.address) {
+            Some(first) if first.configured => others.push(member),
+            Some(first) => others.push(std::mem::replace(first, member)),
+            None => _ = known.insert(member.address, member),
+        }
+    }
+    (known, others)
+}
+
+/// What an operator or the file changed about a backend, in words.
+fn changes(member: &Member, wanted: &Wanted) -> Vec<String> {
+    let by = wanted.overridden.as_ref().map(|decided| format!(" (by {})", decided.by)).unwrap_or_default();
+    let mut texts = Vec::new();
+    if member.admin != wanted.admin {
+        texts.push(format!("admin {} -> {}{by}", word(member.admin), word(wanted.admin)));
+    }
+    if member.weight != wanted.weight {
+        texts.push(format!("weight {} -> {}{by}", member.weight, wanted.weight));
+    }
+    if member.tier != wanted.tier {
+        texts.push(format!("tier {} -> {}", member.tier, wanted.tier));
+    }
+    texts
+}
+
+pub(super) fn word(admin: Admin) -> &'static str {
+    match admin {
+        Admin::Ready => "ready",
+        Admin::Drain => "drain",
+        Admin::Maintenance => "maintenance",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+
+    use super::*;
+
+    fn service() -> config::Service {
+        let backend = |address: &str, weight, tier| config::Backend { address: address.parse().unwrap(), weight, tier };
+        config::Service {
+            name: "web".to_owned(),
+            listen: "203.0.113.1:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            mode: Mode::Nat,
+            scheduler: Scheduler::RoundRobin,
+            granularity: Granularity::Flow,
+            health: config::Health {
+                check: config::Check::Tcp,
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(1),
+                fall: 2,
+                rise: 2,
+                jitter_percent: 0,
+                port: None,
+            },
+            backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],
+        }
+    }
+
+    fn layer(overrides: &[(&str, Override)]) -> ServiceLayer {
+        overrides.iter().map(|(address, decided)| (address.parse().unwrap(), decided.clone())).collect()
+    }
+
+    #[test]
+    fn without_a_layer_the_file_is_wanted_in_its_order() {
+        let wanted = wanted(&service(), None);
+        let seen: Vec<_> = wanted.iter().map(|w| (w.address.to_string(), w.weight, w.tier, w.admin)).collect();
+        assert_eq!(
+            seen,
+            [("10.0.0.2:80".to_owned(), 3, 0, Admin::Ready), ("10.0.0.1:80".to_owned(), 1, 1, Admin::Ready)]
+        );
+    }
+
+    #[test]
+    fn the_operator_adds_removes_and_decides() {
+        let layer = layer(&[
+            ("10.0.0.2:80", Override { removed: true, ..Override::default() }),
+            ("10.0.0.1:80", Override { admin: Some(Admin::Drain), weight: Some(9), ..Override::default() }),
+            ("10.0.0.7:80", Override { added_tier: Some(2), weight: Some(5), ..Override::default() }),
+            ("10.0.0.8:80", Override { admin: Some(Admin::Drain), ..Override::default() }),
+        ]);
+        let seen: Vec<_> = wanted(&service(), Some(&layer))
+            .iter()
+            .map(|w| (w.address.to_string(), w.weight, w.tier, w.admin, w.overridden.is_some()))
+            .collect();
+        let drained = ("10.0.0.1:80".to_owned(), 9, 1, Admin::Drain, true);
+        assert_eq!(seen, [drained, ("10.0.0.7:80".to_owned(), 5, 2, Admin::Ready, true)]);
+    }
+
+    #[test]
+    fn the_file_takes_over_a_backend_that_the_operator_had_added() {
+        let layer = layer(&[("10.0.0.2:80", Override { added_tier: Some(7), ..Override::default() })]);
+        let wanted = wanted(&service(), Some(&layer));
+        assert_eq!((wanted.len(), wanted[0].tier, wanted[0].weight), (2, 0, 3));
+    }
+}

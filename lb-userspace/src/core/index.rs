@@ -1,0 +1,84 @@
+//! Which services an input concerns.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    ProbeKey,
+    service::{Member, ServiceRef},
+};
+
+/// From a key (a probe, an address) to the services that have backends with it, counted.
+#[derive(Debug)]
+pub(super) struct Index<K> {
+    services: BTreeMap<K, BTreeMap<ServiceRef, u32>>,
+}
+
+impl<K: Ord> Default for Index<K> {
+    fn default() -> Self {
+        Self { services: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord + Clone> Index<K> {
+    /// Another backend of the service has this key. Returns true when nobody had it before.
+    pub(super) fn add(&mut self, key: &K, service: ServiceRef) -> bool {
+        if let Some(services) = self.services.get_mut(key) {
+            *services.entry(service).or_default() += 1;
+            return false;
+        }
+        self.services.insert(key.clone(), BTreeMap::from([(service, 1)]));
+        true
+    }
+
+    /// One backend less. Returns true when nobody has the key any more.
+    pub(super) fn remove(&mut self, key: &K, service: ServiceRef) -> bool {
+        let Some(services) = self.services.get_mut(key) else { return false };
+        if let Some(count) = services.get_mut(&service) {
+            *count -= 1;
+            if *count == 0 {
+                services.remove(&service);
+            }
+        }
+        services.is_empty() && self.services.remove(key).is_some()
+    }
+
+    /// Services that have backends with the key.
+    pub(super) fn concerned(&self, key: &K) -> Vec<ServiceRef> {
+        self.services.get(key).map(|services| services.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// Every key that somebody has, in order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.services.keys()
+    }
+}
+
+/// All indexes: over the probes of all backends, and over the addresses of configured `full-nat`
+/// backends, whose sources the core must be told.
+#[derive(Debug, Default)]
+pub(super) struct Indexes {
+    pub probes: Index<ProbeKey>,
+    pub hosts: Index<IpAddr>,
+    /// Raised whenever the set of probes changes.
+    pub probes_revision: u64,
+}
+
+impl Indexes {
+    /// Changes what is asked about a backend.
+    pub(super) fn set_probe(&mut self, service: ServiceRef, member: &mut Member, probe: Option<ProbeKey>) {
+        if member.probe == probe {
+            return;
+        }
+        if let Some(new) = &probe
+            && self.probes.add(new, service)
+        {
+            self.probes_revision += 1;
+        }
+        let old = std::mem::replace(&mut member.probe, probe);
+        if let Some(old) = old
+            && self.probes.remove(&old, service)
+        {
+            self.probes_revision += 1;
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Everything that is handed out (ids, slots, pools, roles of addresses) and the tables it goes
+//! into. What leaves the tables rests: it is handed out again only when the maps no longer hold it
+//! and a second has passed, so that no packet under way meets it in a new meaning.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Port, ServiceInfo, ServiceKey, ServiceValue};
+
+use super::{
+    Now,
+    extents::{Extent, Extents},
+    ids::Ids,
+    pools::{Host, Pools},
+    roles::Roles,
+    service::{Leave, Table, empty_entry},
+};
+use crate::{
+    config::{Limits, PortRange},
+    dataplane::{FlowCensus, Tables},
+};
+
+/// Time between leaving the maps and being handed out again.
+const REST: Duration = Duration::from_secs(1);
+
+/// What can rest.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Resource {
+    ServiceId(u32),
+    BackendId(u32),
+    Pool(u32),
+    Slots(Extent),
+    Address(Address),
+}
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    desired: Tables,
+    /// Whether `desired` differs from its generation's first state.
+    changed: bool,
+    pub service_ids: Ids,
+    pub backend_ids: Ids,
+    pub extents: Extents,
+    pub pools: Pools,
+    pub roles: Roles,
+    /// `full-nat`: the host's source address towards backends, where it was told.
+    pub sources: BTreeMap<IpAddr, Option<IpAddr>>,
+    /// `full-nat`: ports of every pool.
+    ports: Vec<PortRange>,
+    /// In the order of their generations.
+    resting: VecDeque<(u32, Resource)>,
+    /// Generations and when they were found in the maps, for the last second.
+    published: VecDeque<(u32, Now)>,
+    /// The last generation that has been in the maps for a second.
+    settled: u32,
+    /// The last walk over the flow table.
+    pub flows: FlowCensus,
+    /// `full-nat`: source addresses of flows from before the last restart.
+    pub stray_sources: Vec<(Address, Leave)>,
+}
+
+impl Ledger {
+    /// Begins with tables that are in the maps; what is in use there must still be reserved.
+    pub(super) fn new(limits: &Limits, ports: &[PortRange], inherited: &Tables) -> Self {
+        let of_services = inherited.services.values().map(|value| value.generation);
+        let generation = of_services.fold(inherited.generation, u32::max);
+        Self {
+            desired: Tables { generation, ..inherited.clone() },
+            changed: false,
+            service_ids: Ids::new(limits.services),
+            backend_ids: Ids::new(limits.backends),
+            extents: Extents::new(limits.selection_slots),
+            pools: Pools::new(limits.port_pools),
+            roles: Roles::new(limits.addresses),
+            sources: BTreeMap::new(),
+            ports: ports.to_vec(),
+            resting: VecDeque::new(),
+            published: VecDeque::new(),
+            settled: generation,
+            flows: FlowCensus::default(),
+            stray_sources: Vec::new(),
+        }
+    }
+
+    pub(super) fn desired(&self) -> &Tables {
+        &self.desired
+    }
+
+    /// The generation that changes made now will have.
+    pub(super) fn next_generation(&self) -> u32 {
+        self.desired.generation.wrapping_add(1)
+    }
+
+    /// Whether what left the tables with this generation is out of every packet's sight.
+    pub(super) fn settled(&self, generation: u32) -> bool {
+        reached(self.settled, generation)
+    }
+
+    /// The maps hold this generation.
+    pub(super) fn publish(&mut self, generation: u32, now: Now) {
+        let last = self.published.back().map_or(self.settled, |&(last, _)| last);
+        if generation != last && reached(generation, last) && reached(self.desired.generation, generation) {
+            self.published.push_back((generation, now));
+        }
+        self.advance(now);
+    }
+
+    /// Follows the clock.
+    pub(super) fn advance(&mut self, now: Now) {
+        while let Some(&(generation, at)) = self.published.front()
+            && now >= at + REST
+        {
+            self.settled = generation;
+            self.published.pop_front();
+        }
+    }
+
+    /// Hands back what has rested. Returns whether anything was.
+    pub(super) fn release(&mut self, now: Now) -> bool {
+        self.advance(now);
+        let mut released = false;
+        while let Some(&(generation, resource)) = self.resting.front()
+            && self.settled(generation)
+        {
+            self.resting.pop_front();
+            released = true;
+            match resource {
+                Resource::BackendId(id) if self.flows.by_backend.get(&id).is_some_and(|&flows| flows > 0) => {
+                    self.rest(resource);
+                }
+                Resource::ServiceId(id) if self.flows.by_service.get(&id).is_some_and(|&flows| flows > 0) => {
+                    self.rest(resource);
+                }
+                Resource::BackendId(id) => self.backend_ids.give_back(id),
+                Resource::ServiceId(id) => self.service_ids.give_back(id),
+                Resource::Pool(id) => self.pools.give_back(id),
+                Resource::Slots(extent) => self.extents.give_back(extent),
+                Resource::Address(address) => self.roles.forget(address),
+            }
+        }
+        released
+    }
+
+    /// The resource leaves the tables with the next generation.
+    pub(super) fn rest(&mut self, resource: Resource) {
+        self.touch();
+        self.resting.push_back((self.next_generation(), resource));
+    }
+
+    /// There will be a next generation, even if nothing else changes.
+    pub(super) fn touch(&mut self) {
+        self.changed = true;
+    }
+
+    /// Ends a round of changes: they get their generation.
+    pub(super) fn close_round(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.desired.generation = self.next_generation();
+        }
+    }
+
+    pub(super) fn set_backend(&mut self, id: u32, backend: Backend) {
+        self.changed |= self.desired.backends.insert(id, backend) != Some(backend);
+    }
+
+    /// Ends the use of a backend's element.
+    pub(super) fn clear_backend(&mut self, id: u32) {
+        let generation = self.desired.backends.get(&id).map_or(0, |backend| backend.generation);
+        self.set_backend(id, empty_entry(generation));
+        self.rest(Resource::BackendId(id));
+    }
+
+    /// Generation of a new user of a backend's element: one more than the last one's.
+    pub(super) fn backend_generation(&self, id: u32) -> u32 {
+        let last = self.desired.backends.get(&id).map_or(0, |backend| backend.generation);
+        last.wrapping_add(1)
+    }
+
+    pub(super) fn set_service_info(&mut self, id: u32, info: ServiceInfo) {
+        self.changed |= self.desired.service_info.insert(id, info) != Some(info);
+    }
+
+    pub(super) fn clear_service_info(&mut self, id: u32) {
+        self.changed |= self.desired.service_info.remove(&id).is_some();
+        self.rest(Resource::ServiceId(id));
+    }
+
+    /// Publishes a service; its generation is set here when anything else differs.
+    pub(super) fn set_service(&mut self, key: ServiceKey, value: ServiceValue) {
+        let old = self.desired.services.get(&key);
+        if old.is_some_and(|old| ServiceValue { generation: old.generation, ..value } == *old) {
+            return;
+        }
+        self.desired.services.insert(key, ServiceValue { generation: self.next_generation(), ..value });
+        self.changed = true;
+    }
+
+    /// Takes a key off the tables if it still is this service's.
+    pub(super) fn delete_service(&mut self, key: &ServiceKey, id: u32) {
+        if self.owner(key) == Some(id) {
+            self.desired.services.remove(key);
+            self.changed = true;
+        }
+    }
+
+    /// Id of the service that has the key in the tables.
+    pub(super) fn owner(&self, key: &ServiceKey) -> Option<u32> {
+        self.desired.services.get(key).map(|value| value.id)
+    }
+
+    /// One more holder of roles of an address.
+    pub(super) fn hold_roles(&mut self, address: Address, roles: u32) {
+        self.roles.hold(address, roles);
+        self.show_roles(address);
+    }
+
+    /// One holder less of roles of an address.
+    pub(super) fn release_roles(&mut self, address: Address, roles: u32) {
+        if self.roles.release(address, roles) {
+            self.rest(Resource::Address(address));
+        }
+        self.show_roles(address);
+    }
+
+    /// Takes a walk over the flow table in.
+    pub(super) fn walked(&mut self, census: FlowCensus) {
+        let mut strays = std::mem::take(&mut self.stray_sources);
+        strays.retain_mut(|(address, leave)| {
+            if self.settled(leave.generation) {
+                leave.walked(census.live);
+            }
+            if leave.over() {
+                self.release_roles(*address, AddressRoles::SOURCE);
+            }
+            !leave.over()
+        });
+        self.stray_sources = strays;
+        self.flows = census;
+    }
+
+    /// The pool for one more user of an endpoint; `None`: no pool is free.
+    pub(super) fn join_pool(&mut self, host: Host, port: Port) -> Option<u32> {
+        let pool = self.pools.join(host, port)?;
+        if !self.desired.port_pools.contains_key(&pool) {
+            self.desired.port_pools.insert(pool, self.ports.clone());
+            self.changed = true;
+        }
+        Some(pool)
+    }
+
+    /// One user of a pool less.
+    pub(super) fn part_pool(&mut self, host: Host, pool: u32) {
+        if self.pools.part(host, pool) {
+            self.desired.port_pools.remove(&pool);
+            self.rest(Resource::Pool(pool));
+        }
+    }
+
+    /// All pools hand out these ports from now on.
+    pub(super) fn set_ports(&mut self, ports: &[PortRange]) {
+        self.ports = ports.to_vec();
+        for held in self.desired.port_pools.values_mut().filter(|held| *held != ports) {
+            *held = ports.to_vec();
+            self.changed = true;
+        }
+    }
+
+    /// Keeps of the inherited tables what has been reserved; the rest leaves the maps.
+    pub(super) fn keep_reserved(&mut self, tables: &[Table], pools: &[u32]) {
+        let before = (self.desired.port_pools.len(), self.desired.selection.len());
+        self.desired.port_pools.retain(|id, _| pools.contains(id));
+        self.desired.selection.retain(|base, _| tables.iter().any(|table| table.base == *base));
+        self.changed |= before != (self.desired.port_pools.len(), self.desired.selection.len());
+        let known: Vec<Address> = self.desired.addresses.keys().copied().collect();
+        known.into_iter().for_each(|address| self.show_roles(address));
+    }
+
+    fn show_roles(&mut self, address: Address) {
+        let old = match self.roles.of(address) {
+            Some(roles) => self.desired.addresses.insert(address, roles),
+            None => self.desired.addresses.remove(&address),
+        };
+        self.changed |= old != self.roles.of(address);
+    }
+}
+
+/// Selection tables.
+impl Ledger {
+    /// The slots of a published table.
+    pub(super) fn slots(&self, table: &Table) -> &[u32] {
+        self.desired.selection.get(&table.base).map_or(&[], Vec::as_slice)
+    }
+
+    /// Puts a table into free slots; `None`: no room, or no slots to place. The caller retires the old one.
+    pub(super) fn place_table(&mut self, slots: &[u32]) -> Option<Table> {
+        let len = u32::try_from(slots.len()).ok().filter(|&len| len > 0)?;
+        let extent = self.extents.take(len)?;
+        self.desired.selection.insert(extent.base, slots.to_vec());
+        self.changed = true;
+        Some(Table { extent, base: extent.base, len })
+    }
+
+    /// Makes a part of the table the whole of it; no slot changes its content.
+    pub(super) fn narrow_table(&mut self, table: &Table, first: u32, len: u32) -> Table {
+        if let Some(mut slots) = self.desired.selection.remove(&table.base) {
+            slots.drain(..first as usize);
+            slots.truncate(len as usize);
+            self.desired.selection.insert(table.base + first, slots);
+        }
+        self.changed = true;
+        Table { base: table.base + first, len, ..*table }
+    }
+
+    /// The table leaves the tables, and the slots it was in rest.
+    pub(super) fn retire_table(&mut self, table: Table) {
+        self.desired.selection.remove(&table.base);
+        self.rest(Resource::Slots(table.extent));
+    }
+}
+
+/// Whether the backend's element is in use.
+pub(super) fn in_use(backend: &Backend) -> bool {
+    backend.state != BackendState::Empty as u8
+}
+
+/// Whether counting generations up from `wanted` has come to `generation`; numbers wrap.
+fn reached(generation: u32, wanted: u32) -> bool {
+    generation.wrapping_sub(wanted) as i32 >= 0
+}

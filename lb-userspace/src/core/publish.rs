@@ -1,0 +1,384 @@
+//! One service into the tables. Idempotent: publishing what is published changes nothing.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use lb_common::abi::{AddressRoles, Granularity, Scheduler, ServiceInfo, ServiceValue};
+
+use super::{
+    Notice,
+    index::Indexes,
+    ledger::Ledger,
+    rotation,
+    service::{Leave, Member, Place, Service, ServiceRef},
+};
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// Something it wants was not to be had; worth trying again when something is handed back.
+    Starved,
+    /// It has left: forget it.
+    Over,
+}
+
+/// What publishing works on.
+pub(super) struct Round<'a> {
+    pub ledger: &'a mut Ledger,
+    pub indexes: &'a mut Indexes,
+    pub notices: &'a mut Vec<Notice>,
+}
+
+impl Round<'_> {
+    /// Brings the tables up to what the service should be. `keeps_key`: packets to its address find
+    /// this service, and no other one.
+    pub(super) fn publish(&mut self, me: ServiceRef, service: &mut Service, keeps_key: bool) -> Outcome {
+        if service.id.is_none() && service.leaving.is_none() {
+            let problem = self.place_service(me, service).err();
+            self.tell_problem(service.name().to_owned(), None, &mut service.problem, problem);
+        }
+        let Some(id) = service.id else {
+            if service.leaving.is_none() {
+                return Outcome::Starved;
+            }
+            service.members.iter_mut().for_each(|member| self.indexes.set_probe(me, member, None));
+            return Outcome::Over;
+        };
+        self.publish_members(me, service, id);
+        let mut starved = service.members.iter().any(|member| member.problem.is_some());
+        if keeps_key {
+            starved |= !self.publish_table(me, service, id);
+        } else {
+            self.withdraw(me, service, id);
+        }
+        if service.leaving.is_some_and(|leave| leave.over()) && service.members.is_empty() {
+            self.withdraw(me, service, id);
+            self.ledger.clear_service_info(id);
+            return Outcome::Over;
+        }
+        if starved { Outcome::Starved } else { Outcome::Done }
+    }
+
+    /// An id and the role of the address.
+    fn place_service(&mut self, me: ServiceRef, service: &mut Service) -> Result<(), String> {
+        if !self.ledger.roles.fits(me.key.address) {
+            return Err(limit("addresses", self.ledger.roles.limit(), "addresses"));
+        }
+        let id = self.ledger.service_ids.take();
+        let id = id.ok_or_else(|| limit("services", self.ledger.service_ids.limit(), "services"))?;
+        service.id = Some(id);
+        let info = ServiceInfo {
+            address: me.key.address,
+            port: me.key.port,
+            protocol: me.key.protocol,
+            mode: me.mode,
+            zero: 0,
+        };
+        self.ledger.set_service_info(id, info);
+        Ok(())
+    }
+
+    /// Takes the service's key, table and role of the address off the tables.
+    fn withdraw(&mut self, me: ServiceRef, service: &mut Service, id: u32) {
+        self.ledger.delete_service(&me.key, id);
+        if let Some(table) = service.table.take() {
+            self.ledger.retire_table(table);
+        }
+        if std::mem::take(&mut service.holds_address) {
+            self.ledger.release_roles(me.key.address, me.own_roles());
+        }
+        service.active_tier = None;
+    }
+
+    /// Leftovers of the maps have no name, and nothing to tell.
+    fn tell(&mut self, service: &str, member: Option<&Member>, text: String) {
+        if service.is_empty() {
+            return;
+        }
+        self.notices.push(Notice { service: service.to_owned(), backend: member.map(|m| m.address), text });
+    }
+
+    fn tell_problem(
+        &mut self,
+        service: String,
+        backend: Option<SocketAddr>,
+        known: &mut Option<String>,
+        problem: Option<String>,
+    ) {
+        let text = match (&*known, &problem) {
+            (old, new) if old == new => return,
+            (Some(old), None) => format!("no longer: {old}"),
+            (_, new) => new.clone().unwrap_or_default(),
+        };
+        *known = problem;
+        self.notices.push(Notice { service, backend, text });
+    }
+}
+
+/// Backends.
+impl Round<'_> {
+    fn publish_members(&mut self, me: ServiceRef, service: &mut Service, id: u32) {
+        let name = service.name().to_owned();
+        self.move_to_whole_pools(me, service);
+        for member in &mut service.members {
+            let problem = self.refresh_sources(&name, me, member).and_then(|()| self.place_member(me, member)).err();
+            let mut known = member.problem.take();
+            self.tell_problem(name.clone(), Some(member.address), &mut known, problem);
+            member.problem = known;
+        }
+        let mut left = Vec::new();
+        service.members.retain_mut(|member| {
+            let gone = member.leaving.is_some_and(|leave| leave.over() || member.place.is_none());
+            if gone {
+                left.push(member.clone());
+            }
+            !gone
+        });
+        for mut member in left {
+            self.clear_member(&name, me, &mut member);
+        }
+        for member in &service.members {
+            if let Some(place) = &member.place {
+                self.ledger.set_backend(place.id, member.entry(place, id));
+            }
+        }
+    }
+
+    /// Backends whose host got one pool for all its endpoints begin anew on that pool; what they
+    /// were leaves, with its flows.
+    fn move_to_whole_pools(&mut self, me: ServiceRef, service: &mut Service) {
+        let mut old = Vec::new();
+        for member in service.members.iter_mut().filter(|member| member.leaving.is_none()) {
+            let Some(pool) = member.place.as_ref().and_then(|place| place.pool) else { continue };
+            let right = self.ledger.pools.find((member.ip(), me.key.protocol), member.port());
+            if right.is_none_or(|right| right == pool) || !self.ledger.backend_ids.available() {
+                continue;
+            }
+            let mut leaver = Member { probe: None, configured: false, ..member.clone() };
+            leaver.leaving = Some(Leave::at(self.ledger.next_generation()));
+            self.ledger.touch();
+            self.indexes.set_probe(me, &mut leaver, member.probe.clone());
+            member.place = None;
+            old.push(leaver);
+        }
+        service.members.append(&mut old);
+    }
+
+    /// A place in the maps for a backend that should have one and can have one.
+    fn place_member(&mut self, me: ServiceRef, member: &mut Member) -> Result<(), String> {
+        if member.place.is_some() || member.leaving.is_some() {
+            return Ok(());
+        }
+        let ledger = &mut *self.ledger;
+        let source = match ledger.sources.get(&member.address.ip()) {
+            Some(Some(source)) if me.full_nat() => Some((*source).into()),
+            _ if me.full_nat() => return Ok(()),
+            _ => None,
+        };
+        if !ledger.backend_ids.available() {
+            return Err(limit("backends", ledger.backend_ids.limit(), "backends"));
+        }
+        if !ledger.roles.fits(source.unwrap_or(member.ip())) {
+            return Err(limit("addresses", ledger.roles.limit(), "addresses"));
+        }
+        let mut pool = None;
+        if me.full_nat() {
+            pool = ledger.join_pool((member.ip(), me.key.protocol), member.port());
+            pool.ok_or_else(|| limit("port pools", ledger.pools.limit(), "port-pools"))?;
+        }
+        if let Some(id) = ledger.backend_ids.take() {
+            let generation = ledger.backend_generation(id);
+            member.place = Some(Place { id, generation, source, old_sources: Vec::new(), pool });
+            member.no_route = false;
+        }
+        if let Some((address, role)) = member.own_role(me) {
+            ledger.hold_roles(address, role);
+        }
+        Ok(())
+    }
+
+    /// `full-nat`: follows the host's source address. Older flows keep theirs, so its role stays
+    /// until the backend has no flow left.
+    fn refresh_sources(&mut self, name: &str, me: ServiceRef, member: &mut Member) -> Result<(), String> {
+        let Some(place) = member.place.as_mut().filter(|_| me.full_nat()) else { return Ok(()) };
+        let role = AddressRoles::SOURCE;
+        place.old_sources.retain(|(address, leave)| {
+            if leave.over() {
+                self.ledger.release_roles(*address, role);
+            }
+            !leave.over()
+        });
+        if member.leaving.is_some() {
+            return Ok(());
+        }
+        let told = self.ledger.sources.get(&member.address.ip()).copied();
+        let no_route = told == Some(None);
+        if let Some(Some(source)) = told
+            && place.source != Some(source.into())
+        {
+            if !self.ledger.roles.fits(source.into()) {
+                return Err(limit("addresses", self.ledger.roles.limit(), "addresses"));
+            }
+            let old = place.source.replace(source.into());
+            self.ledger.hold_roles(source.into(), role);
+            place.old_sources.extend(old.map(|old| (old, Leave::at(self.ledger.next_generation()))));
+        }
+        if std::mem::replace(&mut member.no_route, no_route) != no_route {
+            let text = if no_route { "no route to it: new flows go elsewhere" } else { "there is a route to it again" };
+            self.tell(name, Some(member), text.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The end of a backend that has left.
+    fn clear_member(&mut self, name: &str, me: ServiceRef, member: &mut Member) {
+        self.indexes.set_probe(me, member, None);
+        let own_role = member.own_role(me);
+        let Some(place) = member.place.take() else { return };
+        self.ledger.clear_backend(place.id);
+        if let Some((address, role)) = own_role {
+            self.ledger.release_roles(address, role);
+        }
+        for (address, _) in &place.old_sources {
+            self.ledger.release_roles(*address, AddressRoles::SOURCE);
+        }
+        if let Some(pool) = place.pool {
+            self.ledger.part_pool((member.ip(), me.key.protocol), pool);
+        }
+        self.tell(name, Some(member), "its last flow is over: it has left".to_owned());
+    }
+}
+
+/// The selection table and what points to it.
+impl Round<'_> {
+    /// Returns false when there was no room for the table as wanted.
+    fn publish_table(&mut self, me: ServiceRef, service: &mut Service, id: u32) -> bool {
+        if !std::mem::replace(&mut service.holds_address, true) {
+            self.ledger.hold_roles(me.key.address, me.own_roles());
+        }
+        let turns = turns(service);
+        let fits = self.turn_table(service, &turns);
+        if service.leaving.is_none() {
+            let problem = (!fits).then(|| limit("selection slots", self.ledger.extents.slots(), "selection-slots"));
+            let mut known = service.problem.take();
+            self.tell_problem(service.name().to_owned(), None, &mut known, problem);
+            service.problem = known;
+            self.follow_tier(service);
+        }
+        let (base, len) = service.table.map_or((0, 0), |table| (table.base, table.len));
+        let config = service.config.as_ref();
+        let value = ServiceValue {
+            id,
+            selection_base: base,
+            selection_len: len,
+            generation: 0,
+            mode: me.mode,
+            scheduler: config.map_or(Scheduler::RoundRobin, |config| config.scheduler) as u8,
+            granularity: config.map_or(Granularity::Flow, |config| config.granularity) as u8,
+            zero: 0,
+        };
+        self.ledger.set_service(me.key, value);
+        fits
+    }
+
+    /// Makes `turns` the table. Without room it takes, in this order: each backend once; the longest
+    /// part of the old table that names ready backends only.
+    fn turn_table(&mut self, service: &mut Service, turns: &[(u32, u16)]) -> bool {
+        let weighted = service.config.as_ref().is_some_and(|config| config.scheduler == Scheduler::WeightedRoundRobin);
+        let once: Vec<u32> = turns.iter().map(|&(id, _)| id).collect();
+        let wanted = if weighted { rotation::weighted(turns, rotation::longest(turns.len())) } else { once.clone() };
+        for slots in [&wanted, &once] {
+            let current = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
+            if current == slots {
+                return *slots == wanted;
+            }
+            let new = self.ledger.place_table(slots);
+            if new.is_none() && !slots.is_empty() {
+                continue;
+            }
+            if let Some(old) = std::mem::replace(&mut service.table, new) {
+                self.ledger.retire_table(old);
+            }
+            return *slots == wanted;
+        }
+        let Some(table) = service.table else { return false };
+        let ready: BTreeSet<u32> = ready(service).map(|(_, place)| place.id).collect();
+        let (first, len) = longest_run(self.ledger.slots(&table), |id| ready.contains(&id));
+        if len == 0 {
+            service.table = None;
+            self.ledger.retire_table(table);
+        } else if len < table.len {
+            service.table = Some(self.ledger.narrow_table(&table, first, len));
+        }
+        false
+    }
+
+    fn follow_tier(&mut self, service: &mut Service) {
+        let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
+        let first = slots.first().and_then(|id| ready(service).find(|(_, place)| place.id == *id));
+        let first = first.map(|(member, _)| member.tier);
+        let backends = ready(service).filter(|(member, _)| Some(member.tier) == first).count();
+        let backends = format!("{backends} {}", if backends == 1 { "backend" } else { "backends" });
+        let text = match (service.active_tier, first) {
+            (old, new) if old == new => return,
+            (None, Some(new)) => format!("tier {new} serves: {backends} ready"),
+            (Some(old), Some(new)) if new > old => {
+                format!("no backend of tier {old} is ready: tier {new} serves now, {backends} ready")
+            }
+            (Some(_), Some(new)) => format!("tier {new} serves again: {backends} ready"),
+            (_, None) => "no backend is ready: new flows are refused".to_owned(),
+        };
+        service.active_tier = first;
+        let name = service.name().to_owned();
+        self.tell(&name, None, text);
+    }
+}
+
+/// Backends that take new flows with their weights, by id: all ready ones of the lowest tier that
+/// has any.
+fn turns(service: &Service) -> Vec<(u32, u16)> {
+    if service.leaving.is_some() {
+        return Vec::new();
+    }
+    let tier = ready(service).map(|(member, _)| member.tier).min();
+    let serving = ready(service).filter(|(member, _)| Some(member.tier) == tier);
+    let mut turns: Vec<(u32, u16)> = serving.map(|(member, place)| (place.id, member.weight)).collect();
+    turns.sort_unstable();
+    turns
+}
+
+fn ready(service: &Service) -> impl Iterator<Item = (&Member, &Place)> {
+    let ready = service.members.iter().filter(|member| service.leaving.is_none() && member.ready());
+    ready.filter_map(|member| Some((member, member.place.as_ref()?)))
+}
+
+/// First index and length of the longest run of slots that pass.
+fn longest_run(slots: &[u32], pass: impl Fn(u32) -> bool) -> (u32, u32) {
+    let (mut best, mut first) = ((0, 0), 0);
+    for (i, &slot) in slots.iter().enumerate() {
+        if !pass(slot) {
+            first = i + 1;
+        } else if i + 1 - first > best.1 {
+            best = (first, i + 1 - first);
+        }
+    }
+    (best.0 as u32, best.1 as u32)
+}
+
+fn limit(what: &str, limit: u32, setting: &str) -> String {
+    format!("not published as configured: all {limit} {what} are taken; raise `limits.{setting}` and restart")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_run_is_found_wherever_it_is() {
+        let even = |id: u32| id.is_multiple_of(2);
+        assert_eq!(longest_run(&[], even), (0, 0));
+        assert_eq!(longest_run(&[1, 3], even), (0, 0));
+        assert_eq!(longest_run(&[2, 1, 4, 6, 8, 3, 2, 2], even), (2, 3));
+        assert_eq!(longest_run(&[1, 2, 4], even), (1, 2));
+    }
+}

@@ -1,0 +1,247 @@
+//! A service and its backends as the core keeps them: what is wanted of them, what is known, and
+//! which places they have in the maps.
+
+use std::net::SocketAddr;
+
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, ServiceKey};
+
+use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health};
+use crate::config::{self, Check};
+
+/// Who a service is: the same key in another mode is another service with an id of its own, because
+/// flows find the mode by the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ServiceRef {
+    pub key: ServiceKey,
+    /// [`Mode`], or another number where the maps held one that is not known.
+    pub mode: u8,
+    /// 0, or for a leftover in the maps that cannot be told apart otherwise its id and one.
+    pub leftover: u32,
+}
+
+impl ServiceRef {
+    pub(super) fn of(service: &config::Service) -> Self {
+        let (address, port) = (Address::from(service.listen.ip()), Port::new(service.listen.port()));
+        let key = ServiceKey::new(address, port, service.protocol as u8);
+        Self { key, mode: service.mode as u8, leftover: 0 }
+    }
+
+    pub(super) fn full_nat(&self) -> bool {
+        self.mode == Mode::FullNat as u8
+    }
+
+    /// Roles that the service's own address has through it.
+    pub(super) fn own_roles(&self) -> u32 {
+        AddressRoles::SERVICE | if self.key.port == Port::ANY { AddressRoles::ANY_PORT } else { 0 }
+    }
+}
+
+/// On the way out: waits until nothing names it any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leave {
+    /// The generation that no longer offers it to new flows.
+    pub generation: u32,
+    /// Walks over the flow table in a row, begun after that, that found no flow of it.
+    pub empty_walks: u8,
+}
+
+impl Leave {
+    /// A walk may have begun before the last packet that still saw the old tables was through;
+    /// the one after it did not.
+    const EMPTY_WALKS: u8 = 2;
+
+    pub(super) fn at(generation: u32) -> Self {
+        Self { generation, empty_walks: 0 }
+    }
+
+    /// Takes a walk in that counts.
+    pub(super) fn walked(&mut self, flows: u64) {
+        self.empty_walks = if flows == 0 { self.empty_walks.saturating_add(1) } else { 0 };
+    }
+
+    pub(super) fn over(&self) -> bool {
+        self.empty_walks >= Self::EMPTY_WALKS
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Service {
+    pub id: Option<u32>,
+    /// As configured (file's backends, without the operator's layer); the last one where it is
+    /// leaving, none where only the maps knew it.
+    pub config: Option<config::Service>,
+    pub leaving: Option<Leave>,
+    /// Configured ones in order (file, then operator's), then leaving ones.
+    pub members: Vec<Member>,
+    /// Where its selection table is; `None`: it has none.
+    pub table: Option<Table>,
+    /// Whether the service holds the role of its address.
+    pub holds_address: bool,
+    pub active_tier: Option<u8>,
+    pub live_flows: u64,
+    /// What keeps it from being published as wanted.
+    pub problem: Option<String>,
+}
+
+impl Service {
+    pub(super) fn new() -> Self {
+        Self {
+            id: None,
+            config: None,
+            leaving: None,
+            members: Vec::new(),
+            table: None,
+            holds_address: false,
+            active_tier: None,
+            live_flows: 0,
+            problem: None,
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.config.as_ref().map_or("", |config| &config.name)
+    }
+}
+
+/// Where a service's selection table is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    /// The slots reserved for it.
+    pub extent: Extent,
+    /// Its first slot.
+    pub base: u32,
+    /// Its length; `base + len` is within the extent.
+    pub len: u32,
+}
+
+/// A backend of one service.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub address: SocketAddr,
+    pub weight: u16,
+    pub tier: u8,
+    pub admin: Admin,
+    pub overridden: Option<Override>,
+    /// Wanted by file and operator, and counted so in the indexes; never while `leaving` is set.
+    pub configured: bool,
+    pub leaving: Option<Leave>,
+    pub health: Health,
+    /// What is asked to know its health; `None`: nothing.
+    pub probe: Option<ProbeKey>,
+    /// Set while it has an element of the map `backends`.
+    pub place: Option<Place>,
+    /// `full-nat`: the route to it was lost.
+    pub no_route: bool,
+    pub live_flows: u64,
+    /// What keeps it from being published as wanted.
+    pub problem: Option<String>,
+}
+
+/// An element of the map `backends`, and what hangs on it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub id: u32,
+    pub generation: u32,
+    /// `full-nat`: source of new flows.
+    pub source: Option<Address>,
+    /// `full-nat`: sources of older flows.
+    pub old_sources: Vec<(Address, Leave)>,
+    pub pool: Option<u32>,
+}
+
+impl Member {
+    /// A backend that waits for its first probe.
+    pub(super) fn new(address: SocketAddr, health: Health) -> Self {
+        Self {
+            address,
+            weight: 1,
+            tier: 0,
+            admin: Admin::Ready,
+            overridden: None,
+            configured: false,
+            leaving: None,
+            health,
+            probe: None,
+            place: None,
+            no_route: false,
+            live_flows: 0,
+            problem: None,
+        }
+    }
+
+    /// Whether new flows may go to it, if its tier serves.
+    pub(super) fn ready(&self) -> bool {
+        self.leaving.is_none() && self.place.is_some() && !self.no_route && self.willing()
+    }
+
+    /// Ready as far as operator, weight and health go.
+    pub(super) fn willing(&self) -> bool {
+        self.admin == Admin::Ready && self.weight > 0 && self.health.state == HealthState::Up
+    }
+
+    pub(super) fn state(&self) -> BackendState {
+        if self.health.state == HealthState::Down { BackendState::Dead } else { BackendState::Live }
+    }
+
+    pub(super) fn ip(&self) -> Address {
+        self.address.ip().into()
+    }
+
+    pub(super) fn port(&self) -> Port {
+        Port::new(self.address.port())
+    }
+
+    /// The address that has a role through this backend, and the role.
+    pub(super) fn own_role(&self, service: ServiceRef) -> Option<(Address, u32)> {
+        match Mode::from_number(service.mode)? {
+            Mode::Nat => Some((self.ip(), AddressRoles::NAT_BACKEND)),
+            Mode::FullNat => Some((self.place.as_ref()?.source?, AddressRoles::SOURCE)),
+        }
+    }
+
+    /// Its element of the map `backends`.
+    pub(super) fn entry(&self, place: &Place, service_id: u32) -> Backend {
+        Backend {
+            address: self.ip(),
+            source: place.source.unwrap_or(Address::v6([0; 16])),
+            port: self.port(),
+            state: self.state() as u8,
+            zero: 0,
+            generation: place.generation,
+            service_id,
+            port_pool: place.pool.unwrap_or(0),
+            reserved: [0; 4],
+        }
+    }
+}
+
+/// What to ask about a backend; `None` where nothing is asked: no check, or no port to ask.
+pub(super) fn probe_key(address: SocketAddr, health: &config::Health) -> Option<ProbeKey> {
+    let port = health.port.unwrap_or(address.port());
+    if health.check == Check::None || port == 0 {
+        return None;
+    }
+    Some(ProbeKey {
+        target: SocketAddr::new(address.ip(), port),
+        check: health.check.clone(),
+        interval: health.interval,
+        timeout: health.timeout,
+        jitter_percent: health.jitter_percent,
+    })
+}
+
+/// An element of `backends` that nobody uses; its generation is remembered.
+pub(super) fn empty_entry(generation: u32) -> Backend {
+    let nothing = Address::v6([0; 16]);
+    Backend {
+        address: nothing,
+        source: nothing,
+        port: Port::ANY,
+        state: BackendState::Empty as u8,
+        zero: 0,
+        generation,
+        service_id: 0,
+        port_pool: 0,
+        reserved: [0; 4],
+    }
+}

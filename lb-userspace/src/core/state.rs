@@ -1,0 +1,208 @@
+//! What came in, which services it concerns, and what follows for the tables.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use lb_common::abi::{Port, ServiceKey};
+
+use super::{
+    Input, Notice, Now, OperatorLayer, ProbeKey, ProbeOutcome, adopt,
+    index::Indexes,
+    ledger::Ledger,
+    publish::{Outcome, Round},
+    service::{Service, ServiceRef},
+};
+use crate::{config::Config, dataplane::Tables};
+
+/// Every decision of the agent. Inputs concern few services each; only those are decided anew.
+#[derive(Debug)]
+pub struct Core {
+    pub(super) config: Arc<Config>,
+    pub(super) layer: OperatorLayer,
+    pub(super) services: BTreeMap<ServiceRef, Service>,
+    /// Configured services by name.
+    pub(super) names: BTreeMap<String, ServiceRef>,
+    /// Configured services by key.
+    pub(super) keys: BTreeMap<ServiceKey, ServiceRef>,
+    pub(super) indexes: Indexes,
+    pub(super) ledger: Ledger,
+    /// To be published before the next answer.
+    pub(super) dirty: BTreeSet<ServiceRef>,
+    /// To be tried again when something is handed back.
+    starved: BTreeSet<ServiceRef>,
+    pub(super) notices: Vec<Notice>,
+    published_services: u64,
+}
+
+impl Core {
+    /// Takes over what is in the maps (an earlier agent's work, or nothing): ids, generations, places
+    /// of selection tables, port pools, and as far as the maps tell the health of backends. What is
+    /// in the maps and not configured leaves as if it had just been removed.
+    ///
+    /// Limits are those of `config` for the whole life of the core, as they are of the maps.
+    pub fn new(config: Arc<Config>, operator: OperatorLayer, inherited: &Tables, now: Now) -> Self {
+        let mut ledger = Ledger::new(&config.limits, &config.source_ports, inherited);
+        let services = adopt::adopt(inherited, &mut ledger, now);
+        ledger.set_ports(&config.source_ports);
+        let mut core = Self {
+            config: Arc::clone(&config),
+            layer: OperatorLayer::default(),
+            dirty: services.keys().copied().collect(),
+            services,
+            names: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            indexes: Indexes::default(),
+            ledger,
+            starved: BTreeSet::new(),
+            notices: Vec::new(),
+            published_services: 0,
+        };
+        core.configure(config, operator, now);
+        if core.anything_leaves() {
+            // What leaves waits for a generation that no longer offers it.
+            core.ledger.touch();
+        }
+        core.settle(now);
+        // At the start everything is new; only what went wrong is news.
+        core.notices = core.problems();
+        core
+    }
+
+    /// Takes one input in. Returns what is worth telling about its consequences.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Notice> {
+        self.handle_all([input], now)
+    }
+
+    /// Takes several inputs in, as one change with one generation. Where many results arrive
+    /// together (a rack fails) this makes one selection table of each service instead of many.
+    pub fn handle_all(&mut self, inputs: impl IntoIterator<Item = Input>, now: Now) -> Vec<Notice> {
+        for input in inputs {
+            match input {
+                Input::Config(config) => {
+                    let layer = self.layer.clone();
+                    self.configure(config, layer, now);
+                }
+                Input::Operator(layer) => self.configure(Arc::clone(&self.config), layer, now),
+                Input::Probe { key, outcome } => self.probed(&key, &outcome, now),
+                Input::Source { backend, source } => self.source_found(backend, source),
+                Input::Flows(census) => self.walked(census, now),
+                Input::Published { generation } => self.ledger.publish(generation, now),
+            }
+        }
+        self.settle(now);
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The probes to run: each one once, however many backends it answers for. None for backends in
+    /// maintenance; leaving ones are probed until their flows are over, so that those are reset when
+    /// the backend dies.
+    pub fn probes(&self) -> Vec<ProbeKey> {
+        self.indexes.probes.keys().cloned().collect()
+    }
+
+    /// Raised whenever [`Core::probes`] changes.
+    pub fn probes_revision(&self) -> u64 {
+        self.indexes.probes_revision
+    }
+
+    /// Addresses of `full-nat` backends: the host's source address towards each is wanted as
+    /// [`Input::Source`], at once and whenever it changes.
+    pub fn wanted_sources(&self) -> Vec<IpAddr> {
+        self.indexes.hosts.keys().copied().collect()
+    }
+
+    /// What should be in the maps.
+    pub fn desired(&self) -> &Tables {
+        self.ledger.desired()
+    }
+
+    /// How often a service was decided anew since the start: the work done.
+    pub fn published_services(&self) -> u64 {
+        self.published_services
+    }
+}
+
+impl Core {
+    fn probed(&mut self, key: &ProbeKey, outcome: &ProbeOutcome, now: Now) {
+        for me in self.indexes.probes.concerned(key) {
+            let Some(service) = self.services.get_mut(&me) else { continue };
+            let Some((name, fall, rise)) =
+                service.config.as_ref().map(|config| (config.name.clone(), config.health.fall, config.health.rise))
+            else {
+                continue;
+            };
+            for member in service.members.iter_mut().filter(|member| member.probe.as_ref() == Some(key)) {
+                if let Some(text) = member.health.record(outcome, fall, rise, now) {
+                    self.notices.push(Notice { service: name.clone(), backend: Some(member.address), text });
+                    self.dirty.insert(me);
+                }
+            }
+        }
+    }
+
+    fn source_found(&mut self, backend: IpAddr, source: Option<IpAddr>) {
+        // A source of the other family cannot be: as good as none.
+        let source = source.filter(|source| source.is_ipv4() == backend.is_ipv4());
+        if self.ledger.sources.insert(backend, source) != Some(source) {
+            self.dirty.extend(self.indexes.hosts.concerned(&backend));
+        }
+    }
+
+    /// Publishes every service that something has changed for, and closes the generation.
+    fn settle(&mut self, now: Now) {
+        if self.ledger.release(now) {
+            self.dirty.append(&mut self.starved);
+        }
+        for me in std::mem::take(&mut self.dirty) {
+            let keeps_key = self.keeps_key(me);
+            let Some(service) = self.services.get_mut(&me) else { continue };
+            self.published_services += 1;
+            let mut round = Round { ledger: &mut self.ledger, indexes: &mut self.indexes, notices: &mut self.notices };
+            match round.publish(me, service, keeps_key) {
+                Outcome::Done => _ = self.starved.remove(&me),
+                Outcome::Starved => _ = self.starved.insert(me),
+                Outcome::Over => {
+                    self.starved.remove(&me);
+                    self.services.remove(&me);
+                }
+            }
+        }
+        self.ledger.close_round();
+    }
+
+    /// A configured service has its key. A leaving one keeps it for its flows while no configured
+    /// service would take those packets.
+    fn keeps_key(&self, me: ServiceRef) -> bool {
+        let Some(service) = self.services.get(&me) else { return false };
+        if service.leaving.is_none() {
+            return self.keys.get(&me.key) == Some(&me);
+        }
+        let any_port = ServiceKey { port: Port::ANY, ..me.key };
+        let taken = self.keys.contains_key(&me.key) || self.keys.contains_key(&any_port);
+        !taken && service.id.is_some() && self.ledger.owner(&me.key) == service.id
+    }
+
+    fn anything_leaves(&self) -> bool {
+        let leaves = |service: &Service| {
+            service.leaving.is_some() || service.members.iter().any(|member| member.leaving.is_some())
+        };
+        !self.ledger.stray_sources.is_empty() || self.services.values().any(leaves)
+    }
+
+    fn problems(&self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for service in self.services.values() {
+            let mut tell = |backend, problem: &Option<String>| {
+                if let Some(text) = problem.clone() {
+                    notices.push(Notice { service: service.name().to_owned(), backend, text });
+                }
+            };
+            tell(None, &service.problem);
+            service.members.iter().for_each(|member| tell(Some(member.address), &member.problem));
+        }
+        notices
+    }
+}

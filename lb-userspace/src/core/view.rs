@@ -1,0 +1,83 @@
+//! What is shown of services and backends.
+
+use super::{
+    Admin, BackendView, Core, HealthState, ServiceView,
+    health::word,
+    service::{Member, Service},
+};
+
+impl Core {
+    /// Every configured service, in file order.
+    pub fn view(&self) -> Vec<ServiceView> {
+        self.config.services.iter().filter_map(|service| self.service(&service.name)).collect()
+    }
+
+    /// One configured service; `None`: no service has this name.
+    pub fn service(&self, name: &str) -> Option<ServiceView> {
+        let service = self.services.get(self.names.get(name)?)?;
+        let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
+        let used: std::collections::BTreeSet<u32> = slots.iter().copied().collect();
+        let backends = service.members.iter().map(|member| {
+            let used = member.place.as_ref().is_some_and(|place| used.contains(&place.id));
+            backend(service, member, used)
+        });
+        Some(ServiceView {
+            config: service.config.clone()?,
+            id: service.id,
+            active_tier: service.active_tier,
+            live_flows: service.live_flows,
+            backends: backends.collect(),
+        })
+    }
+}
+
+fn backend(service: &Service, member: &Member, used: bool) -> BackendView {
+    BackendView {
+        address: member.address,
+        id: member.place.as_ref().map(|place| place.id),
+        weight: member.weight,
+        tier: member.tier,
+        admin: member.admin,
+        overridden: member.overridden.clone(),
+        health: member.health.state,
+        health_reason: member.health.reason.clone(),
+        health_since: member.health.since,
+        used,
+        used_reason: used_reason(service, member, used),
+        leaving: member.leaving.is_some(),
+        live_flows: member.live_flows,
+    }
+}
+
+/// The first reason, in the order in which an operator would ask.
+fn used_reason(service: &Service, member: &Member, used: bool) -> String {
+    let by = || member.overridden.as_ref().map(|decided| format!(" by {}", decided.by)).unwrap_or_default();
+    if member.leaving.is_some() {
+        return format!("removed: {} flows left", member.live_flows);
+    }
+    match member.admin {
+        Admin::Drain => return format!("drain{}", by()),
+        Admin::Maintenance => return format!("maintenance{}", by()),
+        Admin::Ready => {}
+    }
+    if member.health.state != HealthState::Up {
+        return format!("health {} ({})", word(member.health.state), member.health.reason);
+    }
+    if member.weight == 0 {
+        return "weight 0".to_owned();
+    }
+    if let Some(problem) = member.problem.as_ref().or(service.problem.as_ref()).filter(|_| !used) {
+        return problem.clone();
+    }
+    if member.no_route {
+        return "no route to it".to_owned();
+    }
+    if member.place.is_none() {
+        return "the host's source address towards it is not known yet".to_owned();
+    }
+    match service.active_tier {
+        Some(tier) if used => format!("tier {tier} serves"),
+        Some(tier) => format!("standby: tier {tier} serves"),
+        None => "not published yet".to_owned(),
+    }
+}
