@@ -148,9 +148,13 @@ fn plug(world: &World, host: &Namespace, interface: &str, port: &str) -> Result<
 /// because frames sent by a program arrive only there.
 fn cable(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) -> Result<()> {
     a.ip(&[format!("link add {a_name} type veth peer name {b_name} netns {}", b.name())])?;
-    for (host, name) in [(a, a_name), (b, b_name)] {
-        host.output("ethtool", &["-K", name, "tx", "off", "gro", "on"])?;
+    let ends = [(a, a_name), (b, b_name)];
+    for (host, name) in ends {
         host.ip(&[format!("link set {name} up")])?;
+    }
+    // Now that both are up: set earlier, an end does not learn that its peer can take frames.
+    for (host, name) in ends {
+        host.output("ethtool", &["-K", name, "tx", "off", "gro", "on"])?;
     }
     Ok(())
 }
