@@ -17,6 +17,7 @@ pub mod capture;
 pub mod config;
 pub mod http;
 pub mod namespace;
+mod pass;
 pub mod plan;
 pub mod process;
 mod remains;
@@ -24,6 +25,7 @@ pub mod servers;
 
 use std::{
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -54,6 +56,8 @@ pub struct World {
     /// A bridge, and one port per host on it, named like the host.
     pub switch: Namespace,
     remains: remains::Claim,
+    /// Programs on the far ends of the balancer's cables.
+    far_ends: Vec<OwnedFd>,
     /// Worlds of one process live one after the other: they share the machine's few cores.
     _turn: MutexGuard<'static, ()>,
 }
@@ -74,7 +78,7 @@ impl World {
         let name = format!("lbw-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let claim = remains::Claim::new(&name)?;
         let namespace = |role: &str| Namespace::create(&format!("{name}-{role}"));
-        let world = Self {
+        let mut world = Self {
             client: namespace("client")?,
             lb: namespace("lb")?,
             backends: (0..backends).map(|i| namespace(&plan::backend_name(i))).collect::<Result<_>>()?,
@@ -82,9 +86,10 @@ impl World {
             name,
             topology,
             remains: claim,
+            far_ends: Vec::new(),
             _turn: turn,
         };
-        plan::wire(&world).with_context(|| format!("cannot wire the world {}", world.name))?;
+        world.far_ends = plan::wire(&world).with_context(|| format!("cannot wire the world {}", world.name))?;
         Ok(world)
     }
 

@@ -7,11 +7,14 @@
 //! | service | 10.71.1.100 | fd71:1::100 |
 //! | backend N (from 1) | 10.71.2.10+N | fd71:2::10+N (hexadecimal) |
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
 
 use anyhow::Result;
 
-use super::{Namespace, World};
+use super::{Namespace, World, pass};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Topology {
@@ -101,8 +104,9 @@ pub fn backend_name(index: u8) -> String {
     format!("web{}", index + 1)
 }
 
-/// Links the hosts and gives them addresses and routes.
-pub(super) fn wire(world: &World) -> Result<()> {
+/// Links the hosts and gives them addresses and routes. What comes back has to live as long as the
+/// world.
+pub(super) fn wire(world: &World) -> Result<Vec<OwnedFd>> {
     for host in [&world.client, &world.lb, &world.switch].into_iter().chain(&world.backends) {
         // Addresses are ours alone: no second of waiting for duplicates, no router advertisements.
         for key in ["accept_dad", "dad_transmits", "accept_ra"] {
@@ -135,7 +139,11 @@ pub(super) fn wire(world: &World) -> Result<()> {
             gateway(backend, family.lb_backend_side())?;
         }
     }
-    Ok(())
+    let mut far_ends = vec![pass::attach(&world.switch, "lb")?];
+    if world.topology == Topology::TwoArm {
+        far_ends.push(pass::attach(&world.client, "eth0")?);
+    }
+    Ok(far_ends)
 }
 
 fn plug(world: &World, host: &Namespace, interface: &str, port: &str) -> Result<()> {
@@ -145,7 +153,7 @@ fn plug(world: &World, host: &Namespace, interface: &str, port: &str) -> Result<
 
 /// A veth pair. Both ends compute checksums before they send (`tx off`), because a program that
 /// sends a packet on loses the mark that it has none yet; both receive through NAPI (`gro on`),
-/// because frames sent by a program arrive only there.
+/// because redirected frames arrive only there.
 fn cable(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) -> Result<()> {
     a.ip(&[format!("link add {a_name} type veth peer name {b_name} netns {}", b.name())])?;
     let ends = [(a, a_name), (b, b_name)];
