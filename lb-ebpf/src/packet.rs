@@ -92,7 +92,7 @@ impl Packet {
 
     /// The packet goes to the backend of its flow.
     #[inline(always)]
-    pub fn to_backend(&mut self, backend: &Backend) {
+    pub fn send_to_backend(&mut self, backend: &Backend) {
         self.to = Translation {
             source: self.flow.source,
             destination: backend.address,
@@ -103,7 +103,7 @@ impl Packet {
 
     /// The packet goes to the client of its flow, from the address it knows.
     #[inline(always)]
-    pub fn to_client(&mut self, service: Address) {
+    pub fn send_to_client(&mut self, service: Address) {
         self.to = Translation {
             source: service,
             destination: self.flow.client,

@@ -105,7 +105,7 @@ fn known(packet: &mut Packet) -> Known {
     if same && backend.state == BackendState::Live as u8 {
         // A connection that begins where another was closed: the client uses its port again.
         if packet.place.word.state() != State::Closed || !opens(&packet.transport) {
-            packet.to_backend(backend);
+            packet.send_to_backend(backend);
             return Known::Go;
         }
     }
@@ -133,7 +133,7 @@ fn reply(packet: &mut Packet) -> Reason {
     }
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
-    packet.to_client(info.address);
+    packet.send_to_client(info.address);
     Reason::ToClient
 }
 

@@ -116,6 +116,9 @@ fn gateway(packet: &Packet) -> Address {
 #[inline(always)]
 fn back_to_client(packet: &mut Packet) -> Reason {
     let ifindex = packet.fib.ifindex;
+    if packet.flow.client_mac_known == 0 {
+        return Reason::NeighbourMissing;
+    }
     // SAFETY: values of this map are written once, when the program is attached.
     let Some(interface) = (unsafe { INTERFACES.get(ifindex) }) else { return Reason::NeighbourMissing };
     packet.hop = Hop { ifindex, source: interface.mac, destination: packet.flow.client_mac };
