@@ -19,7 +19,7 @@ use crate::{
 
 /// Decides a packet's verdict and carries it out on the frame.
 #[inline(always)]
-pub fn run(frame: &mut Frame) -> Verdict {
+pub fn run(frame: &Frame) -> Verdict {
     let network = match parse::network(frame) {
         Ok(network) => network,
         Err(NotOurs::NotIp) => return Verdict::of(Reason::NotIp),
@@ -46,7 +46,7 @@ pub fn run(frame: &mut Frame) -> Verdict {
         reason = reply(packet);
     }
     match reason.action() {
-        Action::Forward => transmit::send(frame, packet, reason),
+        Action::Forward => transmit::send(frame.md(), packet, reason),
         Action::Refuse => refuse(frame.md(), packet, reason),
         Action::Drop => {
             stats::dropped(packet.service.id);
