@@ -127,31 +127,26 @@ impl<D: Dataplane> Engine<D> {
             self.moving = Some((first.clone(), ended));
         }
         self.tell(&notices);
-        self.publish_if_changed();
+        self.publish_if_changed(before);
     }
 
     /// Source addresses of the host towards backends; `None`: no route.
     pub fn sources(&mut self, found: Vec<(IpAddr, Option<IpAddr>)>) {
-        let inputs = found.into_iter().map(|(backend, source)| Input::Source { backend, source });
-        let notices = self.core.handle_all(inputs, self.clock.now());
-        self.tell(&notices);
-        self.publish_if_changed();
+        self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
     /// A walk over the flow table.
     pub fn census(&mut self, census: FlowCensus, took: Duration) {
         self.live_flows = census.live;
         self.sweep_took = took;
-        self.handle(Input::Flows(census));
-        self.publish_if_changed();
+        self.take_in([Input::Flows(census)]);
     }
 
     /// A new configuration, already checked against [`Engine::config`].
     pub fn configure(&mut self, config: Arc<Config>) {
         self.config = Arc::clone(&config);
         self.reload_failed = None;
-        self.handle(Input::Config(config));
-        self.publish_if_changed();
+        self.take_in([Input::Config(config)]);
     }
 
     /// A configuration that could not be taken over.
@@ -171,8 +166,7 @@ impl<D: Dataplane> Engine<D> {
     /// A layer that has been stored.
     pub fn operate(&mut self, layer: OperatorLayer) {
         self.layer = layer.clone();
-        self.handle(Input::Operator(layer));
-        self.publish_if_changed();
+        self.take_in([Input::Operator(layer)]);
     }
 
     /// Reads the data path anew and mends what differs.
@@ -199,7 +193,8 @@ impl<D: Dataplane> Engine<D> {
                 }
             }
             self.moved();
-            self.handle(Input::Published { generation });
+            let notices = self.core.handle(Input::Published { generation }, self.clock.now());
+            self.tell(&notices);
             if self.in_step() {
                 return;
             }
@@ -277,9 +272,12 @@ impl<D: Dataplane> Engine<D> {
         }
     }
 
-    fn handle(&mut self, input: Input) {
-        let notices = self.core.handle(input, self.clock.now());
+    /// Inputs as one change, all the way to the maps.
+    fn take_in(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        let before = self.core.desired().generation;
+        let notices = self.core.handle_all(inputs, self.clock.now());
         self.tell(&notices);
+        self.publish_if_changed(before);
     }
 
     fn tell(&mut self, notices: &[Notice]) {
@@ -288,9 +286,11 @@ impl<D: Dataplane> Engine<D> {
         }
     }
 
-    fn publish_if_changed(&mut self) {
-        // After a failure the retry timer decides when.
-        if !self.in_step() && self.retry_at().is_none() {
+    /// After an input, before which the core wanted the generation `before`.
+    fn publish_if_changed(&mut self, before: u32) {
+        // After a failure the timer decides when to repeat; a new decision does not wait for it.
+        let decided = self.core.desired().generation != before;
+        if !self.in_step() && (decided || self.retry_at().is_none()) {
             self.publish();
         }
     }
