@@ -58,7 +58,7 @@ fn data_path(path: &DataPathStatus) -> Vec<(&'static str, String)> {
         })
         .collect();
     vec![
-        ("maps", format!("{step}, generation {}", path.generation)),
+        ("maps", format!("generation {}, {step}", path.generation)),
         ("xdp", interfaces.join(", ")),
         ("flows", format!("{} of {}", path.live_flows, path.flow_capacity)),
     ]
