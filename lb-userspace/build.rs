@@ -12,7 +12,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya_build::{Package, Toolchain};
 
 /// Name under which the toolchain with a prebuilt `core` is linked in rustup.
 const PREBUILT: &str = "bpf";
@@ -32,7 +31,7 @@ fn main() -> Result<()> {
     if skipped() {
         return fs::write(&object, []).with_context(|| format!("writing {}", object.display()));
     }
-    build(&root.join("lb-ebpf"))
+    build(&root.join("lb-ebpf"), &object)
         .context("the data path (lb-ebpf) could not be built; `cargo xtask setup` installs what that needs")
 }
 
@@ -40,16 +39,45 @@ fn skipped() -> bool {
     env::var("AYA_BUILD_SKIP").is_ok_and(|value| value == "1" || value.eq_ignore_ascii_case("true"))
 }
 
-fn build(package: &Path) -> Result<()> {
+/// Runs cargo for the BPF target. Not through aya-build, which fixes the compiler's flags: with
+/// `target-cpu=v3` LLVM has all instructions of that version, where a choice of single features
+/// (32-bit arithmetic without 32-bit comparisons) makes it compare wrongly.
+fn build(package: &Path, object: &Path) -> Result<()> {
     let toolchain = toolchain()?;
-    if !toolchain.starts_with("nightly") {
-        // SAFETY: this process has one thread, and only the compiler it starts reads the variable.
-        unsafe { env::set_var("RUSTC_BOOTSTRAP", BOOTSTRAP) };
+    let target_dir = object.with_file_name("bpf-target");
+    let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
+    let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
+        Ok("big") => "bpfeb-unknown-none",
+        _ => "bpfel-unknown-none",
+    };
+    let flags = [
+        "-Ctarget-cpu=v3",
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        // Packet fields lie at odd places; every JIT this runs on loads them in one instruction.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
+        &format!("--cfg=bpf_target_arch=\"{architecture}\""),
+    ];
+    let mut cargo = Command::new("rustup");
+    cargo.args(["run", &toolchain, "cargo", "build", "--quiet", "--release", "--package", "lb-ebpf"]);
+    cargo.args(["--target", target, "--target-dir"]).arg(&target_dir).current_dir(package);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    if toolchain.starts_with("nightly") {
+        cargo.args(["-Z", "build-std=core"]);
+    } else {
+        cargo.env("RUSTC_BOOTSTRAP", BOOTSTRAP);
     }
-    let root_dir = package.to_str().context("the path of lb-ebpf is not UTF-8")?;
-    let package = Package { name: "lb-ebpf", root_dir, ..Package::default() };
-    aya_build::build_ebpf([package], Toolchain::Custom(&toolchain))
-        .with_context(|| format!("with the Rust toolchain `{toolchain}`"))
+    // Cargo set these for the compiler of the agent; the program is built by another.
+    for variable in ["RUSTC", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "RUSTFLAGS", "CARGO_TARGET_DIR"] {
+        cargo.env_remove(variable);
+    }
+    let output = cargo.output().context("running rustup")?;
+    if !output.status.success() {
+        bail!("the Rust toolchain `{toolchain}`: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let built = target_dir.join(target).join("release/lb");
+    fs::copy(&built, object).with_context(|| format!("copying {}", built.display()))?;
+    Ok(())
 }
 
 /// The first toolchain that can build for BPF.

@@ -29,9 +29,11 @@ pub struct Packet {
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
-    /// While a place is searched: the least valuable way, and a free reply way.
+    /// While a place is searched: the least valuable way, a free reply way, and
+    /// how many are taken.
     pub least: u64,
     pub free: u32,
+    pub taken: u32,
     /// Ticks of the coarse clock.
     pub now: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.

@@ -211,7 +211,9 @@ pub struct PortPool {
     pub words: [u64; PORT_POOL_WORDS],
     /// Where the next search begins: ports are used in turn, so that one rests as long as possible.
     pub cursor: u32,
-    pub zero: u32,
+    /// Tick (not 0) in which a search found nothing: no other is made in that tick until a port is
+    /// given back, so that a flood towards a backend without ports stays cheap.
+    pub exhausted_in: u32,
     /// First and last port of each configured range, in host order; unused pairs are zero. For the
     /// agent: the bits alone do not tell a port in use from one outside the ranges.
     pub ranges: [[u16; 2]; PORT_RANGES],

@@ -31,5 +31,3 @@ pub const EVENTS_BYTES: u32 = 65_536;
 pub const EXTENSION_HEADERS: usize = 6;
 /// Backends tried for one new flow when the chosen one has no port left or the tuple is taken.
 pub const BACKEND_ATTEMPTS: u32 = 4;
-/// Words of a port pool looked at before the pool is called exhausted.
-pub const PORT_WORDS_TRIED: u32 = 128;

@@ -38,7 +38,7 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
         }
     }
     if reason != Reason::ToBackend {
-        table::publish(index, Word::EMPTY);
+        table::publish(index, packet.now, Word::EMPTY);
         return reason;
     }
     if let Some(place) = FLOWS.get_ptr_mut(index) {
@@ -46,7 +46,7 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
         unsafe { *place = packet.flow };
     }
     let word = table::first_word(&packet.tuple, packet.tuple.protocol == Protocol::Tcp as u8, packet.now);
-    table::publish(index, word);
+    table::publish(index, packet.now, word);
     packet.place = Place { index, word };
     stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
     reason
@@ -97,22 +97,26 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
 /// Links the reply with a source port that neither a flow nor a socket of the host uses.
 #[inline(always)]
 fn lease(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32, index: u32) -> Reason {
-    let port = ports::take_port(backend.port_pool);
+    let port = ports::take_port(backend.port_pool, packet.now);
     if port == 0 {
         events::ports_exhausted(id, backend.address);
         return Reason::PortsExhausted;
     }
     let port = Port::new(port as u16);
     let linked = link(packet, backend, backend.source, port, index);
+    if linked == Reason::TableFull {
+        ports::free(backend.port_pool, port);
+        return linked;
+    }
     if linked == Reason::ToBackend {
         if ports::host_socket(md) == 0 {
             return linked;
         }
         table::unlink_reply(&packet.reply_tuple, index);
     }
-    ports::free(backend.port_pool, port);
-    // The port was taken by somebody else: the next attempt gets another.
-    if linked == Reason::TableFull { linked } else { Reason::PortsExhausted }
+    // Somebody else has the port. It stays taken, so that the next attempt gets another; the
+    // agent's audit gives it back.
+    Reason::PortsExhausted
 }
 
 /// Makes the flow findable by what the backend answers to `source`.

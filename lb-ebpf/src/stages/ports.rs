@@ -9,10 +9,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use lb_common::{
-    abi::{
-        Flow, Mode, Port, Protocol,
-        limits::{PORT_POOL_WORDS, PORT_WORDS_TRIED},
-    },
+    abi::{Flow, Mode, Port, Protocol, limits::PORT_POOL_WORDS},
     ports::{in_turn, lowest_free},
 };
 
@@ -26,33 +23,36 @@ use crate::{
 /// Any network namespace number below zero: the program's own (BPF_F_CURRENT_NETNS).
 const CURRENT_NETNS: u64 = -1i64 as u64;
 
-/// Takes a free port of the pool; 0 when there is none.
+/// Takes a free port of the pool; 0 when there is none. `now` in ticks.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn take_port(pool: u32) -> u32 {
+pub extern "C" fn take_port(pool: u32, now: u32) -> u32 {
     let Some(pool) = PORT_POOLS.get_ptr_mut(pool) else { return 0 };
-    // SAFETY: the pointer is to a map value that lives as long as the program. The cursor is only
-    // a hint: two CPUs that read the same start meet at the atomic operation below.
-    let turn = unsafe {
-        let turn = (&raw const (*pool).cursor).read_volatile();
-        (&raw mut (*pool).cursor).write_volatile(turn.wrapping_add(1));
-        turn
-    };
-    for step in 0..PORT_WORDS_TRIED {
-        let (word, first_bit) = in_turn(turn.wrapping_add(step));
-        let word = opaque(word as usize) & (PORT_POOL_WORDS - 1);
-        // SAFETY: `word` is below the array's length.
-        let place = unsafe { &raw mut (*pool).words[word] };
-        // SAFETY: as above.
-        let used = unsafe { place.read_volatile() };
-        if used == u64::MAX {
-            continue;
+    // SAFETY: the pointer is to a map value that lives as long as the program, and words are below
+    // the array's length. Cursor and mark are only hints: CPUs that read the same start meet at the
+    // atomic operation.
+    unsafe {
+        let exhausted_in = &raw mut (*pool).exhausted_in;
+        if exhausted_in.read_volatile() == now | 1 {
+            return 0;
         }
-        let bit = lowest_free(used, first_bit);
-        // SAFETY: `place` points to an aligned word of a map value.
-        if unsafe { fetch_or(place, 1 << bit) } & (1 << bit) == 0 {
-            return word as u32 * 64 + bit;
+        let cursor = &raw mut (*pool).cursor;
+        let turn = cursor.read_volatile();
+        cursor.write_volatile(turn.wrapping_add(1));
+        for step in 0..PORT_POOL_WORDS as u32 {
+            let (word, first_bit) = in_turn(turn.wrapping_add(step));
+            let word = opaque(word as usize) & (PORT_POOL_WORDS - 1);
+            let place = &raw mut (*pool).words[word];
+            let used = place.read_volatile();
+            if used == u64::MAX {
+                continue;
+            }
+            let bit = lowest_free(used, first_bit);
+            if fetch_or(place, 1 << bit) & (1 << bit) == 0 {
+                return word as u32 * 64 + bit;
+            }
         }
+        exhausted_in.write_volatile(now | 1);
     }
     0
 }
@@ -63,7 +63,10 @@ pub fn free(pool: u32, port: Port) {
     if let Some(pool) = PORT_POOLS.get_ptr_mut(pool) {
         let word = opaque((port.get() / 64) as usize) & (PORT_POOL_WORDS - 1);
         // SAFETY: `word` is below the array's length, and the place is aligned.
-        unsafe { fetch_and(&raw mut (*pool).words[word], !(1 << (port.get() % 64))) };
+        unsafe {
+            fetch_and(&raw mut (*pool).words[word], !(1 << (port.get() % 64)));
+            (&raw mut (*pool).exhausted_in).write_volatile(0);
+        }
     }
 }
 

@@ -231,45 +231,76 @@ pub const TAKEN: u32 = 1;
 /// No free way.
 pub const FULL: u32 = 2;
 
-/// Makes the flow at `index` findable by the packet's reply tuple.
+/// Makes the flow at `index` findable by the packet's reply tuple, through the emptier of its two
+/// buckets.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn link_reply(index: u32) -> u32 {
     let Some(packet) = Packet::current() else { return FULL };
     let hash = packet.reply_tuple.hash;
+    let [first, second] = buckets(hash, reply_mask());
+    let (a, b) = (scan_replies(first), scan_replies(second));
+    if a == BUCKET_TAKEN || b == BUCKET_TAKEN {
+        return TAKEN;
+    }
+    let (bucket, scan) = if b < a { (second, b) } else { (first, a) };
+    let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return FULL };
+    if scan == BUCKET_FULL {
+        return FULL;
+    }
+    // SAFETY: the way is below the bucket's length, and its word is aligned.
+    let before = unsafe {
+        let place = &raw mut (*words).words[scan as usize % WAYS];
+        compare_exchange(place, 0, ReplyWord::new(tag(hash), index).0)
+    };
+    if before == 0 { LINKED } else { FULL }
+}
+
+/// [`scan_replies`]: no way of the bucket is free; every other number with a free way is below.
+const BUCKET_FULL: u32 = u32::MAX - 1;
+/// [`scan_replies`]: a live flow with the same reply tuple is here.
+const BUCKET_TAKEN: u32 = u32::MAX;
+
+/// How full a bucket is, as a number to compare (taken ways times 256), and a free way in it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn scan_replies(bucket: u32) -> u32 {
+    let (Some(packet), Some(words)) = (Packet::current(), REPLY_WORDS.get_ptr_mut(bucket)) else { return BUCKET_FULL };
     // In memory, as in `weigh`.
-    let free = &raw mut packet.free;
-    // SAFETY: `free` points into the packet, which is this CPU's alone; ways are below the bucket's
+    let (free, taken) = (&raw mut packet.free, &raw mut packet.taken);
+    // SAFETY: both point into the packet, which is this CPU's alone; ways are below the bucket's
     // length.
     unsafe {
-        free.write_volatile(NO_PLACE);
-        for bucket in buckets(hash, reply_mask()) {
-            let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return FULL };
-            for way in 0..WAYS {
-                let reply = ReplyWord((&raw const (*words).words[way]).read_volatile());
-                if reply == ReplyWord::EMPTY {
-                    free.write_volatile(self::index(bucket, way as u32));
-                } else if reply.tag() == tag(hash) {
-                    let other = reply.index_or_max();
-                    if word(other).live(packet.now) && answers(other, 1) != 0 {
-                        return TAKEN;
-                    }
+        free.write_volatile(BUCKET_FULL);
+        taken.write_volatile(0);
+        for way in 0..WAYS {
+            let reply = ReplyWord((&raw const (*words).words[way]).read_volatile());
+            if reply == ReplyWord::EMPTY {
+                free.write_volatile(way as u32);
+                continue;
+            }
+            taken.write_volatile(taken.read_volatile() + 1);
+            if reply.tag() == tag(packet.reply_tuple.hash) {
+                let other = reply.index_or_max();
+                if word(other).live(packet.now) && answers(other, 1) != 0 {
+                    return BUCKET_TAKEN;
                 }
             }
         }
-        let free = free.read_volatile();
-        let Some(words) = REPLY_WORDS.get_ptr_mut(free / WAYS as u32) else { return FULL };
-        let place = &raw mut (*words).words[free as usize % WAYS];
-        if compare_exchange(place, 0, ReplyWord::new(tag(hash), index).0) == 0 { LINKED } else { FULL }
+        if free.read_volatile() == BUCKET_FULL {
+            return BUCKET_FULL;
+        }
+        taken.read_volatile() << 8 | free.read_volatile()
     }
 }
 
-/// Opens a claimed way to packets, or gives it back with [`Word::EMPTY`].
+/// Opens a way that was claimed at `now` to packets, or gives it back with [`Word::EMPTY`]. Somebody
+/// else has it where this program stood still for longer than [`State::Busy`] lasts.
 #[inline(always)]
-pub fn publish(index: u32, word: Word) {
+pub fn publish(index: u32, now: u32, word: Word) {
     if let Some(place) = word_ptr(index) {
-        // SAFETY: the way is busy, so it is ours alone to store to.
-        unsafe { place.write_volatile(word.0) };
+        // SAFETY: `place` points to an aligned word of a map value.
+        unsafe { compare_exchange(place, Word::busy(now).0, word.0) };
     }
 }
 
@@ -323,7 +354,7 @@ pub extern "C" fn end() -> u32 {
     // SAFETY: as above.
     if unsafe { compare_exchange(pointer, current, Word::busy(packet.now).0) } == current {
         forget(index);
-        publish(index, Word::EMPTY);
+        publish(index, packet.now, Word::EMPTY);
     }
     0
 }

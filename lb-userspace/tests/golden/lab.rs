@@ -81,7 +81,7 @@ link set back up
 link set front-far up
 link set back-far up
 route add default via 192.0.2.254
--6 route add default via 2001:db8:1::fe
+route add default via 2001:db8:1::fe
 neigh add 192.0.2.254 lladdr 02:00:00:00:01:fe dev front nud permanent
 neigh add 2001:db8:1::fe lladdr 02:00:00:00:01:fe dev front nud permanent
 neigh add 10.0.0.11 lladdr 02:00:00:00:02:11 dev back nud permanent

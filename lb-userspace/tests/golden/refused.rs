@@ -9,6 +9,8 @@ use crate::{
     frames::{Segment, verified},
     lab::{KINDS, Lab, Served, Side, Spec, assert_counted, assert_frame, from_client, lab, packet, request, vip},
 };
+use std::net::IpAddr;
+
 use lb_common::abi::BackendState::{Dead, Live};
 
 /// The reset that answers a client's packet: from the service, to the client.
@@ -207,8 +209,13 @@ fn long_packets_are_cut_to_the_answer() {
 fn nothing_is_sent_to_a_source_that_is_no_host() {
     lab(|lab| {
         let served = lab.serve(Spec { backends: 0, ..Spec::new(true, Protocol::Tcp, Mode::Nat) });
-        let forged =
-            packet(("224.0.0.5".parse().unwrap(), 1).into(), (vip(true), 80).into(), 64, Protocol::Tcp, TCP_SYN);
+        let forged = packet(
+            ("224.0.0.5".parse::<IpAddr>().unwrap(), 1).into(),
+            (vip(true), 80).into(),
+            64,
+            Protocol::Tcp,
+            TCP_SYN,
+        );
         let frame = from_client(&forged);
         let sent = lab.send(Side::Front, &frame);
         assert_eq!(sent.exit, "drop");

@@ -8,7 +8,8 @@ use lb_common::{
 use crate::lab::{Lab, Served, Side, Spec, backend, from_backend, from_client, lab, packet, request};
 
 fn open(lab: &mut Lab, served: &Served, port: u16) {
-    assert_eq!(lab.send(Side::Front, &from_client(&request(served, port, TCP_SYN))).exit, "redirect");
+    let sent = lab.send(Side::Front, &from_client(&request(served, port, TCP_SYN)));
+    assert_eq!(sent.exit, "redirect", "{:?}", sent.counted);
 }
 
 /// Opens a connection and completes its handshake.
@@ -47,15 +48,15 @@ fn evictions_are_counted_and_free_the_port() {
         let mut evicted = 0;
         for port in 30_000..33_000 {
             let sent = lab.send(Side::Front, &from_client(&request(&served, port, TCP_SYN)));
-            assert_eq!(sent.exit, "redirect");
+            assert_eq!(sent.exit, "redirect", "{:?}", sent.counted);
             evicted += sent.counted.iter().filter(|line| line.starts_with("evicted 1")).count();
         }
         let live = lab.flows().len();
         assert_eq!(live + evicted, 3000, "each flow lives or was counted");
         let audit = lab.data.audit_ports().unwrap();
-        assert_eq!(audit.ports_freed, 0, "{audit:?}");
+        assert_eq!(audit.ports, 0, "{audit:?}");
         let audit = lab.data.audit_ports().unwrap();
-        assert_eq!(audit.ports_freed, 0, "no port of an evicted flow is still taken: {audit:?}");
+        assert_eq!(audit.ports, 0, "no port of an evicted flow is still taken: {audit:?}");
     });
 }
 
