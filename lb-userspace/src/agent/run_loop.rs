@@ -152,6 +152,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         let mut housekeeping = every(HOUSEKEEPING_EVERY);
         let mut probed = Vec::with_capacity(PROBES_AT_ONCE);
         self.outside.warm(self.engine.backend_addresses());
+        self.sweep();
         loop {
             self.ask_outside();
             let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
