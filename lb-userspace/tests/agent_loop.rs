@@ -7,12 +7,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use agent_support::{A, Agent, B, Maps, config, key, service, web};
 use axum::http::StatusCode;
+use lb_common::verdict::Reason;
 use lb_userspace::{
     agent::run_loop::{Finding, Swept},
     api::model::Change,
     dataplane::{Dataplane, FlowCensus, Op},
 };
-use lb_common::verdict::Reason;
 use tokio::time::sleep;
 
 const WEB: &str = "203.0.113.10:80";

@@ -263,7 +263,9 @@ fn with_o_json_an_error_is_one_object_on_standard_error() {
 
 #[test]
 fn counters_and_flows_without_maps_fail_with_what_to_do() {
-    for arguments in [["stats", "--pin-dir", "/sys/fs/bpf/lb-not-there"], ["flows", "--pin-dir", "/sys/fs/bpf/lb-not-there"]] {
+    for arguments in
+        [["stats", "--pin-dir", "/sys/fs/bpf/lb-not-there"], ["flows", "--pin-dir", "/sys/fs/bpf/lb-not-there"]]
+    {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(1));
         let shown = text(&output.stderr);
@@ -453,7 +455,10 @@ fn every_error_of_a_file_is_told_at_once() {
     let output = run(&["config", "check", &path]);
     assert_eq!(output.status.code(), Some(1));
     let shown = text(&output.stderr);
-    assert!(shown.contains("lissten") && shown.contains("did you mean `listen`") && shown.contains("fullnat"), "{shown}");
+    assert!(
+        shown.contains("lissten") && shown.contains("did you mean `listen`") && shown.contains("fullnat"),
+        "{shown}"
+    );
     let output = run(&["config", "check", &path, "-o", "json"]);
     assert_eq!(output.status.code(), Some(1));
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

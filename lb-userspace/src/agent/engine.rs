@@ -35,6 +35,13 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceStatus>,
 }
 
+/// Tells cheaply whether the outside has to be asked anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revisions {
+    probes: u64,
+    decisions: u64,
+}
+
 #[derive(Debug)]
 pub struct Engine<D> {
     facts: Facts,
@@ -48,6 +55,8 @@ pub struct Engine<D> {
     moving: Option<(Notice, Instant)>,
     last_change: Option<ProbedChange>,
     reload_failed: Option<Failed>,
+    /// Configurations and layers that were taken in.
+    decisions: u64,
     live_flows: u64,
     sweep_took: Duration,
 }
@@ -77,6 +86,7 @@ impl<D: Dataplane> Engine<D> {
             moving: None,
             last_change: None,
             reload_failed: None,
+            decisions: 0,
             live_flows: 0,
             sweep_took: Duration::ZERO,
         })
@@ -146,6 +156,7 @@ impl<D: Dataplane> Engine<D> {
     pub fn configure(&mut self, config: Arc<Config>) {
         self.config = Arc::clone(&config);
         self.reload_failed = None;
+        self.decisions += 1;
         self.take_in([Input::Config(config)]);
     }
 
@@ -166,6 +177,7 @@ impl<D: Dataplane> Engine<D> {
     /// A layer that has been stored.
     pub fn operate(&mut self, layer: OperatorLayer) {
         self.layer = layer.clone();
+        self.decisions += 1;
         self.take_in([Input::Operator(layer)]);
     }
 
@@ -206,9 +218,9 @@ impl<D: Dataplane> Engine<D> {
         self.core.probes()
     }
 
-    /// Another number whenever [`Engine::probes`] has changed.
-    pub fn probes_revision(&self) -> u64 {
-        self.core.probes_revision()
+    /// Others whenever [`Engine::probes`] or [`Engine::wanted_sources`] may have changed.
+    pub fn revisions(&self) -> Revisions {
+        Revisions { probes: self.core.probes_revision(), decisions: self.decisions }
     }
 
     /// Backends whose source address the core wants to know.
@@ -301,7 +313,11 @@ impl<D: Dataplane> Engine<D> {
         let took = ended.elapsed();
         let Notice { service, backend, text } = notice;
         let about = backend.map_or_else(|| service.clone(), |backend| format!("{service} {backend}"));
-        tracing::info!(micros = micros(took), "{about}: in the maps {:.2} ms after the probe", took.as_secs_f64() * 1e3);
+        tracing::info!(
+            micros = micros(took),
+            "{about}: in the maps {:.2} ms after the probe",
+            took.as_secs_f64() * 1e3
+        );
         self.last_change =
             Some(ProbedChange { at: timestamp(), service, backend, text, detect_to_written_micros: micros(took) });
     }

@@ -30,6 +30,11 @@ impl Notices {
         self.keep("warning", None, None, text);
     }
 
+    /// The same, where it stands in the log already.
+    pub fn logged_warning(&mut self, text: String) {
+        self.keep("warning", None, None, text);
+    }
+
     /// Something the agent did.
     pub fn info(&mut self, text: String) {
         tracing::info!("{text}");

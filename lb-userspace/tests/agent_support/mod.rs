@@ -252,7 +252,11 @@ impl Agent {
         self.begin_command(address, change).await.await.unwrap()
     }
 
-    pub async fn begin_command(&self, address: &str, change: Change) -> oneshot::Receiver<Result<CommandDone, Refusal>> {
+    pub async fn begin_command(
+        &self,
+        address: &str,
+        change: Change,
+    ) -> oneshot::Receiver<Result<CommandDone, Refusal>> {
         let (reply, answer) = oneshot::channel();
         let request =
             CommandRequest { service: "web".to_owned(), address: address.parse().unwrap(), change, force: false };
