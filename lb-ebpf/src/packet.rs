@@ -36,6 +36,9 @@ pub struct Packet {
     pub taken: u32,
     /// Ticks of the coarse clock.
     pub now: u32,
+    /// ICMP errors that this CPU has sent in a tick; kept from packet to packet.
+    pub icmp_tick: u32,
+    pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
 }
