@@ -312,10 +312,11 @@ impl<D: Dataplane> Engine<D> {
         let Some((notice, ended)) = self.moving.take() else { return };
         let took = ended.elapsed();
         let Notice { service, backend, text } = notice;
-        let about = backend.map_or_else(|| service.clone(), |backend| format!("{service} {backend}"));
         tracing::info!(
+            %service,
+            backend = backend.map(tracing::field::display),
             micros = micros(took),
-            "{about}: in the maps {:.2} ms after the probe",
+            "in the maps {:.2} ms after the probe",
             took.as_secs_f64() * 1e3
         );
         self.last_change =

@@ -17,10 +17,7 @@ impl Notices {
     /// A decision of the core.
     pub fn decision(&mut self, notice: &Notice) {
         let Notice { service, backend, text } = notice;
-        match backend {
-            Some(backend) => tracing::info!("{service} {backend}: {text}"),
-            None => tracing::info!("{service}: {text}"),
-        }
+        tracing::info!(%service, backend = backend.map(tracing::field::display), "{text}");
         self.keep("info", Some(service.clone()), *backend, text.clone());
     }
 

@@ -124,11 +124,25 @@ async fn bring_up(
         interfaces.push(attached(&loaded.attach(&link.name, config.xdp_mode)?));
     }
     engine.set_interfaces(interfaces);
+    detach_others(options, config, host)?;
     for warning in prepared.warnings {
         engine.notices.logged_warning(warning);
     }
     host_task::warm(&netlink, engine.backend_addresses(), &excluded).await;
     Ok(DataPath { clock, engine, loaded })
+}
+
+/// Interfaces that an agent before was attached to, and that are configured no more.
+fn detach_others(options: &Options, config: &Config, host: &mut Host) -> anyhow::Result<()> {
+    let pins = Pins::new(&options.pin_dir);
+    for Attachment { interface, .. } in kernel::attachments(&pins)? {
+        if !config.interfaces.contains(&interface) {
+            kernel::detach_interface(&pins, &interface)?;
+            host.record().forget_attached(&interface)?;
+            tracing::info!(%interface, "XDP program taken off: the interface is configured no more");
+        }
+    }
+    Ok(())
 }
 
 fn attached(attachment: &Attachment) -> InterfaceStatus {

@@ -153,6 +153,18 @@ fn untouched(world: &World, place: &str) {
 }
 
 #[test]
+fn an_interface_that_is_configured_no_more_is_given_back_at_the_next_start() {
+    let world = World::new();
+    let _servers = [Server::start(&world, ONE, "one"), Server::start(&world, TWO, "two")];
+    world.configure(&BOTH, &[80]);
+    world.run(1).end(Signal::TERM);
+    world.configure(&["lbc"], &[80]);
+    let _agent = world.run(1);
+    assert!(world.balancer.ip(&["-d", "link", "show", "lbc"]).contains("prog/xdp"));
+    assert!(!world.balancer.ip(&["-d", "link", "show", "lbs"]).contains("prog/xdp"));
+}
+
+#[test]
 fn without_rights_the_line_to_type_is_told() {
     let world = World::new();
     let config = world.configure(&BOTH, &[80]);
