@@ -1,0 +1,43 @@
+//! The agent's time: monotonic for decisions, wall clock for people.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::core::Now;
+
+/// Monotonic time since the agent began. Tests stop it with `tokio::time::pause`.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    began: Instant,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self { began: Instant::now() }
+    }
+
+    pub fn now(&self) -> Now {
+        self.began.elapsed()
+    }
+
+    /// What the core calls `then`, as an instant.
+    pub fn instant(&self, then: Now) -> Instant {
+        self.began + then
+    }
+
+    /// What an instant is to the core.
+    pub fn at(&self, instant: Instant) -> Now {
+        instant.saturating_duration_since(self.began)
+    }
+}
+
+/// The wall clock: RFC 3339, UTC, whole seconds.
+pub fn timestamp() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// For counters in documents.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

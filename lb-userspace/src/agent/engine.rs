@@ -1,0 +1,325 @@
+//! What the agent knows and does, without waiting for anything: inputs go to the core, and what it
+//! decides goes to the data path before the call returns.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use lb_common::abi::AddressRoles;
+use tokio::time::Instant;
+
+use super::{
+    clock::{Clock, micros, timestamp},
+    notices::Notices,
+    publisher::Publisher,
+    run_loop::Probed,
+};
+use crate::{
+    api::{
+        model::{
+            AgentStatus, DataPathStatus, Failed, InterfaceStatus, ProbedChange, ServiceSummary, ServiceView, Status,
+        },
+        service_view,
+    },
+    config::Config,
+    core::{Command, CommandError, Core, Input, Notice, Now, OperatorLayer, ProbeKey},
+    dataplane::{Dataplane, FlowCensus},
+};
+
+/// Steps in a row when each publication lets the core decide more.
+const ROUNDS: usize = 8;
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub config_path: String,
+    pub started: String,
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// Tells cheaply whether the outside has to be asked anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revisions {
+    probes: u64,
+    decisions: u64,
+}
+
+#[derive(Debug)]
+pub struct Engine<D> {
+    facts: Facts,
+    clock: Clock,
+    config: Arc<Config>,
+    layer: OperatorLayer,
+    core: Core,
+    publisher: Publisher<D>,
+    pub notices: Notices,
+    /// A decision that probes made and the maps do not hold yet.
+    moving: Option<(Notice, Instant)>,
+    last_change: Option<ProbedChange>,
+    reload_failed: Option<Failed>,
+    /// Configurations and layers that were taken in.
+    decisions: u64,
+    live_flows: u64,
+    sweep_took: Duration,
+}
+
+impl<D: Dataplane> Engine<D> {
+    /// Takes over what `dataplane` holds and decides for the first time; nothing is written yet.
+    ///
+    /// # Errors
+    /// The data path cannot be read.
+    pub fn new(
+        facts: Facts,
+        clock: Clock,
+        config: Arc<Config>,
+        layer: OperatorLayer,
+        mut dataplane: D,
+    ) -> anyhow::Result<Self> {
+        let inherited = dataplane.read()?;
+        let core = Core::new(Arc::clone(&config), layer.clone(), &inherited, clock.now());
+        Ok(Self {
+            facts,
+            clock,
+            config,
+            layer,
+            core,
+            publisher: Publisher::new(dataplane),
+            notices: Notices::default(),
+            moving: None,
+            last_change: None,
+            reload_failed: None,
+            decisions: 0,
+            live_flows: 0,
+            sweep_took: Duration::ZERO,
+        })
+    }
+
+    /// Where the program is, once it is.
+    pub fn set_interfaces(&mut self, interfaces: Vec<InterfaceStatus>) {
+        self.facts.interfaces = interfaces;
+    }
+
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    pub fn layer(&self) -> &OperatorLayer {
+        &self.layer
+    }
+
+    /// Whether the maps hold what the core wants.
+    pub fn in_step(&self) -> bool {
+        self.publisher.holds(self.core.desired())
+    }
+
+    /// When to call [`Engine::publish`] again, after a failure.
+    pub fn retry_at(&self) -> Option<Now> {
+        self.publisher.retry_at()
+    }
+
+    pub fn last_error(&self) -> Option<&Failed> {
+        self.publisher.failed()
+    }
+
+    /// Probes that ended, taken in as one change.
+    pub fn probed(&mut self, results: impl IntoIterator<Item = Probed>) {
+        let before = self.core.desired().generation;
+        let mut first_ended = None;
+        let inputs: Vec<Input> = results
+            .into_iter()
+            .map(|Probed { key, outcome, ended }| {
+                first_ended = Some(first_ended.map_or(ended, |first: Instant| first.min(ended)));
+                Input::Probe { key, outcome }
+            })
+            .collect();
+        let notices = self.core.handle_all(inputs, self.clock.now());
+        if self.core.desired().generation != before
+            && let (Some(first), Some(ended)) = (notices.first(), first_ended)
+        {
+            self.moving = Some((first.clone(), ended));
+        }
+        self.tell(&notices);
+        self.publish_if_changed(before);
+    }
+
+    /// Source addresses of the host towards backends; `None`: no route.
+    pub fn sources(&mut self, found: Vec<(IpAddr, Option<IpAddr>)>) {
+        self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
+    }
+
+    /// A walk over the flow table.
+    pub fn census(&mut self, census: FlowCensus, took: Duration) {
+        self.live_flows = census.live;
+        self.sweep_took = took;
+        self.take_in([Input::Flows(census)]);
+    }
+
+    /// A new configuration, already checked against [`Engine::config`].
+    pub fn configure(&mut self, config: Arc<Config>) {
+        self.config = Arc::clone(&config);
+        self.reload_failed = None;
+        self.decisions += 1;
+        self.take_in([Input::Config(config)]);
+    }
+
+    /// A configuration that could not be taken over.
+    pub fn configuration_refused(&mut self, error: String) {
+        self.notices.warning(format!("the configuration stays as it was: {error}"));
+        self.reload_failed = Some(Failed { at: timestamp(), error });
+    }
+
+    /// What `command` makes of the layer; nothing is changed.
+    ///
+    /// # Errors
+    /// Why the core refuses it.
+    pub fn plan_command(&self, command: &Command, by: &str, force: bool) -> Result<OperatorLayer, CommandError> {
+        self.core.apply_command(&self.layer, command, by, &timestamp(), force)
+    }
+
+    /// A layer that has been stored.
+    pub fn operate(&mut self, layer: OperatorLayer) {
+        self.layer = layer.clone();
+        self.decisions += 1;
+        self.take_in([Input::Operator(layer)]);
+    }
+
+    /// Reads the data path anew and mends what differs.
+    pub fn full_sync(&mut self) {
+        self.publisher.forget();
+        self.publish();
+    }
+
+    /// Brings the maps to what the core wants.
+    pub fn publish(&mut self) {
+        for _ in 0..ROUNDS {
+            let desired = self.core.desired();
+            let generation = desired.generation;
+            let began = Instant::now();
+            match self.publisher.step(desired, self.clock.now()) {
+                Ok(operations) => {
+                    if operations > 0 {
+                        tracing::debug!(generation, operations, took = ?began.elapsed(), "maps published");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(generation, %error, "the maps could not be brought up to date: trying again");
+                    return;
+                }
+            }
+            self.moved();
+            let notices = self.core.handle(Input::Published { generation }, self.clock.now());
+            self.tell(&notices);
+            if self.in_step() {
+                return;
+            }
+        }
+    }
+
+    /// What the prober should ask.
+    pub fn probes(&self) -> Vec<ProbeKey> {
+        self.core.probes()
+    }
+
+    /// Others whenever [`Engine::probes`] or [`Engine::wanted_sources`] may have changed.
+    pub fn revisions(&self) -> Revisions {
+        Revisions { probes: self.core.probes_revision(), decisions: self.decisions }
+    }
+
+    /// Backends whose source address the core wants to know.
+    pub fn wanted_sources(&self) -> Vec<IpAddr> {
+        self.core.wanted_sources()
+    }
+
+    /// Addresses that clients connect to.
+    pub fn service_addresses(&self) -> BTreeSet<IpAddr> {
+        self.config.services.iter().map(|service| service.listen.ip()).collect()
+    }
+
+    /// Whether the maps hold none of these service addresses any more.
+    pub fn has_left(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let roles = &self.core.desired().addresses;
+        let serves = |ip: &IpAddr| roles.get(&(*ip).into()).is_some_and(|roles| roles.has(AddressRoles::SERVICE));
+        self.in_step() && !addresses.iter().any(serves)
+    }
+
+    /// Addresses that packets are sent to.
+    pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
+        self.core.view().iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip()).collect()
+    }
+
+    pub fn services(&self) -> Vec<ServiceView> {
+        let now = self.clock.now();
+        self.core.view().iter().map(|service| service_view(service, now)).collect()
+    }
+
+    pub fn status(&self) -> Status {
+        let services = self.core.view().into_iter().map(|service| ServiceSummary {
+            used: service.backends.iter().filter(|backend| backend.used).count(),
+            backends: service.backends.len(),
+            active_tier: service.active_tier,
+            live_flows: service.live_flows,
+            name: service.config.name,
+            listen: service.config.listen,
+            protocol: service.config.protocol.name().to_owned(),
+        });
+        Status {
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                started: self.facts.started.clone(),
+                uptime_seconds: self.clock.now().as_secs(),
+                config: self.facts.config_path.clone(),
+            },
+            data_path: DataPathStatus {
+                generation: self.core.desired().generation,
+                in_step: self.in_step(),
+                last_error: self.publisher.failed().cloned(),
+                interfaces: self.facts.interfaces.clone(),
+                live_flows: self.live_flows,
+                flow_capacity: self.config.limits.flows.into(),
+                sweep_micros: micros(self.sweep_took),
+            },
+            services: services.collect(),
+            last_change: self.last_change.clone(),
+            reload_failed: self.reload_failed.clone(),
+            notices: self.notices.views(),
+        }
+    }
+
+    /// Inputs as one change, all the way to the maps.
+    fn take_in(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        let before = self.core.desired().generation;
+        let notices = self.core.handle_all(inputs, self.clock.now());
+        self.tell(&notices);
+        self.publish_if_changed(before);
+    }
+
+    fn tell(&mut self, notices: &[Notice]) {
+        for notice in notices {
+            self.notices.decision(notice);
+        }
+    }
+
+    /// After an input, before which the core wanted the generation `before`.
+    fn publish_if_changed(&mut self, before: u32) {
+        // After a failure the timer decides when to repeat; a new decision does not wait for it.
+        let decided = self.core.desired().generation != before;
+        if !self.in_step() && (decided || self.retry_at().is_none()) {
+            self.publish();
+        }
+    }
+
+    /// The maps hold what probes decided: how long did that take?
+    fn moved(&mut self) {
+        let Some((notice, ended)) = self.moving.take() else { return };
+        let took = ended.elapsed();
+        let Notice { service, backend, text } = notice;
+        tracing::info!(
+            %service,
+            backend = backend.map(tracing::field::display),
+            micros = micros(took),
+            "in the maps {:.2} ms after the probe",
+            took.as_secs_f64() * 1e3
+        );
+        self.last_change =
+            Some(ProbedChange { at: timestamp(), service, backend, text, detect_to_written_micros: micros(took) });
+    }
+}

@@ -1,0 +1,132 @@
+//! The work around the loop: probes, the host, walks over the flow table. Each has a task or thread
+//! of its own, so that a slow one holds up nothing else.
+
+use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
+
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    host_task::{self, HostJob},
+    run_loop::{Finding, Outside, Probed},
+    sweep_thread::{SweepJob, SweepThread},
+};
+use crate::{
+    config::Config,
+    core::ProbeKey,
+    dataplane::kernel::{DataplaneEvent, Events},
+    health::Prober,
+    host::Host,
+};
+
+/// Jobs that may wait for the host's task, and events that may wait for the loop.
+const WAITING: usize = 1024;
+
+/// The real world.
+pub struct World {
+    prober: Prober,
+    host: mpsc::Sender<HostJob>,
+    sweeps: SweepThread,
+    findings: mpsc::Sender<Finding>,
+    _tasks: [AbortOnDropHandle<()>; 3],
+}
+
+impl World {
+    /// Starts everything. What it finds goes to `findings`, results of probes to the receiver that
+    /// is returned. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// The pinned maps cannot be opened, or a thread cannot be started.
+    pub fn start(
+        pin_dir: &Path,
+        host: Host,
+        findings: mpsc::Sender<Finding>,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Probed>)> {
+        let events = Events::open(pin_dir)?;
+        let sweeps = SweepThread::start(pin_dir, findings.clone())?;
+        let (outcomes, results) = mpsc::channel(WAITING);
+        let (probed, probes) = mpsc::channel(WAITING);
+        let (jobs, inbox) = mpsc::channel(WAITING);
+        let spawn = |task| AbortOnDropHandle::new(task);
+        let tasks = [
+            spawn(tokio::spawn(stamp(results, probed))),
+            spawn(tokio::spawn(host_task::run(host, inbox, findings.clone()))),
+            spawn(tokio::spawn(pass_events(events, findings.clone()))),
+        ];
+        Ok((Self { prober: Prober::new(outcomes), host: jobs, sweeps, findings, _tasks: tasks }, probes))
+    }
+
+    fn ask_host(&self, job: HostJob) {
+        // Full: the host's task is far behind, and every job comes again by a timer or an event.
+        if let Err(mpsc::error::TrySendError::Full(job)) = self.host.try_send(job) {
+            tracing::warn!(?job, "the host's task is behind: a job is left out");
+        }
+    }
+}
+
+impl Outside for World {
+    fn probe(&mut self, keys: Vec<ProbeKey>) {
+        self.prober.set(keys);
+    }
+
+    fn find_sources(&mut self, backends: Vec<IpAddr>) {
+        if !backends.is_empty() {
+            self.ask_host(HostJob::Sources(backends));
+        }
+    }
+
+    fn prepare(&mut self, config: Arc<Config>) {
+        if self.host.try_send(HostJob::Prepare(Arc::clone(&config))).is_err() {
+            let result = Err("the host's task is too busy: try again".to_owned());
+            drop(self.findings.try_send(Finding::Prepared { config, result }));
+        }
+    }
+
+    fn prune(&mut self) {
+        self.ask_host(HostJob::Prune);
+    }
+
+    fn warm(&mut self, backends: BTreeSet<IpAddr>) {
+        self.ask_host(HostJob::Warm(backends));
+    }
+
+    fn resolve(&mut self, ifindex: u32, next_hop: IpAddr) {
+        self.ask_host(HostJob::Resolve { ifindex, next_hop });
+    }
+
+    fn sweep(&mut self) -> bool {
+        self.sweeps.ask(SweepJob::Sweep)
+    }
+
+    fn audit_ports(&mut self) {
+        self.sweeps.ask(SweepJob::Audit);
+    }
+}
+
+/// Notes when each probe ended, however long the loop takes to get to it.
+async fn stamp(mut results: mpsc::Receiver<(ProbeKey, crate::core::ProbeOutcome)>, probed: mpsc::Sender<Probed>) {
+    while let Some((key, outcome)) = results.recv().await {
+        if probed.send(Probed { key, outcome, ended: Instant::now() }).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn pass_events(mut events: Events, findings: mpsc::Sender<Finding>) {
+    loop {
+        let finding = match events.next().await {
+            Ok(DataplaneEvent::NeighbourMissing { ifindex, address }) => {
+                Finding::NeighbourMissing { ifindex, next_hop: address }
+            }
+            Ok(DataplaneEvent::PortsExhausted { backend_id, .. }) => Finding::PortsExhausted { backend_id },
+            Err(error) => {
+                let text = format!("the data path's events can no longer be read: {error}; restart the agent");
+                drop(findings.send(Finding::Warning(text)).await);
+                return;
+            }
+        };
+        if findings.send(finding).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The loop: one task that owns every decision. Nothing in it waits for the network, a disk or
+//! another process; such work is given to [`Outside`] and comes back as a [`Finding`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::verdict::Reason;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    clock::Clock,
+    engine::{Engine, Revisions},
+    operations::{Operations, Stored},
+    watch::{CounterWatch, Once, PAUSE},
+};
+use crate::{
+    api::{Request, model::Stopping},
+    config::Config,
+    core::{ProbeKey, ProbeOutcome},
+    dataplane::{Dataplane, FlowCensus},
+};
+
+/// Results taken in as one change, when many arrive together.
+const PROBES_AT_ONCE: usize = 1024;
+/// Between two questions for the same next hop.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(200);
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const SOURCES_EVERY: Duration = Duration::from_secs(10);
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(30);
+
+/// A probe that ended, with the time when it did.
+#[derive(Clone, Debug)]
+pub struct Probed {
+    pub key: ProbeKey,
+    pub outcome: ProbeOutcome,
+    pub ended: Instant,
+}
+
+/// What work outside the loop found.
+#[derive(Debug)]
+pub enum Finding {
+    /// The host's source address towards each backend that was asked for.
+    Sources(Vec<(IpAddr, Option<IpAddr>)>),
+    /// A walk over the flow table ended.
+    Swept(Result<Swept, String>),
+    /// The data path asks for a next hop's link-layer address.
+    NeighbourMissing { ifindex: u32, next_hop: IpAddr },
+    /// The data path found no source port towards a backend.
+    PortsExhausted { backend_id: u32 },
+    /// The configuration file was read again.
+    Reloaded(Result<Arc<Config>, String>),
+    /// The host is ready for this configuration, or cannot be made so.
+    Prepared { config: Arc<Config>, result: Result<(), String> },
+    /// The operator's layer was written, or not.
+    Stored(Stored),
+    /// Something an operator should look at.
+    Warning(String),
+    /// The same, where it stands in the log already.
+    LoggedWarning(String),
+    /// Something that was done.
+    Info(String),
+}
+
+/// One walk over the flow table.
+#[derive(Clone, Debug)]
+pub struct Swept {
+    pub census: FlowCensus,
+    pub took: Duration,
+    /// Packets by verdict.
+    pub verdicts: BTreeMap<Reason, u64>,
+}
+
+/// Work that takes its time. No method waits; what comes of it arrives as a [`Finding`] or as
+/// [`Probed`].
+pub trait Outside {
+    /// Ask these, and nothing else.
+    fn probe(&mut self, keys: Vec<ProbeKey>);
+    /// Find the host's source addresses towards these backends.
+    fn find_sources(&mut self, backends: Vec<IpAddr>);
+    /// Make the host ready for a configuration; answered by [`Finding::Prepared`].
+    fn prepare(&mut self, config: Arc<Config>);
+    /// Take off what the last configuration that was prepared does not need.
+    fn prune(&mut self);
+    /// Keep the next hops towards these backends resolved.
+    fn warm(&mut self, backends: BTreeSet<IpAddr>);
+    /// Resolve one next hop now.
+    fn resolve(&mut self, ifindex: u32, next_hop: IpAddr);
+    /// Walk over the flow table; answered by [`Finding::Swept`] if this returns true.
+    fn sweep(&mut self) -> bool;
+    /// Look for source ports that no flow holds any more.
+    fn audit_ports(&mut self);
+}
+
+/// Where inputs come from.
+#[derive(Debug)]
+pub struct Inputs {
+    pub probes: mpsc::Receiver<Probed>,
+    pub findings: mpsc::Receiver<Finding>,
+    pub requests: mpsc::Receiver<Request>,
+}
+
+pub struct AgentLoop<D, O> {
+    clock: Clock,
+    engine: Engine<D>,
+    outside: O,
+    operations: Operations,
+    asked: Asked,
+    /// Addresses of services that are configured no more, until the maps have let go of them.
+    leaving: BTreeSet<IpAddr>,
+    sweeping: bool,
+    counters: CounterWatch,
+    exhausted: Once<u32>,
+    resolved: Once<(u32, IpAddr)>,
+    stop: CancellationToken,
+}
+
+/// What was last asked of [`Outside`].
+#[derive(Default)]
+struct Asked {
+    revisions: Option<Revisions>,
+    sources: Vec<IpAddr>,
+}
+
+impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
+    /// `stop` ends the loop, and a request to stop ends it through `stop`.
+    pub fn new(clock: Clock, engine: Engine<D>, outside: O, operations: Operations, stop: CancellationToken) -> Self {
+        Self {
+            clock,
+            engine,
+            outside,
+            operations,
+            asked: Asked::default(),
+            leaving: BTreeSet::new(),
+            sweeping: false,
+            counters: CounterWatch::default(),
+            exhausted: Once::in_each(PAUSE),
+            resolved: Once::in_each(RESOLVE_PAUSE),
+            stop,
+        }
+    }
+
+    /// Runs until it is told to stop. What is in the maps stays there.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        let mut sweeps = every(SWEEP_EVERY);
+        let mut sources = every(SOURCES_EVERY);
+        let mut housekeeping = every(HOUSEKEEPING_EVERY);
+        let mut probed = Vec::with_capacity(PROBES_AT_ONCE);
+        self.outside.warm(self.engine.backend_addresses());
+        self.sweep();
+        loop {
+            self.ask_outside();
+            let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
+            tokio::select! {
+                // Probes first: they move traffic.
+                biased;
+                () = self.stop.cancelled() => return,
+                1.. = inputs.probes.recv_many(&mut probed, PROBES_AT_ONCE) => self.engine.probed(probed.drain(..)),
+                () = wait_until(retry), if retry.is_some() => self.engine.publish(),
+                Some(finding) = inputs.findings.recv() => self.found(finding),
+                Some(request) = inputs.requests.recv() => self.answer(request),
+                _ = sweeps.tick() => self.sweep(),
+                _ = sources.tick() => self.outside.find_sources(self.engine.wanted_sources()),
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        }
+    }
+
+    /// Passes on what has changed of what the outside should do.
+    fn ask_outside(&mut self) {
+        let revisions = self.engine.revisions();
+        if self.asked.revisions != Some(revisions) {
+            self.asked.revisions = Some(revisions);
+            self.outside.probe(self.engine.probes());
+            let sources = self.engine.wanted_sources();
+            if sources != self.asked.sources {
+                self.asked.sources.clone_from(&sources);
+                self.outside.find_sources(sources);
+                self.outside.warm(self.engine.backend_addresses());
+            }
+        }
+        if !self.leaving.is_empty() && self.engine.has_left(&self.leaving) {
+            self.leaving.clear();
+            self.outside.prune();
+        }
+    }
+
+    fn found(&mut self, finding: Finding) {
+        match finding {
+            Finding::Sources(found) => self.engine.sources(found),
+            Finding::Swept(swept) => self.swept(swept),
+            Finding::NeighbourMissing { ifindex, next_hop } => {
+                // Each packet to it may have asked.
+                if self.resolved.allow((ifindex, next_hop), self.clock.now()) {
+                    self.outside.resolve(ifindex, next_hop);
+                }
+            }
+            Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
+            Finding::Reloaded(reloaded) => self.reloaded(reloaded),
+            Finding::Prepared { config, result: Ok(()) } => self.take_over(config),
+            Finding::Prepared { result: Err(error), .. } => self.engine.configuration_refused(error),
+            Finding::Stored(stored) => self.operations.stored(&mut self.engine, stored),
+            Finding::Warning(text) => self.engine.notices.warning(text),
+            Finding::LoggedWarning(text) => self.engine.notices.logged_warning(text),
+            Finding::Info(text) => self.engine.notices.info(text),
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Whoever asked may be gone by now; that is no concern of ours.
+        match request {
+            Request::Status(reply) => drop(reply.send(self.engine.status())),
+            Request::Services(reply) => drop(reply.send(self.engine.services())),
+            Request::Command { request, peer, reply } => {
+                self.operations.begin(&self.engine, request, peer, reply);
+            }
+            Request::Stop { peer, reply } => {
+                tracing::info!(target: "audit", uid = peer.uid, pid = peer.pid, user = peer.name(), "stop");
+                drop(reply.send(Stopping { pid: std::process::id() }));
+                self.stop.cancel();
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        // One at a time: a table that takes longer than the interval is walked less often.
+        if !self.sweeping {
+            self.sweeping = self.outside.sweep();
+        }
+    }
+
+    fn swept(&mut self, swept: Result<Swept, String>) {
+        self.sweeping = false;
+        match swept {
+            Ok(Swept { census, took, verdicts }) => {
+                for warning in self.counters.look(&verdicts, self.clock.now()) {
+                    self.engine.notices.warning(warning);
+                }
+                self.engine.census(census, took);
+            }
+            Err(error) => tracing::error!(%error, "the flow table could not be swept"),
+        }
+    }
+
+    fn ports_exhausted(&mut self, backend_id: u32) {
+        if !self.exhausted.allow(backend_id, self.clock.now()) {
+            return;
+        }
+        let services = self.engine.services();
+        let mut backends = services.iter().flat_map(|service| &service.backends);
+        let name = backends
+            .find(|backend| backend.id == Some(backend_id))
+            .map_or_else(|| format!("backend id {backend_id}"), |b| format!("{} {}", b.service, b.address));
+        self.engine.notices.warning(format!(
+            "{name}: no source port is left towards it, new flows go elsewhere or fail; add backends or widen `source-ports`"
+        ));
+    }
+
+    /// A reload is one transaction: read, compared, the host prepared, and only then taken over.
+    fn reloaded(&mut self, reloaded: Result<Arc<Config>, String>) {
+        let refused = match reloaded {
+            Ok(config) => match super::reload::refuse(self.engine.config(), &config) {
+                None => return self.outside.prepare(config),
+                Some(why) => why,
+            },
+            Err(error) => error,
+        };
+        self.engine.configuration_refused(refused);
+    }
+
+    fn take_over(&mut self, config: Arc<Config>) {
+        self.leaving.extend(self.engine.service_addresses());
+        self.engine.configure(config);
+        for wanted in self.engine.service_addresses() {
+            self.leaving.remove(&wanted);
+        }
+        self.engine.notices.info("the configuration file was taken over".to_owned());
+        self.outside.warm(self.engine.backend_addresses());
+    }
+
+    fn keep_house(&mut self) {
+        self.engine.full_sync();
+        self.outside.warm(self.engine.backend_addresses());
+        self.outside.audit_ports();
+    }
+}
+
+/// Ticks for the first time after one period.
+fn every(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+async fn wait_until(instant: Option<Instant>) {
+    if let Some(instant) = instant {
+        sleep_until(instant).await;
+    }
+}

@@ -1,0 +1,268 @@
+//! From nothing, or from what an agent before left, to a running agent; and to its end.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{
+    clock::{Clock, timestamp},
+    engine::{Engine, Facts},
+    host_task,
+    layer::LayerFile,
+    lock::AgentLock,
+    operations::Operations,
+    outside::World,
+    run_loop::{AgentLoop, Finding, Inputs},
+};
+use crate::{
+    api::{self, ApiSocket, Handle, model::InterfaceStatus},
+    config::{self, Config, ConfigError, Severity},
+    core::OperatorLayer,
+    dataplane::kernel::{self, Attachment, KernelDataplane, LoadOptions, Loaded, Pins},
+    host::{self, Bpffs, Host},
+};
+
+/// Messages that may wait for the loop.
+const WAITING: usize = 1024;
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: PathBuf,
+    pub socket: PathBuf,
+    pub pin_dir: PathBuf,
+    pub state_dir: PathBuf,
+    /// Whether the XDP program tells every packet.
+    pub datapath_log: bool,
+}
+
+/// Runs the agent until SIGTERM, SIGINT or a request to stop. The data path stays attached.
+///
+/// # Errors
+/// Something that is needed to start is missing. Where nothing was attached before, nothing is
+/// left behind.
+pub async fn run(options: &Options) -> anyhow::Result<()> {
+    host::check_rights()?;
+    // From here on signals wait until the agent is up: none ends it in the middle of its start.
+    let signals = Signals::register()?;
+    let (config, layer) = read(options)?;
+    if host::ensure_bpffs(Path::new(host::BPFFS))? == Bpffs::MountedNow {
+        tracing::info!(
+            "mounted the BPF file system at {}; in a mount namespace of its own (as under `ip netns exec`) it ends with \
+             that, and the data path with it",
+            host::BPFFS
+        );
+    }
+    std::fs::create_dir_all(&options.pin_dir).with_context(|| format!("making {}", options.pin_dir.display()))?;
+    let _lock = AgentLock::take(&options.state_dir, &options.pin_dir)?;
+    // Bound now, served when there is something to tell: a second agent goes before it has changed
+    // anything.
+    let socket = ApiSocket::bind(&options.socket)?;
+    let fresh = kernel::attachments(&Pins::new(&options.pin_dir))?.is_empty();
+    let mut host = Host::open(&options.state_dir)?;
+    let data_path = match bring_up(options, &config, layer, &mut host).await {
+        Ok(data_path) => data_path,
+        Err(error) if fresh => {
+            take_back(options, &mut host).await;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    serve(options, signals, socket, host, data_path).await
+}
+
+/// The file, and what operators decided over it.
+fn read(options: &Options) -> anyhow::Result<(Arc<Config>, OperatorLayer)> {
+    let loaded = config::load(&options.config)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{}", config::render(std::slice::from_ref(warning), config::ReportStyle::Plain).trim_end());
+    }
+    Ok((Arc::new(loaded.config), LayerFile::new(&options.state_dir).load()?))
+}
+
+/// A data path that forwards.
+struct DataPath {
+    clock: Clock,
+    engine: Engine<KernelDataplane>,
+    loaded: Loaded,
+}
+
+/// In this order: the maps say where packets go before the first packet meets the program, and the
+/// network hears of the addresses when there is a program behind them.
+async fn bring_up(
+    options: &Options,
+    config: &Arc<Config>,
+    layer: OperatorLayer,
+    host: &mut Host,
+) -> anyhow::Result<DataPath> {
+    let clock = Clock::start();
+    let load = LoadOptions { pin_dir: &options.pin_dir, limits: &config.limits, debug_log: options.datapath_log };
+    let prepared = host.prepare(config).await?;
+    let mut loaded = kernel::load(&load)?;
+    let dataplane = KernelDataplane::open(&options.pin_dir)?;
+    let facts =
+        Facts { config_path: options.config.display().to_string(), started: timestamp(), interfaces: Vec::new() };
+    let mut engine = Engine::new(facts, clock, Arc::clone(config), layer, dataplane)?;
+    let (netlink, excluded) = (host.netlink(), host.managed_addresses());
+    engine.sources(host_task::sources(&netlink, engine.wanted_sources(), &excluded).await);
+    engine.publish();
+    if let Some(failed) = engine.last_error() {
+        anyhow::bail!("the maps cannot be written: {}", failed.error);
+    }
+    let mut interfaces = Vec::new();
+    for link in &prepared.links {
+        host.record().note_attached(&link.name)?;
+        interfaces.push(attached(&loaded.attach(&link.name, config.xdp_mode)?));
+    }
+    engine.set_interfaces(interfaces);
+    detach_others(options, config, host)?;
+    for warning in prepared.warnings {
+        engine.notices.logged_warning(warning);
+    }
+    host_task::warm(&netlink, engine.backend_addresses(), &excluded).await;
+    Ok(DataPath { clock, engine, loaded })
+}
+
+/// Interfaces that an agent before was attached to, and that are configured no more.
+fn detach_others(options: &Options, config: &Config, host: &mut Host) -> anyhow::Result<()> {
+    let pins = Pins::new(&options.pin_dir);
+    for Attachment { interface, .. } in kernel::attachments(&pins)? {
+        if !config.interfaces.contains(&interface) {
+            kernel::detach_interface(&pins, &interface)?;
+            host.record().forget_attached(&interface)?;
+            tracing::info!(%interface, "XDP program taken off: the interface is configured no more");
+        }
+    }
+    Ok(())
+}
+
+fn attached(attachment: &Attachment) -> InterfaceStatus {
+    let Attachment { interface, mode, note, replaced, .. } = attachment;
+    let how = if *replaced { "XDP program replaced, without a gap" } else { "XDP program attached" };
+    tracing::info!(%interface, mode = mode.name(), "{how}");
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+    InterfaceStatus { name: interface.clone(), xdp_mode: mode.name().to_owned(), note: note.clone() }
+}
+
+async fn serve(
+    options: &Options,
+    signals: Signals,
+    socket: ApiSocket,
+    host: Host,
+    data_path: DataPath,
+) -> anyhow::Result<()> {
+    let DataPath { clock, engine, mut loaded } = data_path;
+    let stop = CancellationToken::new();
+    let (findings, found) = mpsc::channel(WAITING);
+    let (requests, asked) = mpsc::channel(WAITING);
+    let (world, probes) = World::start(&options.pin_dir, host, findings.clone())?;
+    let _log =
+        if options.datapath_log { Some(AbortOnDropHandle::new(tokio::spawn(loaded.debug_log()?))) } else { None };
+    let Signals { terminate, interrupt, hangup } = signals;
+    let _signals = [
+        AbortOnDropHandle::new(tokio::spawn(stop_on_signal(terminate, interrupt, stop.clone()))),
+        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(hangup, options.config.clone(), findings.clone()))),
+    ];
+    let api = tokio::spawn(api::serve(socket, Handle::new(requests), stop.clone()));
+    let operations = Operations::new(LayerFile::new(&options.state_dir), findings);
+    tell_ready(options, engine.config());
+    let agent = AgentLoop::new(clock, engine, world, operations, stop.clone());
+    agent.run(Inputs { probes, findings: found, requests: asked }).await;
+    stop.cancel();
+    api.await.context("the API's task")?;
+    tracing::info!(
+        "the agent ends; the data path stays attached and forwards as last decided. `lb detach` takes it off"
+    );
+    Ok(())
+}
+
+fn tell_ready(options: &Options, config: &Config) {
+    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+    tracing::info!(
+        services = config.services.len(),
+        backends,
+        interfaces = config.interfaces.join(","),
+        socket = %options.socket.display(),
+        "ready"
+    );
+}
+
+/// After a failed first start: as if it had never been.
+async fn take_back(options: &Options, host: &mut Host) {
+    if let Err(error) = kernel::detach(&options.pin_dir) {
+        tracing::error!("what was begun could not be taken back: {error:#}; try `lb detach`");
+    }
+    let attached: BTreeSet<String> = host.record().changes().attached.clone();
+    for interface in attached {
+        if let Err(error) = host.record().forget_attached(&interface) {
+            tracing::error!(%error, "the host's record could not be mended");
+        }
+    }
+    for error in host.release().await.failed {
+        tracing::error!("what was begun could not be taken back: {error}; try `lb detach`");
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn register() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn stop_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("SIGINT"),
+    }
+    stop.cancel();
+}
+
+async fn reload_on_signal(mut hangup: Signal, path: PathBuf, findings: mpsc::Sender<Finding>) {
+    while hangup.recv().await.is_some() {
+        tracing::info!(path = %path.display(), "SIGHUP: reading the configuration file");
+        let file = path.clone();
+        let reloaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
+        let result = match reloaded {
+            Ok(Ok(loaded)) => Ok(Arc::new(loaded.config)),
+            Ok(Err(error)) => Err(in_short(&error, &path)),
+            Err(error) => Err(error.to_string()),
+        };
+        if findings.send(Finding::Reloaded(result)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The first finding with its place, on one line.
+fn in_short(error: &ConfigError, path: &Path) -> String {
+    let check = format!("see: lb config check {}", path.display());
+    let Some(first) = error.diagnostics().iter().find(|finding| finding.severity == Severity::Error) else {
+        return check;
+    };
+    let place = match (first.line, first.column) {
+        (Some(line), Some(column)) => format!("line {line}, column {column}: "),
+        _ => String::new(),
+    };
+    format!("{place}{}; {check}", first.message)
+}

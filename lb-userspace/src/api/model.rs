@@ -1,0 +1,403 @@
+//! What the agent and the command line say to each other and to scripts. Everything that is printed
+//! with `-o json` is one [`Document`] of these types; fields are added, never renamed or removed,
+//! while `apiVersion` stays the same.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The version of every document.
+pub const API_VERSION: &str = "lb/v1";
+
+/// A body with its version and kind: `{"apiVersion":"lb/v1","kind":"Status",...}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Document<T> {
+    pub api_version: String,
+    pub kind: String,
+    #[serde(flatten)]
+    pub body: T,
+}
+
+impl<T: Kind> Document<T> {
+    pub fn new(body: T) -> Self {
+        Self { api_version: API_VERSION.to_owned(), kind: T::KIND.to_owned(), body }
+    }
+}
+
+/// A body that is printed as a document.
+pub trait Kind {
+    const KIND: &'static str;
+}
+
+macro_rules! kinds {
+    ($($type:ty = $name:literal),+ $(,)?) => { $(impl Kind for $type { const KIND: &'static str = $name; })+ };
+}
+
+kinds! {
+    Status = "Status",
+    ServiceList = "ServiceList",
+    ServiceView = "Service",
+    BackendList = "BackendList",
+    CommandDone = "CommandDone",
+    StatsView = "Stats",
+    FlowList = "FlowList",
+    ConfigCheck = "ConfigCheck",
+    Stopping = "Stopping",
+    Detached = "Detached",
+    ErrorView = "Error",
+}
+
+/// The agent and the data path in one look.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub agent: AgentStatus,
+    pub data_path: DataPathStatus,
+    pub services: Vec<ServiceSummary>,
+    /// The last change of the maps that probes led to.
+    pub last_change: Option<ProbedChange>,
+    /// Set while the configuration file on disk could not be taken over.
+    pub reload_failed: Option<Failed>,
+    /// Newest last.
+    pub notices: Vec<NoticeView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentStatus {
+    pub version: String,
+    pub pid: u32,
+    /// RFC 3339, UTC.
+    pub started: String,
+    pub uptime_seconds: u64,
+    pub config: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DataPathStatus {
+    /// Number of the state that was published last.
+    pub generation: u32,
+    /// Whether the maps hold what they should.
+    pub in_step: bool,
+    /// Why they do not; retried until they do.
+    pub last_error: Option<Failed>,
+    pub interfaces: Vec<InterfaceStatus>,
+    pub live_flows: u64,
+    pub flow_capacity: u64,
+    /// Duration of the last walk over the flow table.
+    pub sweep_micros: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceStatus {
+    pub name: String,
+    /// `native` or `generic`.
+    pub xdp_mode: String,
+    /// Why it is not the mode that was hoped for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSummary {
+    pub name: String,
+    pub listen: SocketAddr,
+    pub protocol: String,
+    /// Backends that take new flows.
+    pub used: usize,
+    pub backends: usize,
+    pub active_tier: Option<u8>,
+    pub live_flows: u64,
+}
+
+/// A change of health, from the end of the probe to the maps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbedChange {
+    pub at: String,
+    pub service: String,
+    pub backend: Option<SocketAddr>,
+    pub text: String,
+    /// Microseconds from the end of the deciding probe to the last map write.
+    pub detect_to_written_micros: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failed {
+    pub at: String,
+    pub error: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NoticeView {
+    pub at: String,
+    /// `info` or `warning`.
+    pub level: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<SocketAddr>,
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceList {
+    pub services: Vec<ServiceView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    pub name: String,
+    pub listen: SocketAddr,
+    pub protocol: String,
+    pub mode: String,
+    pub scheduler: String,
+    pub granularity: String,
+    pub health_check: HealthCheckView,
+    /// Id in the maps, once it has one.
+    pub id: Option<u32>,
+    /// The tier that serves; none: no backend is ready.
+    pub active_tier: Option<u8>,
+    pub live_flows: u64,
+    pub backends: Vec<BackendView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckView {
+    /// `tcp`, `http GET /healthz`, `none`.
+    pub check: String,
+    pub interval_millis: u64,
+    pub timeout_millis: u64,
+    pub fall: u32,
+    pub rise: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendList {
+    pub backends: Vec<BackendView>,
+}
+
+/// A backend is four fields, never one word.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendView {
+    pub service: String,
+    pub address: SocketAddr,
+    pub id: Option<u32>,
+    pub weight: u16,
+    pub tier: u8,
+    pub admin: AdminView,
+    pub health: HealthView,
+    /// Where a database tells one; none for the checks there are now.
+    pub role: Option<String>,
+    pub effective: EffectiveView,
+    /// Removed, kept until its flows are over.
+    pub leaving: bool,
+    pub live_flows: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdminView {
+    /// `ready`, `drain` or `maintenance`.
+    pub state: String,
+    /// Who decided, where an operator did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthView {
+    /// `up`, `down` or `unknown`.
+    pub state: String,
+    pub reason: String,
+    /// How long it has been so.
+    pub for_millis: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EffectiveView {
+    /// Whether new flows reach it.
+    pub used: bool,
+    pub reason: String,
+}
+
+/// A change an operator asks for. `force` carries it out although it leaves the service without a
+/// ready backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CommandRequest {
+    pub service: String,
+    pub address: SocketAddr,
+    #[serde(flatten)]
+    pub change: Change,
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "command")]
+pub enum Change {
+    Add {
+        #[serde(default)]
+        weight: Option<u16>,
+        #[serde(default)]
+        tier: Option<u8>,
+    },
+    Remove,
+    Drain,
+    Ready,
+    Maintenance,
+    Weight {
+        weight: u16,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CommandDone {
+    pub service: String,
+    pub address: SocketAddr,
+    /// What happens now: `drains: 312 flows left`.
+    pub text: String,
+    /// The backend after the change; none when it is gone at once.
+    pub backend: Option<BackendView>,
+    /// Whether the maps already say so; if not, it is being retried.
+    pub published: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stopping {
+    pub pid: u32,
+}
+
+/// Counters, straight from the pinned maps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatsView {
+    /// Whether names come from a running agent; without one, services are named by their address.
+    pub agent_alive: bool,
+    pub services: Vec<ServiceStats>,
+    /// Every verdict, also those that were never reached.
+    pub verdicts: Vec<VerdictStats>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStats {
+    pub id: u32,
+    pub name: String,
+    pub listen: SocketAddr,
+    pub protocol: String,
+    pub mode: String,
+    pub forward: Traffic,
+    pub reply: Traffic,
+    /// Flows begun.
+    pub flows: u64,
+    pub refused: u64,
+    pub dropped: u64,
+    pub backends: Vec<BackendStats>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStats {
+    pub id: u32,
+    pub address: SocketAddr,
+    /// `live` or `dead`, as the data path sees it.
+    pub state: String,
+    pub forward: Traffic,
+    pub reply: Traffic,
+    pub flows: u64,
+    pub ended: u64,
+}
+
+/// Packets and bytes of one direction; bytes are whole frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerdictStats {
+    pub reason: String,
+    /// `pass`, `forward`, `refuse` or `drop`.
+    pub action: String,
+    pub packets: u64,
+    pub bytes: u64,
+    pub meaning: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowList {
+    pub agent_alive: bool,
+    /// Flows that matched; `flows` holds at most the asked number of them.
+    pub matched: u64,
+    pub flows: Vec<FlowView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowView {
+    pub service: String,
+    pub protocol: String,
+    pub mode: String,
+    pub client: SocketAddr,
+    /// What the client asked for; none when the service has gone.
+    pub listen: Option<SocketAddr>,
+    /// Towards the backend: the client's own, or one of the balancer's.
+    pub source: SocketAddr,
+    pub backend: Option<SocketAddr>,
+    pub state: String,
+    pub idle_millis: u64,
+}
+
+/// What a configuration file comes to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigCheck {
+    pub file: String,
+    pub valid: bool,
+    /// Every error and warning with its place: see [`crate::config::Diagnostic`].
+    pub diagnostics: serde_json::Value,
+    /// Of a valid file: see [`crate::config::Summary`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<serde_json::Value>,
+}
+
+/// What `lb detach` took away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Detached {
+    /// The agent that was stopped for it.
+    pub stopped_pid: Option<u32>,
+    pub interfaces: Vec<String>,
+    /// In words, in the order it was done.
+    pub done: Vec<String>,
+}
+
+/// What failed, why, and what to do next; also the body of every refused request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// The exit code of the command line.
+    #[serde(default)]
+    pub code: u8,
+    pub what: String,
+    pub why: String,
+    pub next: String,
+}

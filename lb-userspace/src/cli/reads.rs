@@ -1,0 +1,47 @@
+//! Reads that the agent answers.
+
+use serde::de::DeserializeOwned;
+
+use super::{
+    Exit, Failure,
+    args::{Global, Watch},
+    output::Printer,
+    render,
+};
+use crate::api::{
+    client,
+    model::{BackendList, ServiceList, ServiceView, Status},
+};
+
+pub fn status(global: &Global, printer: &Printer, watch: Watch) -> Result<Exit, Failure> {
+    printer.watched(watch, || get::<Status>(global, "/v1/status"), render::status)
+}
+
+pub fn service_list(global: &Global, printer: &Printer, watch: Watch) -> Result<Exit, Failure> {
+    printer.watched(watch, || get::<ServiceList>(global, "/v1/services"), render::service_list)
+}
+
+pub fn service_show(global: &Global, printer: &Printer, name: &str, watch: Watch) -> Result<Exit, Failure> {
+    let path = format!("/v1/services/{name}");
+    printer.watched(watch, || get::<ServiceView>(global, &path), render::service)
+}
+
+pub fn backend_list(global: &Global, printer: &Printer, service: Option<&str>, watch: Watch) -> Result<Exit, Failure> {
+    let path = match service {
+        Some(name) => format!("/v1/backends?service={name}"),
+        None => "/v1/backends".to_owned(),
+    };
+    printer.watched(watch, || get::<BackendList>(global, &path), render::backend_list)
+}
+
+/// One question to the agent.
+pub fn get<T: DeserializeOwned>(global: &Global, path: &str) -> Result<T, Failure> {
+    block_on(client::get(&global.socket, path))?.map_err(|e| Failure::of_client(e, &global.socket))
+}
+
+/// Runs `future` on a runtime of its own: the command line needs one thread and one answer.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new("cannot start", e.to_string(), "look at the limits: ulimit -a"))?;
+    Ok(runtime.block_on(future))
+}

@@ -1,0 +1,86 @@
+//! Backends: four fields, never one word.
+
+use comfy_table::Cell;
+
+use super::table::{bad, count, duration, good, or_dash, table, text, warned};
+use crate::{
+    api::model::{BackendList, BackendView, CommandDone},
+    cli::args::Format,
+};
+
+pub fn backend_list(list: &BackendList, format: Format) -> String {
+    if list.backends.is_empty() {
+        return "no backends".to_owned();
+    }
+    backend_table(&list.backends, format)
+}
+
+pub fn backend_table(backends: &[BackendView], format: Format) -> String {
+    let wide = format == Format::Wide;
+    let mut headings = vec!["SERVICE", "ADDRESS", ">TIER", ">WEIGHT", "ADMIN", "HEALTH", "ROLE", "EFFECTIVE", ">FLOWS"];
+    if wide {
+        headings.extend([">ID", ">FOR", "RESULT", "DECIDED BY", "AT"]);
+    }
+    table(&headings, backends.iter().map(|backend| row(backend, wide)).collect())
+}
+
+/// What was done and what follows, on one line.
+pub fn command_done(done: &CommandDone, _: Format) -> String {
+    let CommandDone { service, address, text, published, .. } = done;
+    let mut line = format!("{service} {address} {text}");
+    if done.backend.as_ref().is_some_and(|backend| backend.live_flows > 0 && !backend.effective.used) {
+        line.push_str(&format!("; follow with: lb backend list {service} --watch"));
+    }
+    if !published {
+        line.push_str("\nThe maps do not say so yet: the agent keeps trying, see: lb status");
+    }
+    line
+}
+
+fn row(backend: &BackendView, wide: bool) -> Vec<Cell> {
+    let mut cells = vec![
+        text(&backend.service),
+        text(backend.address),
+        text(backend.tier),
+        text(backend.weight),
+        admin(backend),
+        health(backend),
+        or_dash(backend.role.as_ref()),
+        effective(backend),
+        text(backend.live_flows),
+    ];
+    if wide {
+        cells.extend([
+            or_dash(backend.id),
+            text(duration(backend.health.for_millis)),
+            text(&backend.health.reason),
+            or_dash(backend.admin.by.as_ref()),
+            or_dash(backend.admin.at.as_ref()),
+        ]);
+    }
+    cells
+}
+
+fn admin(backend: &BackendView) -> Cell {
+    let state = backend.admin.state.as_str();
+    if state == "ready" { text(state) } else { warned(state) }
+}
+
+fn health(backend: &BackendView) -> Cell {
+    match backend.health.state.as_str() {
+        "up" => good("up"),
+        "down" => bad("down"),
+        other => warned(other),
+    }
+}
+
+fn effective(backend: &BackendView) -> Cell {
+    let reason = &backend.effective.reason;
+    let left =
+        if backend.leaving { format!(", leaving: {} left", count(backend.live_flows, "flow")) } else { String::new() };
+    if backend.effective.used {
+        good(format!("used ({reason}){left}"))
+    } else {
+        text(format!("not used ({reason}){left}"))
+    }
+}

@@ -1,0 +1,98 @@
+//! The agent and the data path in one look, and what a detach took away.
+
+use super::{
+    services::used_of,
+    table::{duration, fields, or_dash, table, text},
+};
+use crate::{
+    api::model::{DataPathStatus, Detached, NoticeView, Status},
+    cli::args::Format,
+};
+
+/// Notices shown in the narrow table.
+const NOTICES: usize = 10;
+
+pub fn status(status: &Status, format: Format) -> String {
+    let agent = &status.agent;
+    let mut pairs = vec![
+        (
+            "agent",
+            format!("{} running as pid {} for {}", agent.version, agent.pid, duration(agent.uptime_seconds * 1000)),
+        ),
+        ("config", agent.config.clone()),
+    ];
+    if let Some(failed) = &status.reload_failed {
+        pairs.push((
+            "reload",
+            format!("\x1b[1;31mfailed\x1b[0m at {}, the old configuration stays: {}", failed.at, failed.error),
+        ));
+    }
+    pairs.extend(data_path(&status.data_path));
+    if let Some(change) = &status.last_change {
+        let millis = change.detect_to_written_micros as f64 / 1000.0;
+        let backend = change.backend.map(|b| format!(" {b}")).unwrap_or_default();
+        let text = format!("{}{backend} {} at {}", change.service, change.text, change.at);
+        pairs.push(("probes", format!("{text}, {millis:.2} ms from probe to maps")));
+    }
+    let mut out = fields(&pairs);
+    out.push_str("\n\n");
+    out.push_str(&services(status));
+    let shown = if format == Format::Wide { status.notices.len() } else { NOTICES.min(status.notices.len()) };
+    if shown > 0 {
+        out.push_str("\n\n");
+        out.push_str(&notices(&status.notices[status.notices.len() - shown..]));
+    }
+    out
+}
+
+pub fn detached(detached: &Detached, _: Format) -> String {
+    if detached.done.is_empty() { "nothing was attached".to_owned() } else { detached.done.join("\n") }
+}
+
+fn data_path(path: &DataPathStatus) -> Vec<(&'static str, String)> {
+    let step = match &path.last_error {
+        _ if path.in_step => "\x1b[32min step\x1b[0m".to_owned(),
+        Some(failed) => format!("\x1b[1;31mout of step\x1b[0m since {}: {}", failed.at, failed.error),
+        None => "\x1b[33mout of step\x1b[0m".to_owned(),
+    };
+    let interfaces: Vec<String> = path
+        .interfaces
+        .iter()
+        .map(|i| {
+            let note = i.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+            format!("{} {}{note}", i.name, i.xdp_mode)
+        })
+        .collect();
+    vec![
+        ("maps", format!("generation {}, {step}", path.generation)),
+        ("xdp", interfaces.join(", ")),
+        ("flows", format!("{} of {}", path.live_flows, path.flow_capacity)),
+    ]
+}
+
+fn services(status: &Status) -> String {
+    let rows = status.services.iter().map(|service| {
+        vec![
+            text(&service.name),
+            text(service.listen),
+            text(&service.protocol),
+            used_of(service.used, service.backends),
+            or_dash(service.active_tier),
+            text(service.live_flows),
+        ]
+    });
+    table(&["SERVICE", "LISTEN", "PROTOCOL", "USED", ">TIER", ">FLOWS"], rows.collect())
+}
+
+fn notices(notices: &[NoticeView]) -> String {
+    let rows = notices.iter().map(|notice| {
+        let subject = [notice.service.clone(), notice.backend.map(|b| b.to_string())];
+        vec![
+            text(&notice.at),
+            text(&notice.level),
+            text(subject.into_iter().flatten().collect::<Vec<_>>().join(" ")),
+            text(&notice.text),
+        ]
+    });
+    table(&["TIME", "LEVEL", "ABOUT", "WHAT"], rows.collect())
+}
