@@ -100,8 +100,10 @@ reasons! {
     Internal = 21, Drop, "internal";
     /// To be answered, but its source is no single host that an answer could go to.
     Unanswerable = 22, Drop, "unanswerable";
+    /// To be answered with an ICMP error, but enough of them were sent in this moment.
+    AnswerLimited = 23, Drop, "answer_limited";
     /// Not a verdict: flows evicted while live because the table was full, one count each.
-    Evicted = 23, Drop, "evicted";
+    Evicted = 24, Drop, "evicted";
 }
 
 /// How a packet leaves.

@@ -24,9 +24,9 @@ use crate::ctx::Frame;
 
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(&ctx);
+    let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
-    let verdict = pipeline::run(&mut frame);
+    let verdict = pipeline::run(&frame);
     stats::verdict(verdict.reason, bytes);
     debug!(&ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason as u32);
     match verdict.exit {

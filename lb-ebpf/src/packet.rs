@@ -36,6 +36,9 @@ pub struct Packet {
     pub taken: u32,
     /// Ticks of the coarse clock.
     pub now: u32,
+    /// ICMP errors that this CPU has sent in a tick; kept from packet to packet.
+    pub icmp_tick: u32,
+    pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
 }
@@ -89,7 +92,7 @@ impl Packet {
 
     /// The packet goes to the backend of its flow.
     #[inline(always)]
-    pub fn to_backend(&mut self, backend: &Backend) {
+    pub fn send_to_backend(&mut self, backend: &Backend) {
         self.to = Translation {
             source: self.flow.source,
             destination: backend.address,
@@ -100,7 +103,7 @@ impl Packet {
 
     /// The packet goes to the client of its flow, from the address it knows.
     #[inline(always)]
-    pub fn to_client(&mut self, service: Address) {
+    pub fn send_to_client(&mut self, service: Address) {
         self.to = Translation {
             source: service,
             destination: self.flow.client,

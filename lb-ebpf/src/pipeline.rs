@@ -19,7 +19,7 @@ use crate::{
 
 /// Decides a packet's verdict and carries it out on the frame.
 #[inline(always)]
-pub fn run(frame: &mut Frame) -> Verdict {
+pub fn run(frame: &Frame) -> Verdict {
     let network = match parse::network(frame) {
         Ok(network) => network,
         Err(NotOurs::NotIp) => return Verdict::of(Reason::NotIp),
@@ -46,7 +46,7 @@ pub fn run(frame: &mut Frame) -> Verdict {
         reason = reply(packet);
     }
     match reason.action() {
-        Action::Forward => transmit::send(frame, packet, reason),
+        Action::Forward => transmit::send(frame.md(), packet, reason),
         Action::Refuse => refuse(frame.md(), packet, reason),
         Action::Drop => {
             stats::dropped(packet.service.id);
@@ -105,7 +105,7 @@ fn known(packet: &mut Packet) -> Known {
     if same && backend.state == BackendState::Live as u8 {
         // A connection that begins where another was closed: the client uses its port again.
         if packet.place.word.state() != State::Closed || !opens(&packet.transport) {
-            packet.to_backend(backend);
+            packet.send_to_backend(backend);
             return Known::Go;
         }
     }
@@ -133,7 +133,7 @@ fn reply(packet: &mut Packet) -> Reason {
     }
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
-    packet.to_client(info.address);
+    packet.send_to_client(info.address);
     Reason::ToClient
 }
 

@@ -11,7 +11,7 @@ use lb_common::{
     abi::Address,
     packet::PacketAccess,
     rewrite::translate,
-    verdict::{Exit, Reason, Verdict},
+    verdict::{Action, Exit, Reason, Verdict},
 };
 
 use crate::{
@@ -27,33 +27,41 @@ use crate::{
 const INET: u8 = 2;
 const INET6: u8 = 10;
 
-/// Sends the packet on to where it goes. A packet that cannot go is left whole.
+/// Sends the packet on to where it goes; for `reason`, or for another why it cannot go, and then it
+/// is left whole.
 #[inline(always)]
-pub fn send(frame: &mut Frame, packet: &mut Packet, reason: Reason) -> Verdict {
-    let reply = reason == Reason::ToClient;
-    let bytes = frame.bytes();
-    let hop = next_hop(frame.md(), packet, reply);
-    if hop != reason {
+pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
+    let reason = rewrite(md, packet, reason);
+    if reason.action() != Action::Forward {
         stats::dropped(packet.flow.service_id);
-        return Verdict::of(hop);
-    }
-    if table::touch(reply as u32) != 0 && !reply {
-        table::remember_mac(packet.place.index, frame.sender());
-    }
-    stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, bytes);
-    let written = translate(frame, &packet.network, &packet.transport, &packet.to).and_then(|()| {
-        frame.write(0, packet.hop.destination)?;
-        frame.write(6, packet.hop.source)
-    });
-    if written.is_none() {
-        return Verdict::of(Reason::Internal);
+        return Verdict::of(reason);
     }
     let ifindex = packet.hop.ifindex;
-    if ifindex == frame.ifindex() {
+    if ifindex == Frame::of(md).ifindex() {
         Verdict::transmit(reason)
     } else {
         Verdict { reason, exit: Exit::Redirect, ifindex }
     }
+}
+
+/// A function of its own, so that what it needs does not lie on the stack of all others.
+#[inline(never)]
+fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
+    let mut frame = Frame::of(md);
+    let reply = reason == Reason::ToClient;
+    let hop = next_hop(md, packet, reply);
+    if hop != reason {
+        return hop;
+    }
+    if table::touch(reply as u32) != 0 && !reply {
+        table::remember_mac(packet.place.index, frame.sender());
+    }
+    stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes());
+    let written = translate(&mut frame, &packet.network, &packet.transport, &packet.to).and_then(|()| {
+        frame.write(0, packet.hop.destination)?;
+        frame.write(6, packet.hop.source)
+    });
+    if written.is_some() { reason } else { Reason::Internal }
 }
 
 /// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
@@ -116,6 +124,9 @@ fn gateway(packet: &Packet) -> Address {
 #[inline(always)]
 fn back_to_client(packet: &mut Packet) -> Reason {
     let ifindex = packet.fib.ifindex;
+    if packet.flow.client_mac_known == 0 {
+        return Reason::NeighbourMissing;
+    }
     // SAFETY: values of this map are written once, when the program is attached.
     let Some(interface) = (unsafe { INTERFACES.get(ifindex) }) else { return Reason::NeighbourMissing };
     packet.hop = Hop { ifindex, source: interface.mac, destination: packet.flow.client_mac };

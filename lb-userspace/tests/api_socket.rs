@@ -121,12 +121,7 @@ impl Server {
 }
 
 fn request(change: Change) -> CommandRequest {
-    CommandRequest {
-        service: "web".to_owned(),
-        address: "10.0.0.11:8080".parse().unwrap(),
-        change,
-        force: false,
-    }
+    CommandRequest { service: "web".to_owned(), address: "10.0.0.11:8080".parse().unwrap(), change, force: false }
 }
 
 #[tokio::test]
@@ -167,16 +162,24 @@ async fn a_command_carries_the_credentials_that_the_kernel_vouches_for() {
 #[tokio::test]
 async fn a_conflicting_command_comes_back_with_what_why_and_next() {
     let server = Server::start();
-    let refused = client::post::<CommandDone>(&server.path, "/v1/commands", &request(Change::Remove)).await.unwrap_err();
+    let refused =
+        client::post::<CommandDone>(&server.path, "/v1/commands", &request(Change::Remove)).await.unwrap_err();
     let ClientError::Refused(error) = refused else { panic!("{refused}") };
-    assert_eq!((error.what.as_str(), error.why.as_str(), error.next.as_str()), ("not done", "it is the last one", "add --force"));
-    let raw = server.raw(post_raw("/v1/commands", r#"{"service":"web","address":"10.0.0.11:8080","command":"remove"}"#).as_bytes()).await;
+    assert_eq!(
+        (error.what.as_str(), error.why.as_str(), error.next.as_str()),
+        ("not done", "it is the last one", "add --force")
+    );
+    let raw = server
+        .raw(post_raw("/v1/commands", r#"{"service":"web","address":"10.0.0.11:8080","command":"remove"}"#).as_bytes())
+        .await;
     assert!(raw.starts_with("HTTP/1.1 409 "), "{raw}");
 }
 
 fn post_raw(path: &str, body: &str) -> String {
     let length = body.len();
-    format!("POST {path} HTTP/1.1\r\nhost: lb\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: lb\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
 }
 
 #[tokio::test]

@@ -150,7 +150,8 @@ abi_enum! {
 }
 
 /// Value of the array `backends`, indexed by backend id. One element is one backend of one service.
-/// `address`, `port`, `source` and `service_id` never change while `generation` stays the same.
+/// `address`, `port`, `service_id` and `port_pool` never change while `generation` stays the same;
+/// `source` may: a flow keeps the one it began with.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Backend {

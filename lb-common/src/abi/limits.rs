@@ -31,3 +31,6 @@ pub const EVENTS_BYTES: u32 = 65_536;
 pub const EXTENSION_HEADERS: usize = 6;
 /// Backends tried for one new flow when the chosen one has no port left or the tuple is taken.
 pub const BACKEND_ATTEMPTS: u32 = 4;
+/// ICMP errors sent by one CPU in one tick (134 ms): about a thousand a second, as Linux allows
+/// itself (`icmp_msgs_per_sec`; RFC 4443, 2.4 (f) asks for a limit).
+pub const ICMP_PER_TICK: u32 = 128;

@@ -21,11 +21,11 @@ pub fn service(packet: &mut Packet, roles: AddressRoles) -> bool {
     let mut key = ServiceKey::new(packet.network.destination, transport.destination_port, transport.protocol as u8);
     // SAFETY: an update puts a new element in the place of the old, which stays whole until no
     // program can see it; so the copy is one published state.
-    let mut found = unsafe { SERVICES.get(&key) };
+    let mut found = unsafe { SERVICES.get(key) };
     if found.is_none() && roles.has(AddressRoles::ANY_PORT) {
         key.port = Port::ANY;
         // SAFETY: as above.
-        found = unsafe { SERVICES.get(&key) };
+        found = unsafe { SERVICES.get(key) };
     }
     match found {
         Some(service) => {

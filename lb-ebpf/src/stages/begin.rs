@@ -68,7 +68,7 @@ fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32) -> Reason {
     };
     if linked == Reason::ToBackend {
         write_flow(md, packet, backend, id);
-        packet.to_backend(backend);
+        packet.send_to_backend(backend);
     }
     linked
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::Protocol,
+    abi::{Protocol, limits::ICMP_PER_TICK},
     answer,
     flow::TCP_RST,
     packet::PacketAccess,
@@ -15,7 +15,7 @@ use crate::{ctx::Frame, packet::Packet, stats};
 /// Sends a TCP reset or an ICMP "port unreachable" back to the client. Returns the reason that it
 /// was done for, or why it was not.
 #[inline(always)]
-pub fn refuse(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
+pub fn refuse(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     let reason = answer(md, packet, reason);
     if reason.action() == Action::Refuse {
         stats::refused(packet.service.id);
@@ -28,19 +28,32 @@ pub fn refuse(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
 
 /// A function of its own, so that the headers it builds do not lie on the stack of all others.
 #[inline(never)]
-fn answer(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Reason {
+fn answer(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     let mut frame = Frame::of(md);
     let Some(ethernet) = frame.read::<EthHdr>(0) else { return Reason::Internal };
     if !answer::answerable(&ethernet, &packet.network) {
         return Reason::Unanswerable;
     }
-    let sent = match packet.transport.protocol {
+    let protocol = packet.transport.protocol;
+    let sent = match protocol {
         // RFC 9293, 3.5.2: a reset is never answered with a reset.
         Protocol::Tcp if packet.transport.tcp_flags & TCP_RST != 0 => return Reason::UnknownReset,
         Protocol::Tcp => reset(&mut frame, packet),
+        Protocol::Udp if !icmp_allowed(packet) => return Reason::AnswerLimited,
         Protocol::Udp => unreachable(&mut frame, packet, &ethernet),
     };
     if sent.is_some() { reason } else { Reason::Internal }
+}
+
+/// Counts an ICMP error against this CPU's limit.
+#[inline(always)]
+fn icmp_allowed(packet: &mut Packet) -> bool {
+    if packet.icmp_tick != packet.now {
+        packet.icmp_tick = packet.now;
+        packet.icmp_sent = 0;
+    }
+    packet.icmp_sent += 1;
+    packet.icmp_sent <= ICMP_PER_TICK
 }
 
 #[inline(always)]

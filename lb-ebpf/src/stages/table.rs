@@ -48,6 +48,9 @@ impl Tuple {
     }
 }
 
+/// Tries to change a word that other CPUs may change first; they cannot do so each time.
+const ATTEMPTS: u32 = 4;
+
 /// No flow has this index.
 pub const NO_PLACE: u32 = u32::MAX;
 
@@ -157,8 +160,7 @@ pub fn backend_port(backend: &Backend, service_port: Port) -> Port {
 pub extern "C" fn claim() -> u32 {
     let Some(packet) = Packet::current() else { return NO_PLACE };
     let now = packet.now;
-    // Another CPU may take the way that was just chosen; it cannot do so each time.
-    for _ in 0..3 {
+    for _ in 0..ATTEMPTS {
         let index = least_worth(packet);
         let Some(place) = word_ptr(index) else { return NO_PLACE };
         // SAFETY: `place` points to an aligned word of a map value.
@@ -239,21 +241,26 @@ pub extern "C" fn link_reply(index: u32) -> u32 {
     let Some(packet) = Packet::current() else { return FULL };
     let hash = packet.reply_tuple.hash;
     let [first, second] = buckets(hash, reply_mask());
-    let (a, b) = (scan_replies(first), scan_replies(second));
-    if a == BUCKET_TAKEN || b == BUCKET_TAKEN {
-        return TAKEN;
+    for _ in 0..ATTEMPTS {
+        let (a, b) = (scan_replies(first), scan_replies(second));
+        if a == BUCKET_TAKEN || b == BUCKET_TAKEN {
+            return TAKEN;
+        }
+        let (bucket, scan) = if b < a { (second, b) } else { (first, a) };
+        let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return FULL };
+        if scan == BUCKET_FULL {
+            return FULL;
+        }
+        // SAFETY: the way is below the bucket's length, and its word is aligned.
+        let before = unsafe {
+            let place = &raw mut (*words).words[scan as usize % WAYS];
+            compare_exchange(place, 0, ReplyWord::new(tag(hash), index).0)
+        };
+        if before == 0 {
+            return LINKED;
+        }
     }
-    let (bucket, scan) = if b < a { (second, b) } else { (first, a) };
-    let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return FULL };
-    if scan == BUCKET_FULL {
-        return FULL;
-    }
-    // SAFETY: the way is below the bucket's length, and its word is aligned.
-    let before = unsafe {
-        let place = &raw mut (*words).words[scan as usize % WAYS];
-        compare_exchange(place, 0, ReplyWord::new(tag(hash), index).0)
-    };
-    if before == 0 { LINKED } else { FULL }
+    FULL
 }
 
 /// [`scan_replies`]: no way of the bucket is free; every other number with a free way is below.
@@ -320,8 +327,7 @@ pub extern "C" fn touch(reply: u32) -> u32 {
     let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: reply != 0, tcp_flags: transport.tcp_flags };
     let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
     let mut word = packet.place.word;
-    // The other direction may be noting something on another CPU.
-    for _ in 0..3 {
+    for _ in 0..ATTEMPTS {
         let after = word.after(seen, packet.now);
         if after == word {
             return 0;

@@ -81,9 +81,7 @@ pub fn not_done(request: &CommandRequest) -> String {
 pub fn refusal(request: &CommandRequest, error: &CommandError) -> Refusal {
     let (status, next) = match error {
         CommandError::UnknownService { .. } => (StatusCode::NOT_FOUND, "lb service list".to_owned()),
-        CommandError::UnknownBackend { .. } => {
-            (StatusCode::NOT_FOUND, format!("lb backend list {}", request.service))
-        }
+        CommandError::UnknownBackend { .. } => (StatusCode::NOT_FOUND, format!("lb backend list {}", request.service)),
         _ => (StatusCode::CONFLICT, format!("lb backend list {}", request.service)),
     };
     Refusal::new(status, not_done(request), error.to_string(), next)

@@ -35,6 +35,13 @@ pub struct Facts {
     pub interfaces: Vec<InterfaceStatus>,
 }
 
+/// Tells cheaply whether the outside has to be asked anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revisions {
+    probes: u64,
+    decisions: u64,
+}
+
 #[derive(Debug)]
 pub struct Engine<D> {
     facts: Facts,
@@ -48,6 +55,8 @@ pub struct Engine<D> {
     moving: Option<(Notice, Instant)>,
     last_change: Option<ProbedChange>,
     reload_failed: Option<Failed>,
+    /// Configurations and layers that were taken in.
+    decisions: u64,
     live_flows: u64,
     sweep_took: Duration,
 }
@@ -77,6 +86,7 @@ impl<D: Dataplane> Engine<D> {
             moving: None,
             last_change: None,
             reload_failed: None,
+            decisions: 0,
             live_flows: 0,
             sweep_took: Duration::ZERO,
         })
@@ -127,31 +137,27 @@ impl<D: Dataplane> Engine<D> {
             self.moving = Some((first.clone(), ended));
         }
         self.tell(&notices);
-        self.publish_if_changed();
+        self.publish_if_changed(before);
     }
 
     /// Source addresses of the host towards backends; `None`: no route.
     pub fn sources(&mut self, found: Vec<(IpAddr, Option<IpAddr>)>) {
-        let inputs = found.into_iter().map(|(backend, source)| Input::Source { backend, source });
-        let notices = self.core.handle_all(inputs, self.clock.now());
-        self.tell(&notices);
-        self.publish_if_changed();
+        self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
     /// A walk over the flow table.
     pub fn census(&mut self, census: FlowCensus, took: Duration) {
         self.live_flows = census.live;
         self.sweep_took = took;
-        self.handle(Input::Flows(census));
-        self.publish_if_changed();
+        self.take_in([Input::Flows(census)]);
     }
 
     /// A new configuration, already checked against [`Engine::config`].
     pub fn configure(&mut self, config: Arc<Config>) {
         self.config = Arc::clone(&config);
         self.reload_failed = None;
-        self.handle(Input::Config(config));
-        self.publish_if_changed();
+        self.decisions += 1;
+        self.take_in([Input::Config(config)]);
     }
 
     /// A configuration that could not be taken over.
@@ -171,8 +177,8 @@ impl<D: Dataplane> Engine<D> {
     /// A layer that has been stored.
     pub fn operate(&mut self, layer: OperatorLayer) {
         self.layer = layer.clone();
-        self.handle(Input::Operator(layer));
-        self.publish_if_changed();
+        self.decisions += 1;
+        self.take_in([Input::Operator(layer)]);
     }
 
     /// Reads the data path anew and mends what differs.
@@ -199,7 +205,8 @@ impl<D: Dataplane> Engine<D> {
                 }
             }
             self.moved();
-            self.handle(Input::Published { generation });
+            let notices = self.core.handle(Input::Published { generation }, self.clock.now());
+            self.tell(&notices);
             if self.in_step() {
                 return;
             }
@@ -211,9 +218,9 @@ impl<D: Dataplane> Engine<D> {
         self.core.probes()
     }
 
-    /// Another number whenever [`Engine::probes`] has changed.
-    pub fn probes_revision(&self) -> u64 {
-        self.core.probes_revision()
+    /// Others whenever [`Engine::probes`] or [`Engine::wanted_sources`] may have changed.
+    pub fn revisions(&self) -> Revisions {
+        Revisions { probes: self.core.probes_revision(), decisions: self.decisions }
     }
 
     /// Backends whose source address the core wants to know.
@@ -277,9 +284,12 @@ impl<D: Dataplane> Engine<D> {
         }
     }
 
-    fn handle(&mut self, input: Input) {
-        let notices = self.core.handle(input, self.clock.now());
+    /// Inputs as one change, all the way to the maps.
+    fn take_in(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        let before = self.core.desired().generation;
+        let notices = self.core.handle_all(inputs, self.clock.now());
         self.tell(&notices);
+        self.publish_if_changed(before);
     }
 
     fn tell(&mut self, notices: &[Notice]) {
@@ -288,9 +298,11 @@ impl<D: Dataplane> Engine<D> {
         }
     }
 
-    fn publish_if_changed(&mut self) {
-        // After a failure the retry timer decides when.
-        if !self.in_step() && self.retry_at().is_none() {
+    /// After an input, before which the core wanted the generation `before`.
+    fn publish_if_changed(&mut self, before: u32) {
+        // After a failure the timer decides when to repeat; a new decision does not wait for it.
+        let decided = self.core.desired().generation != before;
+        if !self.in_step() && (decided || self.retry_at().is_none()) {
             self.publish();
         }
     }
@@ -300,8 +312,13 @@ impl<D: Dataplane> Engine<D> {
         let Some((notice, ended)) = self.moving.take() else { return };
         let took = ended.elapsed();
         let Notice { service, backend, text } = notice;
-        let about = backend.map_or_else(|| service.clone(), |backend| format!("{service} {backend}"));
-        tracing::info!(micros = micros(took), "{about}: in the maps {:.2} ms after the probe", took.as_secs_f64() * 1e3);
+        tracing::info!(
+            %service,
+            backend = backend.map(tracing::field::display),
+            micros = micros(took),
+            "in the maps {:.2} ms after the probe",
+            took.as_secs_f64() * 1e3
+        );
         self.last_change =
             Some(ProbedChange { at: timestamp(), service, backend, text, detect_to_written_micros: micros(took) });
     }

@@ -35,7 +35,11 @@ pub async fn run(mut host: Host, mut jobs: mpsc::Receiver<HostJob>, findings: mp
 }
 
 /// The host's source address towards each backend; those that could not be asked are left out.
-pub async fn sources(netlink: &Netlink, backends: Vec<IpAddr>, excluded: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Option<IpAddr>)> {
+pub async fn sources(
+    netlink: &Netlink,
+    backends: Vec<IpAddr>,
+    excluded: &BTreeSet<IpAddr>,
+) -> Vec<(IpAddr, Option<IpAddr>)> {
     let mut found = Vec::with_capacity(backends.len());
     for backend in backends {
         match netlink.source_for(backend, excluded).await {
@@ -72,7 +76,7 @@ async fn do_job(host: &mut Host, job: HostJob, findings: &mpsc::Sender<Finding>)
         HostJob::Prepare(config) => {
             let result = host.prepare(&config).await.map(|prepared| prepared.warnings);
             for warning in result.iter().flatten() {
-                drop(findings.send(Finding::Warning(warning.clone())).await);
+                drop(findings.send(Finding::LoggedWarning(warning.clone())).await);
             }
             let result = result.map(drop).map_err(|error| error.to_string());
             drop(findings.send(Finding::Prepared { config, result }).await);

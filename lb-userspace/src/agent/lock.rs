@@ -53,23 +53,30 @@ impl AgentLock {
     }
 }
 
-/// The pid of the agent that holds the lock of `state_dir`, if one does.
+/// An agent that holds one of the locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Not known of an agent with another state directory.
+    pub pid: Option<u32>,
+}
+
+/// The agent that uses `state_dir` or `pin_dir`, if one does.
 ///
 /// # Errors
-/// The lock file is there but cannot be opened.
-pub fn holder(state_dir: &Path) -> Result<Option<u32>, LockError> {
-    let path = state_dir.join(FILE);
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(LockError::Io { path, source }),
-    };
-    // A lock that was free is let go with the file.
-    if lock(&file).map_err(|source| LockError::Io { path, source })? {
-        return Ok(None);
+/// One of them is there but cannot be opened.
+pub fn holder(state_dir: &Path, pin_dir: &Path) -> Result<Option<Holder>, LockError> {
+    for path in [state_dir.join(FILE), pin_dir.to_owned()] {
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(LockError::Io { path, source }),
+        };
+        // A lock that was free is let go with the file.
+        if !lock(&file).map_err(|source| LockError::Io { path, source })? {
+            return Ok(Some(Holder { pid: read_pid(&mut file) }));
+        }
     }
-    // Held by somebody who has not written yet: pid 0 says that much.
-    Ok(Some(read_pid(&mut file).unwrap_or(0)))
+    Ok(None)
 }
 
 fn lock(file: &File) -> io::Result<bool> {
@@ -98,9 +105,9 @@ mod tests {
         let own = std::process::id();
         let refused = AgentLock::take(state.path(), pins.path()).unwrap_err();
         assert!(matches!(refused, LockError::Held { pid: Some(pid), .. } if pid == own), "{refused}");
-        assert_eq!(holder(state.path()).unwrap(), Some(own));
+        assert_eq!(holder(state.path(), pins.path()).unwrap(), Some(Holder { pid: Some(own) }));
         drop(first);
-        assert_eq!(holder(state.path()).unwrap(), None);
+        assert_eq!(holder(state.path(), pins.path()).unwrap(), None);
         AgentLock::take(state.path(), pins.path()).unwrap();
     }
 
@@ -109,5 +116,6 @@ mod tests {
         let (a, b, pins) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let _first = AgentLock::take(a.path(), pins.path()).unwrap();
         assert!(matches!(AgentLock::take(b.path(), pins.path()), Err(LockError::Held { .. })));
+        assert_eq!(holder(b.path(), pins.path()).unwrap(), Some(Holder { pid: None }));
     }
 }

@@ -17,16 +17,18 @@ impl Notices {
     /// A decision of the core.
     pub fn decision(&mut self, notice: &Notice) {
         let Notice { service, backend, text } = notice;
-        match backend {
-            Some(backend) => tracing::info!("{service} {backend}: {text}"),
-            None => tracing::info!("{service}: {text}"),
-        }
+        tracing::info!(%service, backend = backend.map(tracing::field::display), "{text}");
         self.keep("info", Some(service.clone()), *backend, text.clone());
     }
 
     /// Something an operator should look at.
     pub fn warning(&mut self, text: String) {
         tracing::warn!("{text}");
+        self.keep("warning", None, None, text);
+    }
+
+    /// The same, where it stands in the log already.
+    pub fn logged_warning(&mut self, text: String) {
         self.keep("warning", None, None, text);
     }
 

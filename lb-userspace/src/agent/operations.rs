@@ -54,13 +54,7 @@ impl Operations {
     }
 
     /// Begins with `request`, or lets it wait for its turn. `reply` is answered in the end.
-    pub fn begin<D: Dataplane>(
-        &mut self,
-        engine: &Engine<D>,
-        request: CommandRequest,
-        peer: Peer,
-        reply: Reply,
-    ) {
+    pub fn begin<D: Dataplane>(&mut self, engine: &Engine<D>, request: CommandRequest, peer: Peer, reply: Reply) {
         self.waiting.push_back(Operation { request, peer, reply });
         self.next(engine);
     }

@@ -104,10 +104,7 @@ impl Outside for World {
 }
 
 /// Notes when each probe ended, however long the loop takes to get to it.
-async fn stamp(
-    mut results: mpsc::Receiver<(ProbeKey, crate::core::ProbeOutcome)>,
-    probed: mpsc::Sender<Probed>,
-) {
+async fn stamp(mut results: mpsc::Receiver<(ProbeKey, crate::core::ProbeOutcome)>, probed: mpsc::Sender<Probed>) {
     while let Some((key, outcome)) = results.recv().await {
         if probed.send(Probed { key, outcome, ended: Instant::now() }).await.is_err() {
             return;

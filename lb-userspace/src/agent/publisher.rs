@@ -1,9 +1,6 @@
 //! Brings desired tables into the data path, and tries again when that fails.
 
-use super::{
-    backoff::Backoff,
-    clock::timestamp,
-};
+use super::{backoff::Backoff, clock::timestamp};
 use crate::{
     api::model::Failed,
     core::{Now, reconcile::Reconciler},

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     clock::Clock,
-    engine::Engine,
+    engine::{Engine, Revisions},
     operations::{Operations, Stored},
     watch::{CounterWatch, Once, PAUSE},
 };
@@ -63,6 +63,8 @@ pub enum Finding {
     Stored(Stored),
     /// Something an operator should look at.
     Warning(String),
+    /// The same, where it stands in the log already.
+    LoggedWarning(String),
     /// Something that was done.
     Info(String),
 }
@@ -123,7 +125,7 @@ pub struct AgentLoop<D, O> {
 /// What was last asked of [`Outside`].
 #[derive(Default)]
 struct Asked {
-    probes_revision: Option<u64>,
+    revisions: Option<Revisions>,
     sources: Vec<IpAddr>,
 }
 
@@ -152,6 +154,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         let mut housekeeping = every(HOUSEKEEPING_EVERY);
         let mut probed = Vec::with_capacity(PROBES_AT_ONCE);
         self.outside.warm(self.engine.backend_addresses());
+        self.sweep();
         loop {
             self.ask_outside();
             let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
@@ -172,9 +175,9 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
 
     /// Passes on what has changed of what the outside should do.
     fn ask_outside(&mut self) {
-        let revision = self.engine.probes_revision();
-        if self.asked.probes_revision != Some(revision) {
-            self.asked.probes_revision = Some(revision);
+        let revisions = self.engine.revisions();
+        if self.asked.revisions != Some(revisions) {
+            self.asked.revisions = Some(revisions);
             self.outside.probe(self.engine.probes());
             let sources = self.engine.wanted_sources();
             if sources != self.asked.sources {
@@ -205,6 +208,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             Finding::Prepared { result: Err(error), .. } => self.engine.configuration_refused(error),
             Finding::Stored(stored) => self.operations.stored(&mut self.engine, stored),
             Finding::Warning(text) => self.engine.notices.warning(text),
+            Finding::LoggedWarning(text) => self.engine.notices.logged_warning(text),
             Finding::Info(text) => self.engine.notices.info(text),
         }
     }

@@ -52,6 +52,8 @@ pub struct Options {
 /// left behind.
 pub async fn run(options: &Options) -> anyhow::Result<()> {
     host::check_rights()?;
+    // From here on signals wait until the agent is up: none ends it in the middle of its start.
+    let signals = Signals::register()?;
     let (config, layer) = read(options)?;
     if host::ensure_bpffs(Path::new(host::BPFFS))? == Bpffs::MountedNow {
         tracing::info!(
@@ -75,7 +77,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    serve(options, socket, host, data_path).await
+    serve(options, signals, socket, host, data_path).await
 }
 
 /// The file, and what operators decided over it.
@@ -107,11 +109,8 @@ async fn bring_up(
     let prepared = host.prepare(config).await?;
     let mut loaded = kernel::load(&load)?;
     let dataplane = KernelDataplane::open(&options.pin_dir)?;
-    let facts = Facts {
-        config_path: options.config.display().to_string(),
-        started: timestamp(),
-        interfaces: Vec::new(),
-    };
+    let facts =
+        Facts { config_path: options.config.display().to_string(), started: timestamp(), interfaces: Vec::new() };
     let mut engine = Engine::new(facts, clock, Arc::clone(config), layer, dataplane)?;
     let (netlink, excluded) = (host.netlink(), host.managed_addresses());
     engine.sources(host_task::sources(&netlink, engine.wanted_sources(), &excluded).await);
@@ -125,11 +124,25 @@ async fn bring_up(
         interfaces.push(attached(&loaded.attach(&link.name, config.xdp_mode)?));
     }
     engine.set_interfaces(interfaces);
+    detach_others(options, config, host)?;
     for warning in prepared.warnings {
-        engine.notices.warning(warning);
+        engine.notices.logged_warning(warning);
     }
     host_task::warm(&netlink, engine.backend_addresses(), &excluded).await;
     Ok(DataPath { clock, engine, loaded })
+}
+
+/// Interfaces that an agent before was attached to, and that are configured no more.
+fn detach_others(options: &Options, config: &Config, host: &mut Host) -> anyhow::Result<()> {
+    let pins = Pins::new(&options.pin_dir);
+    for Attachment { interface, .. } in kernel::attachments(&pins)? {
+        if !config.interfaces.contains(&interface) {
+            kernel::detach_interface(&pins, &interface)?;
+            host.record().forget_attached(&interface)?;
+            tracing::info!(%interface, "XDP program taken off: the interface is configured no more");
+        }
+    }
+    Ok(())
 }
 
 fn attached(attachment: &Attachment) -> InterfaceStatus {
@@ -142,20 +155,24 @@ fn attached(attachment: &Attachment) -> InterfaceStatus {
     InterfaceStatus { name: interface.clone(), xdp_mode: mode.name().to_owned(), note: note.clone() }
 }
 
-async fn serve(options: &Options, socket: ApiSocket, host: Host, data_path: DataPath) -> anyhow::Result<()> {
+async fn serve(
+    options: &Options,
+    signals: Signals,
+    socket: ApiSocket,
+    host: Host,
+    data_path: DataPath,
+) -> anyhow::Result<()> {
     let DataPath { clock, engine, mut loaded } = data_path;
     let stop = CancellationToken::new();
     let (findings, found) = mpsc::channel(WAITING);
     let (requests, asked) = mpsc::channel(WAITING);
     let (world, probes) = World::start(&options.pin_dir, host, findings.clone())?;
-    let _log = if options.datapath_log { Some(AbortOnDropHandle::new(tokio::spawn(loaded.debug_log()?))) } else { None };
+    let _log =
+        if options.datapath_log { Some(AbortOnDropHandle::new(tokio::spawn(loaded.debug_log()?))) } else { None };
+    let Signals { terminate, interrupt, hangup } = signals;
     let _signals = [
-        AbortOnDropHandle::new(tokio::spawn(stop_on_signal(terminations()?, stop.clone()))),
-        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(
-            signal(SignalKind::hangup())?,
-            options.config.clone(),
-            findings.clone(),
-        ))),
+        AbortOnDropHandle::new(tokio::spawn(stop_on_signal(terminate, interrupt, stop.clone()))),
+        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(hangup, options.config.clone(), findings.clone()))),
     ];
     let api = tokio::spawn(api::serve(socket, Handle::new(requests), stop.clone()));
     let operations = Operations::new(LayerFile::new(&options.state_dir), findings);
@@ -164,7 +181,9 @@ async fn serve(options: &Options, socket: ApiSocket, host: Host, data_path: Data
     agent.run(Inputs { probes, findings: found, requests: asked }).await;
     stop.cancel();
     api.await.context("the API's task")?;
-    tracing::info!("the agent ends; the data path stays attached and forwards as last decided. `lb detach` takes it off");
+    tracing::info!(
+        "the agent ends; the data path stays attached and forwards as last decided. `lb detach` takes it off"
+    );
     Ok(())
 }
 
@@ -195,11 +214,23 @@ async fn take_back(options: &Options, host: &mut Host) {
     }
 }
 
-fn terminations() -> anyhow::Result<[Signal; 2]> {
-    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
 }
 
-async fn stop_on_signal([mut terminate, mut interrupt]: [Signal; 2], stop: CancellationToken) {
+impl Signals {
+    fn register() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn stop_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: CancellationToken) {
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM"),
         _ = interrupt.recv() => tracing::info!("SIGINT"),

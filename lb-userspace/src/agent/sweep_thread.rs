@@ -39,7 +39,10 @@ impl SweepThread {
                 }
             }
         };
-        thread::Builder::new().name("lb-sweep".to_owned()).spawn(work).context("starting the thread that ages flows")?;
+        thread::Builder::new()
+            .name("lb-sweep".to_owned())
+            .spawn(work)
+            .context("starting the thread that ages flows")?;
         Ok(Self { jobs })
     }
 
@@ -58,9 +61,9 @@ fn work(job: SweepJob, sweeper: &mut Sweeper, stats: &Stats) -> Option<Finding> 
         SweepJob::Sweep => Some(Finding::Swept(sweep(sweeper, stats).map_err(|error| error.to_string()))),
         SweepJob::Audit => match sweeper.audit() {
             Ok(Audit { ports: 0, replies: 0 }) => None,
-            Ok(Audit { ports, replies }) => Some(Finding::Info(format!(
-                "freed {ports} source ports and {replies} reply words that no flow held"
-            ))),
+            Ok(Audit { ports, replies }) => {
+                Some(Finding::Info(format!("freed {ports} source ports and {replies} reply words that no flow held")))
+            }
             Err(error) => Some(Finding::Warning(format!("the port audit failed: {error}"))),
         },
     }

@@ -14,9 +14,18 @@ pub const PAUSE: Duration = Duration::from_secs(30);
 
 /// What is watched, and what to do about it.
 const WATCHED: &[(Reason, &str)] = &[
-    (Reason::TableFull, "packets found no place in the flow table: raise `limits.flows` and restart with `lb detach` before"),
-    (Reason::Evicted, "live flows gave way in a full flow table: raise `limits.flows` and restart with `lb detach` before"),
-    (Reason::PortsExhausted, "packets found no free source port towards any backend: add backends or widen `source-ports`"),
+    (
+        Reason::TableFull,
+        "packets found no place in the flow table: raise `limits.flows` and restart with `lb detach` before",
+    ),
+    (
+        Reason::Evicted,
+        "live flows gave way in a full flow table: raise `limits.flows` and restart with `lb detach` before",
+    ),
+    (
+        Reason::PortsExhausted,
+        "packets found no free source port towards any backend: add backends or widen `source-ports`",
+    ),
     (Reason::NeighbourMissing, "packets had a next hop without link-layer address: it does not answer ARP or ND yet"),
 ];
 

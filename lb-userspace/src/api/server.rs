@@ -75,10 +75,7 @@ struct BackendQuery {
     service: Option<String>,
 }
 
-async fn backends(
-    State(api): State<Api>,
-    query: Result<Query<BackendQuery>, QueryRejection>,
-) -> Answer<BackendList> {
+async fn backends(State(api): State<Api>, query: Result<Query<BackendQuery>, QueryRejection>) -> Answer<BackendList> {
     let Query(BackendQuery { service }) = query.map_err(|e| unreadable(e.status(), &e.body_text()))?;
     let services = api.handle.ask(Request::Services).await?;
     let chosen = match service {
@@ -111,7 +108,8 @@ fn find(services: Vec<ServiceView>, name: &str) -> Result<ServiceView, Refusal> 
     let mut names: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
     services.into_iter().find(|service| service.name == name).ok_or_else(|| {
         names.sort();
-        let known = if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+        let known =
+            if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) };
         Refusal::new(StatusCode::NOT_FOUND, format!("no service is named `{name}`"), known, "lb service list")
     })
 }

@@ -26,7 +26,8 @@ pub fn check(printer: &Printer, file: &Path) -> Result<Exit, Failure> {
         }
         Err(error) if printer.format() == Format::Json => {
             let diagnostics = value(error.diagnostics())?;
-            printer.print(ConfigCheck { file: name, valid: false, diagnostics, summary: None }, |_, _| String::new())?;
+            printer
+                .print(ConfigCheck { file: name, valid: false, diagnostics, summary: None }, |_, _| String::new())?;
             Ok(Exit::Failed)
         }
         Err(error) => {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Exit, Failure, args::Global, output::Printer, reads::block_on, render};
 use crate::{
-    agent::lock,
+    agent::lock::{self, Holder},
     api::{
         client,
         model::{Detached, Stopping},
@@ -22,14 +22,18 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub fn detach(global: &Global, printer: &Printer, force: bool) -> Result<Exit, Failure> {
-    let stopped_pid = match running(&global.state_dir)? {
+    let stopped_pid = match running(global)? {
         None => None,
-        Some(pid) if force => Some(stop(global, pid)?),
-        Some(pid) => {
+        Some(_) if force => Some(stop(global)?),
+        Some(Holder { pid }) => {
+            let (who, kill) = match pid {
+                Some(pid) => (format!(" (pid {pid})"), format!("kill {pid}, then lb detach; or at once: ")),
+                None => (String::new(), String::new()),
+            };
             return Err(Failure::new(
-                format!("an agent is running (pid {pid}): nothing was detached"),
+                format!("an agent is running{who}: nothing was detached"),
                 "it would put back what is taken off",
-                format!("kill {pid}, then lb detach; or at once: lb detach --force"),
+                format!("{kill}lb detach --force"),
             ));
         }
     };
@@ -52,17 +56,19 @@ pub fn detach(global: &Global, printer: &Printer, force: bool) -> Result<Exit, F
     Err(Failure::new("not everything could be taken back", why.join("; "), "mend that, then again: lb detach"))
 }
 
-fn running(state_dir: &Path) -> Result<Option<u32>, Failure> {
-    lock::holder(state_dir)
+fn running(global: &Global) -> Result<Option<Holder>, Failure> {
+    lock::holder(&global.state_dir, &global.pin_dir)
         .map_err(|e| Failure::new("cannot tell whether an agent is running", e.to_string(), "repeat it with sudo"))
 }
 
-/// Asks the agent to stop and waits until it has.
-fn stop(global: &Global, pid: u32) -> Result<u32, Failure> {
-    block_on(client::post::<Stopping>(&global.socket, "/v1/stop", &()))?
-        .map_err(|e| Failure { next: format!("kill {pid}, then lb detach"), ..Failure::of_client(e, &global.socket) })?;
+/// Asks the agent to stop and waits until it has. Returns its pid.
+fn stop(global: &Global) -> Result<u32, Failure> {
+    let Stopping { pid } = block_on(client::post(&global.socket, "/v1/stop", &()))?.map_err(|e| Failure {
+        next: "stop the agent, then: lb detach".to_owned(),
+        ..Failure::of_client(e, &global.socket)
+    })?;
     let asked = Instant::now();
-    while running(&global.state_dir)?.is_some() {
+    while running(global)?.is_some() {
         if asked.elapsed() > STOP_TIMEOUT {
             return Err(Failure::new(
                 format!("the agent (pid {pid}) does not end"),
@@ -77,8 +83,9 @@ fn stop(global: &Global, pid: u32) -> Result<u32, Failure> {
 
 /// First, so that no packet meets a program whose host is no longer ready for it.
 fn remove_data_path(pin_dir: &Path) -> Result<(Vec<String>, usize), Failure> {
-    let detached = kernel::detach(pin_dir)
-        .map_err(|e| Failure::new("cannot take the data path off", format!("{e:#}"), "repeat it with sudo: sudo lb detach"))?;
+    let detached = kernel::detach(pin_dir).map_err(|e| {
+        Failure::new("cannot take the data path off", format!("{e:#}"), "repeat it with sudo: sudo lb detach")
+    })?;
     Ok((detached.interfaces, detached.pins))
 }
 

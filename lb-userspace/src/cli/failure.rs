@@ -36,14 +36,26 @@ impl Failure {
         match error {
             ClientError::NotReachable(e) => Self {
                 exit: Exit::NotReachable,
-                ..Self::new(format!("cannot reach {at}"), e.to_string(), "start it: lb run --config FILE (or name its socket: --socket PATH)")
+                ..Self::new(
+                    format!("cannot reach {at}"),
+                    e.to_string(),
+                    "start it: lb run --config FILE (or name its socket: --socket PATH)",
+                )
             },
             ClientError::TimedOut => Self {
                 exit: Exit::NotReachable,
-                ..Self::new(format!("{at} does not answer"), error.to_string(), "look at its log; traffic goes on without it, see: lb stats")
+                ..Self::new(
+                    format!("{at} does not answer"),
+                    error.to_string(),
+                    "look at its log; traffic goes on without it, see: lb stats",
+                )
             },
-            ClientError::NotAllowed(e) => Self::new(format!("may not talk to {at}"), e.to_string(), "repeat it with sudo"),
-            ClientError::Broken(why) => Self::new(format!("cannot understand {at}"), why, "use an `lb` of the agent's version: lb --version"),
+            ClientError::NotAllowed(e) => {
+                Self::new(format!("may not talk to {at}"), e.to_string(), "repeat it with sudo")
+            }
+            ClientError::Broken(why) => {
+                Self::new(format!("cannot understand {at}"), why, "use an `lb` of the agent's version: lb --version")
+            }
             ClientError::Refused(ErrorView { what, why, next, .. }) => Self::new(what, why, next),
         }
     }

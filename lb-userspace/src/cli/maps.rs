@@ -87,7 +87,9 @@ pub fn backend_state(number: u8) -> &'static str {
 pub fn unreadable(pin_dir: &Path, error: &DataplaneError) -> Failure {
     let what = format!("cannot read the maps under {}", pin_dir.display());
     let next = match error {
-        DataplaneError::Kernel { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "repeat it with sudo",
+        DataplaneError::Kernel { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "repeat it with sudo"
+        }
         DataplaneError::Kernel { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             "start the balancer: lb run --config FILE (or name the place: --pin-dir DIR)"
         }

@@ -34,7 +34,11 @@ impl Printer {
     ///
     /// # Errors
     /// Standard output cannot be written to.
-    pub fn print<T: Kind + Serialize>(&self, body: T, render: impl FnOnce(&T, Format) -> String) -> Result<(), Failure> {
+    pub fn print<T: Kind + Serialize>(
+        &self,
+        body: T,
+        render: impl FnOnce(&T, Format) -> String,
+    ) -> Result<(), Failure> {
         self.write(body, render, false).map_err(|e| cannot_print(&e))
     }
 
@@ -71,8 +75,7 @@ impl Printer {
         let mut out = anstream::AutoStream::auto(io::stdout().lock());
         if self.format == Format::Json {
             let document = Document::new(body);
-            let text =
-                if again { serde_json::to_string(&document)? } else { serde_json::to_string_pretty(&document)? };
+            let text = if again { serde_json::to_string(&document)? } else { serde_json::to_string_pretty(&document)? };
             writeln!(out, "{text}")?;
         } else {
             let text = render(&body, self.format);

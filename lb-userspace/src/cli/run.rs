@@ -35,7 +35,8 @@ pub fn run(global: &Global, arguments: RunArgs) -> Result<Exit, Failure> {
 }
 
 /// Where another agent is in the way.
-const ANOTHER: &str = "see what it does: lb status; stop it, or give this one its own --state-dir, --pin-dir and --socket";
+const ANOTHER: &str =
+    "see what it does: lb status; stop it, or give this one its own --state-dir, --pin-dir and --socket";
 
 /// Errors that say everything themselves are shown as they are; the others get their three lines.
 fn explain(error: anyhow::Error, options: &Options) -> Result<Exit, Failure> {

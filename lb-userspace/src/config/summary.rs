@@ -108,6 +108,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         array(names::FLOWS, flows, size_of::<abi::Flow>()),
         array(names::PORT_POOLS, limits.port_pools.into(), size_of::<abi::PortPool>()),
         array(names::SETTINGS, 1, size_of::<abi::Settings>()),
+        hash(names::INTERFACES, limits::INTERFACES, size_of::<u32>(), size_of::<abi::Interface>()),
         MapMemory { name: names::EVENTS, entries: 1, bytes: limits::EVENTS_BYTES.into() },
         per_cpu(names::SERVICE_STATS, services, size_of::<abi::ServiceCounters>()),
         per_cpu(names::BACKEND_STATS, backends, size_of::<abi::BackendCounters>()),

@@ -42,7 +42,7 @@ pub(super) fn adopt(inherited: &Tables, ledger: &mut Ledger, now: Now) -> BTreeM
         ids.insert(id, me);
     }
     adopt_backends(inherited, &ids, &mut services, leave, ledger, now);
-    adopt_stray_sources(inherited, leave, ledger);
+    adopt_sources(inherited, leave, ledger);
     let tables: Vec<Table> = services.values().filter_map(|service| service.table).collect();
     let places = services.values().flat_map(|service| &service.members).filter_map(|member| member.place.as_ref());
     let pools: Vec<u32> = places.filter_map(|place| place.pool).collect();
@@ -138,14 +138,12 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
     member
 }
 
-/// Source addresses that no backend names any more: older flows may still use them, and which ones
-/// do is not known after a restart. They keep their role until no flow is left at all.
-fn adopt_stray_sources(inherited: &Tables, leave: Leave, ledger: &mut Ledger) {
-    let is_source = |roles: AddressRoles| roles.has(AddressRoles::SOURCE);
-    for (&address, _) in inherited.addresses.iter().filter(|(_, roles)| is_source(**roles)) {
-        if !ledger.roles.of(address).is_some_and(is_source) {
-            ledger.roles.hold(address, AddressRoles::SOURCE);
-            ledger.stray_sources.push((address, leave));
-        }
+/// Older flows may use any source address that is found, whichever backend names it now; which ones
+/// do is not known after a restart. So all keep their role until no flow is left at all.
+fn adopt_sources(inherited: &Tables, leave: Leave, ledger: &mut Ledger) {
+    let sources = inherited.addresses.iter().filter(|(_, roles)| roles.has(AddressRoles::SOURCE));
+    for (&address, _) in sources {
+        ledger.roles.hold(address, AddressRoles::SOURCE);
+        ledger.old_sources.push((address, leave));
     }
 }

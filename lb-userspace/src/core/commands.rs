@@ -4,7 +4,7 @@
 use std::{fmt, net::SocketAddr};
 
 use super::{
-    Admin, Core, OperatorLayer, Override,
+    Admin, Core, HealthState, OperatorLayer, Override,
     configure::{Wanted, wanted, word},
     service::Service,
 };
@@ -250,8 +250,9 @@ fn ready(service: &Service, wanted: &[Wanted]) -> usize {
 fn is_ready(service: &Service, wanted: &Wanted) -> bool {
     let known = service.members.iter().find(|member| member.configured && member.address == wanted.address);
     known.is_some_and(|member| {
-        let health = member.health.state == super::HealthState::Up && !member.no_route;
-        health && wanted.admin == Admin::Ready && wanted.weight > 0
+        let reachable = member.place.is_some() && !member.no_route;
+        let up = member.health.state == HealthState::Up;
+        reachable && up && wanted.admin == Admin::Ready && wanted.weight > 0
     })
 }
 

@@ -55,21 +55,33 @@ pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) ->
 }
 
 impl Core {
-    /// Takes over a configuration and a layer: only services that they change are touched.
-    pub(super) fn configure(&mut self, config: Arc<Config>, layer: OperatorLayer, now: Now) {
-        let old_layer = std::mem::replace(&mut self.layer, layer);
-        if !Arc::ptr_eq(&self.config, &config) || self.names.is_empty() {
-            self.replace_config(Arc::clone(&config));
-        }
+    /// Takes over a configuration: only services that it changes are touched.
+    pub(super) fn configure(&mut self, config: Arc<Config>, now: Now) {
+        self.replace_config(Arc::clone(&config));
         for service in &config.services {
-            let me = ServiceRef::of(service);
-            let (old, new) = (old_layer.services.get(&service.name), self.layer.services.get(&service.name));
-            let known = self.services.get(&me).filter(|known| known.leaving.is_none());
-            if old != new || known.and_then(|known| known.config.as_ref()) != Some(service) {
-                self.configure_service(me, service, now);
+            let known = self.services.get(&ServiceRef::of(service)).filter(|known| known.leaving.is_none());
+            if known.and_then(|known| known.config.as_ref()) != Some(service) {
+                self.configure_service(service, now);
             }
         }
-        self.tell_idle_overrides(&old_layer);
+    }
+
+    /// Takes over an operator's layer: only services that it changes are touched.
+    pub(super) fn operate(&mut self, layer: OperatorLayer, now: Now) {
+        let old = std::mem::replace(&mut self.layer, layer);
+        let names: BTreeSet<&String> = old.services.keys().chain(self.layer.services.keys()).collect();
+        let changed = names.into_iter().filter(|name| old.services.get(*name) != self.layer.services.get(*name));
+        for name in changed.cloned().collect::<Vec<String>>() {
+            let config = self.names.get(&name).and_then(|me| self.services.get(me)?.config.clone());
+            match config {
+                Some(config) => self.configure_service(&config, now),
+                None if old.services.contains_key(&name) => {}
+                None => {
+                    let text = "an operator decided something about this service, but it is not configured";
+                    self.tell(&name, None, text.to_owned());
+                }
+            }
+        }
     }
 
     fn replace_config(&mut self, config: Arc<Config>) {
@@ -108,7 +120,8 @@ impl Core {
         self.services.insert(me, service);
     }
 
-    fn configure_service(&mut self, me: ServiceRef, config: &config::Service, now: Now) {
+    fn configure_service(&mut self, config: &config::Service, now: Now) {
+        let me = ServiceRef::of(config);
         let mut service = self.services.remove(&me).unwrap_or_else(Service::new);
         service.leaving = None;
         service.config = Some(config.clone());
@@ -201,16 +214,6 @@ impl Core {
         self.indexes.hosts.remove(&member.address.ip(), me);
         if member.port() == Port::ANY {
             self.ledger.pools.end_any_port((member.ip(), me.key.protocol));
-        }
-    }
-
-    /// Says once what the operator's layer names and the configuration does not have.
-    fn tell_idle_overrides(&mut self, told: &OperatorLayer) {
-        let unknown = |name: &&String| !self.names.contains_key(*name) && !told.services.contains_key(*name);
-        let texts: Vec<String> = self.layer.services.keys().filter(unknown).cloned().collect();
-        for name in texts {
-            let text = "the operator decided something about this service, but it is not configured".to_owned();
-            self.tell(&name, None, text);
         }
     }
 

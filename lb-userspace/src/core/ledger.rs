@@ -3,7 +3,7 @@
 //! and a second has passed, so that no packet under way meets it in a new meaning.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     time::Duration,
 };
@@ -59,7 +59,7 @@ pub(super) struct Ledger {
     /// The last walk over the flow table.
     pub flows: FlowCensus,
     /// `full-nat`: source addresses of flows from before the last restart.
-    pub stray_sources: Vec<(Address, Leave)>,
+    pub old_sources: Vec<(Address, Leave)>,
 }
 
 impl Ledger {
@@ -81,7 +81,7 @@ impl Ledger {
             published: VecDeque::new(),
             settled: generation,
             flows: FlowCensus::default(),
-            stray_sources: Vec::new(),
+            old_sources: Vec::new(),
         }
     }
 
@@ -227,8 +227,8 @@ impl Ledger {
 
     /// Takes a walk over the flow table in.
     pub(super) fn walked(&mut self, census: FlowCensus) {
-        let mut strays = std::mem::take(&mut self.stray_sources);
-        strays.retain_mut(|(address, leave)| {
+        let mut sources = std::mem::take(&mut self.old_sources);
+        sources.retain_mut(|(address, leave)| {
             if self.settled(leave.generation) {
                 leave.walked(census.live);
             }
@@ -237,7 +237,7 @@ impl Ledger {
             }
             !leave.over()
         });
-        self.stray_sources = strays;
+        self.old_sources = sources;
         self.flows = census;
     }
 
@@ -268,14 +268,28 @@ impl Ledger {
         }
     }
 
-    /// Keeps of the inherited tables what has been reserved; the rest leaves the maps.
+    /// Keeps of the inherited tables what has been reserved; the rest leaves the maps, and rests like
+    /// everything that does.
     pub(super) fn keep_reserved(&mut self, tables: &[Table], pools: &[u32]) {
-        let before = (self.desired.port_pools.len(), self.desired.selection.len());
-        self.desired.port_pools.retain(|id, _| pools.contains(id));
+        let selections = self.desired.selection.len();
         self.desired.selection.retain(|base, _| tables.iter().any(|table| table.base == *base));
-        self.changed |= before != (self.desired.port_pools.len(), self.desired.selection.len());
-        let known: Vec<Address> = self.desired.addresses.keys().copied().collect();
-        known.into_iter().for_each(|address| self.show_roles(address));
+        self.changed |= self.desired.selection.len() != selections;
+        let stray: Vec<u32> = self.desired.port_pools.keys().copied().filter(|id| !pools.contains(id)).collect();
+        for id in stray {
+            self.desired.port_pools.remove(&id);
+            self.pools.reserve(id);
+            self.rest(Resource::Pool(id));
+        }
+        // An earlier agent may have been stopped between two writes: roles may be missing too.
+        let mut known: BTreeSet<Address> = self.desired.addresses.keys().copied().collect();
+        known.extend(self.roles.addresses());
+        for address in known {
+            if self.roles.of(address).is_none() {
+                self.roles.remember_removed(address);
+                self.rest(Resource::Address(address));
+            }
+            self.show_roles(address);
+        }
     }
 
     fn show_roles(&mut self, address: Address) {

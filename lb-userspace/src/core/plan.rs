@@ -6,8 +6,8 @@
 //! | live and dead backends | one write each, and the fastest way to stop traffic to a dead one |
 //! | generation | never below the generation of a service: an agent that restarts counts on from it |
 //! | port pools | ready before a backend names them |
-//! | backends | complete before a table lists them |
 //! | roles that replies need | the first reply may follow the first packet at once |
+//! | backends | complete before a table lists them |
 //! | service constants | found by the id that the service is about to publish |
 //! | selection tables | into slots that no published service points at |
 //! | services | the swap: one write, old or new |
@@ -53,8 +53,8 @@ struct Steps {
     flips: Vec<Op>,
     generation: Vec<Op>,
     pools: Vec<Op>,
-    backends: Vec<Op>,
     reply_roles: Vec<Op>,
+    backends: Vec<Op>,
     constants: Vec<Op>,
     selection: Vec<Op>,
     services: Vec<Op>,
@@ -72,8 +72,8 @@ impl Steps {
             self.flips,
             self.generation,
             self.pools,
-            self.backends,
             self.reply_roles,
+            self.backends,
             self.constants,
             self.selection,
             self.services,
@@ -269,8 +269,8 @@ mod tests {
             [
                 "SetGeneration",
                 "SetPortPool",
-                "SetBackend",
                 "SetAddress",
+                "SetBackend",
                 "SetServiceInfo",
                 "WriteSelection",
                 "SetService",

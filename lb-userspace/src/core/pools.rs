@@ -72,6 +72,11 @@ impl Pools {
         }
     }
 
+    /// A pool found in the maps that nobody uses: not free before [`Pools::give_back`].
+    pub(super) fn reserve(&mut self, id: u32) {
+        self.ids.reserve(id);
+    }
+
     /// A user less. Returns true when the pool has no user any more: it is out of use then, but its
     /// id is not free before [`Pools::give_back`].
     pub(super) fn part(&mut self, host: Host, id: u32) -> bool {

@@ -33,8 +33,10 @@ impl Round<'_> {
     /// Brings the tables up to what the service should be. `keeps_key`: packets to its address find
     /// this service, and no other one.
     pub(super) fn publish(&mut self, me: ServiceRef, service: &mut Service, keeps_key: bool) -> Outcome {
-        if service.id.is_none() && service.leaving.is_none() {
+        let mut placed = true;
+        if service.leaving.is_none() && !service.holds_address {
             let problem = self.place_service(me, service).err();
+            placed = problem.is_none();
             self.tell_problem(service.name().to_owned(), None, &mut service.problem, problem);
         }
         let Some(id) = service.id else {
@@ -45,8 +47,8 @@ impl Round<'_> {
             return Outcome::Over;
         };
         self.publish_members(me, service, id);
-        let mut starved = service.members.iter().any(|member| member.problem.is_some());
-        if keeps_key {
+        let mut starved = !placed || service.members.iter().any(|member| member.problem.is_some());
+        if keeps_key && placed {
             starved |= !self.publish_table(me, service, id);
         } else {
             self.withdraw(me, service, id);
@@ -59,14 +61,16 @@ impl Round<'_> {
         if starved { Outcome::Starved } else { Outcome::Done }
     }
 
-    /// An id and the role of the address.
+    /// An id, where it has none yet, and the role of the address.
     fn place_service(&mut self, me: ServiceRef, service: &mut Service) -> Result<(), String> {
         if !self.ledger.roles.fits(me.key.address) {
             return Err(limit("addresses", self.ledger.roles.limit(), "addresses"));
         }
-        let id = self.ledger.service_ids.take();
+        let id = service.id.or_else(|| self.ledger.service_ids.take());
         let id = id.ok_or_else(|| limit("services", self.ledger.service_ids.limit(), "services"))?;
         service.id = Some(id);
+        service.holds_address = true;
+        self.ledger.hold_roles(me.key.address, me.own_roles());
         let info = ServiceInfo {
             address: me.key.address,
             port: me.key.port,

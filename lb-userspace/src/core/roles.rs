@@ -1,6 +1,6 @@
 //! What addresses mean to the data path, counted: a role stays while anybody needs it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lb_common::abi::{Address, AddressRoles};
 
@@ -13,12 +13,13 @@ const ROLES: [u32; 4] =
 pub(super) struct Roles {
     limit: u32,
     holders: BTreeMap<Address, [u32; ROLES.len()]>,
-    removed: BTreeSet<Address>,
+    /// How often each was removed since the map was last known not to hold it.
+    removed: BTreeMap<Address, u32>,
 }
 
 impl Roles {
     pub(super) fn new(limit: u32) -> Self {
-        Self { limit, holders: BTreeMap::new(), removed: BTreeSet::new() }
+        Self { limit, holders: BTreeMap::new(), removed: BTreeMap::new() }
     }
 
     pub(super) fn limit(&self) -> u32 {
@@ -27,14 +28,14 @@ impl Roles {
 
     /// Whether the address is in the map already or still fits in.
     pub(super) fn fits(&self, address: Address) -> bool {
-        self.holders.contains_key(&address)
-            || self.removed.contains(&address)
-            || self.holders.len() + self.removed.len() < self.limit as usize
+        let held = |address: &&Address| self.holders.contains_key(address);
+        held(&&address)
+            || self.removed.contains_key(&address)
+            || self.holders.len() + self.removed.keys().filter(|removed| !held(removed)).count() < self.limit as usize
     }
 
     /// One more holder of each of these roles (a bit mask).
     pub(super) fn hold(&mut self, address: Address, roles: u32) {
-        self.removed.remove(&address);
         let holders = self.holders.entry(address).or_default();
         for (count, role) in holders.iter_mut().zip(ROLES) {
             *count += u32::from(roles & role != 0);
@@ -54,12 +55,28 @@ impl Roles {
             return false;
         }
         self.holders.remove(&address);
-        self.removed.insert(address)
+        self.remember_removed(address);
+        true
     }
 
-    /// The map holds the address no longer.
+    /// An address without a holder was found in the map: it takes room until it is forgotten.
+    pub(super) fn remember_removed(&mut self, address: Address) {
+        *self.removed.entry(address).or_default() += 1;
+    }
+
+    /// The map has seen one removal of the address.
     pub(super) fn forget(&mut self, address: Address) {
-        self.removed.remove(&address);
+        if let Some(times) = self.removed.get_mut(&address) {
+            *times -= 1;
+            if *times == 0 {
+                self.removed.remove(&address);
+            }
+        }
+    }
+
+    /// Every address that has a role.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.holders.keys().copied()
     }
 
     /// What the map should say; `None`: nothing.

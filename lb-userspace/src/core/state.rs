@@ -49,7 +49,7 @@ impl Core {
         ledger.set_ports(&config.source_ports);
         let mut core = Self {
             config: Arc::clone(&config),
-            layer: OperatorLayer::default(),
+            layer: operator,
             dirty: services.keys().copied().collect(),
             services,
             names: BTreeMap::new(),
@@ -60,7 +60,7 @@ impl Core {
             notices: Vec::new(),
             published_services: 0,
         };
-        core.configure(config, operator, now);
+        core.configure(config, now);
         if core.anything_leaves() {
             // What leaves waits for a generation that no longer offers it.
             core.ledger.touch();
@@ -81,11 +81,8 @@ impl Core {
     pub fn handle_all(&mut self, inputs: impl IntoIterator<Item = Input>, now: Now) -> Vec<Notice> {
         for input in inputs {
             match input {
-                Input::Config(config) => {
-                    let layer = self.layer.clone();
-                    self.configure(config, layer, now);
-                }
-                Input::Operator(layer) => self.configure(Arc::clone(&self.config), layer, now),
+                Input::Config(config) => self.configure(config, now),
+                Input::Operator(layer) => self.operate(layer, now),
                 Input::Probe { key, outcome } => self.probed(&key, &outcome, now),
                 Input::Source { backend, source } => self.source_found(backend, source),
                 Input::Flows(census) => self.walked(census, now),
@@ -156,12 +153,17 @@ impl Core {
         if self.ledger.release(now) {
             self.dirty.append(&mut self.starved);
         }
-        for me in std::mem::take(&mut self.dirty) {
+        while let Some(me) = self.dirty.pop_first() {
             let keeps_key = self.keeps_key(me);
             let Some(service) = self.services.get_mut(&me) else { continue };
             self.published_services += 1;
+            let held = service.holds_address;
             let mut round = Round { ledger: &mut self.ledger, indexes: &mut self.indexes, notices: &mut self.notices };
-            match round.publish(me, service, keeps_key) {
+            let outcome = round.publish(me, service, keeps_key);
+            if service.holds_address != held {
+                self.wake_leaving(me);
+            }
+            match outcome {
                 Outcome::Done => _ = self.starved.remove(&me),
                 Outcome::Starved => _ = self.starved.insert(me),
                 Outcome::Over => {
@@ -173,23 +175,37 @@ impl Core {
         self.ledger.close_round();
     }
 
-    /// A configured service has its key. A leaving one keeps it for its flows while no configured
-    /// service would take those packets.
+    /// A key of this address was taken or given up: leaving services there may have to let go of
+    /// theirs, or to take it for their flows.
+    fn wake_leaving(&mut self, me: ServiceRef) {
+        let first = ServiceRef { key: ServiceKey::new(me.key.address, Port::ANY, 0), mode: 0, leftover: 0 };
+        let here = self.services.range(first..).take_while(|(other, _)| other.key.address == me.key.address);
+        let leaving = here.filter(|(other, service)| **other != me && service.leaving.is_some());
+        self.dirty.extend(leaving.map(|(other, _)| *other));
+    }
+
+    /// A configured service has its key. A leaving one has it too, with an empty table, because the
+    /// data path finds flows only behind a key; unless a configured service takes those packets.
     fn keeps_key(&self, me: ServiceRef) -> bool {
         let Some(service) = self.services.get(&me) else { return false };
         if service.leaving.is_none() {
-            return self.keys.get(&me.key) == Some(&me);
+            return true;
         }
-        let any_port = ServiceKey { port: Port::ANY, ..me.key };
-        let taken = self.keys.contains_key(&me.key) || self.keys.contains_key(&any_port);
-        !taken && service.id.is_some() && self.ledger.owner(&me.key) == service.id
+        let published = |key| {
+            let configured = self.keys.get(key).and_then(|other| self.services.get(other));
+            configured.is_some_and(|other| other.holds_address)
+        };
+        let known = me.leftover == 0 && service.id.is_some();
+        let free = self.ledger.owner(&me.key).is_none_or(|owner| Some(owner) == service.id);
+        let taken = published(&me.key) || published(&ServiceKey { port: Port::ANY, ..me.key });
+        known && free && !taken && self.ledger.roles.fits(me.key.address)
     }
 
     fn anything_leaves(&self) -> bool {
         let leaves = |service: &Service| {
             service.leaving.is_some() || service.members.iter().any(|member| member.leaving.is_some())
         };
-        !self.ledger.stray_sources.is_empty() || self.services.values().any(leaves)
+        !self.ledger.old_sources.is_empty() || self.services.values().any(leaves)
     }
 
     fn problems(&self) -> Vec<Notice> {

@@ -100,13 +100,6 @@ pub fn to_reserve(wanted: &PortSet, reserved: &PortSet, ephemeral: &str) -> Resu
     Ok(wanted.without(reserved))
 }
 
-/// The ephemeral ports `first last` up to the highest port there is, in the notation the kernel gives
-/// back. `None`: not that notation.
-pub fn widened_upwards(ephemeral: &str) -> Option<String> {
-    let first: u16 = ephemeral.split_whitespace().next()?.parse().ok()?;
-    Some(format!("{first}\t{}", u16::MAX))
-}
-
 /// `range` without `hole`: what is left below and above it.
 fn cut(range: PortRange, hole: PortRange) -> [Option<PortRange>; 2] {
     if hole.last < range.first || range.last < hole.first {
@@ -122,16 +115,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn widening_makes_room_for_the_host_above_the_default_source_ports() {
-        let (wanted, none) = (set("1024-61439"), PortSet::default());
-        assert!(to_reserve(&wanted, &none, "32768\t60999").is_err());
-        let widened = widened_upwards("32768\t60999").unwrap();
-        assert_eq!(widened, "32768\t65535");
-        assert_eq!(to_reserve(&wanted, &none, &widened).unwrap(), wanted);
-        assert_eq!(widened_upwards("any"), None);
-    }
 
     fn set(text: &str) -> PortSet {
         PortSet::parse(text).unwrap()

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Added, AddedAddress, HostAddress, HostError, HostRecord, Link, Netlink, PortSet, Sysctl, Undone, announce,
-    ports::{to_reserve, widened_upwards},
+    ports::to_reserve,
     sysctl::{accept_ra, disable_ipv6, ephemeral_ports, ipv4_forwarding, ipv6_forwarding, reserved_ports},
 };
 use crate::config::Config;
@@ -219,16 +219,7 @@ impl Host {
         let reserved = PortSet::parse(&text)
             .ok_or_else(|| HostError::Ports(format!("net.ipv4.ip_local_reserved_ports is no list: `{text}`")))?;
         let ephemeral = self.sysctl.read(&ephemeral_ports())?.unwrap_or_default();
-        let added = match to_reserve(&wanted, &reserved, &ephemeral) {
-            Ok(added) => added,
-            Err(error) => {
-                // Linux leaves 61000 to 65535 unused: room for the host's own connections.
-                let widened = widened_upwards(&ephemeral).ok_or(error)?;
-                let added = to_reserve(&wanted, &reserved, &widened)?;
-                self.set(&ephemeral_ports(), &widened, prepared)?;
-                added
-            }
-        };
+        let added = to_reserve(&wanted, &reserved, &ephemeral)?;
         if added.is_empty() {
             return Ok(());
         }

@@ -17,6 +17,39 @@ use lb_userspace::{
 
 pub const SOURCE: &str = "10.255.0.1";
 
+pub const A: &str = "10.0.0.1:80";
+pub const B: &str = "10.0.0.2:80";
+pub const C: &str = "10.0.0.3:80";
+
+/// One service, `web`, in mode `nat`.
+pub fn web(backends: &[&str]) -> Config {
+    config(vec![service("web", "203.0.113.1:80", backends)])
+}
+
+/// `web` with two backends in tier 0 and one in tier 1.
+pub fn tiers() -> Config {
+    let mut config = web(&[]);
+    config.services[0].backends = vec![backend(A, 1, 0), backend(B, 1, 0), backend(C, 1, 1)];
+    config
+}
+
+/// `web` in mode `full-nat`.
+pub fn full_nat(backends: &[&str]) -> Config {
+    let mut config = web(backends);
+    config.services[0].mode = Mode::FullNat;
+    config
+}
+
+/// Takes a backend of `web` out of turn.
+pub fn drain(address: &str) -> Command {
+    Command::Drain { service: "web".to_owned(), address: address.parse().unwrap() }
+}
+
+/// State of an element of the map `backends`.
+pub fn state(world: &World, id: u32) -> u8 {
+    world.dataplane.backend(id).unwrap().state
+}
+
 pub fn config(services: Vec<Service>) -> Config {
     Config {
         interfaces: vec!["eth0".to_owned()],

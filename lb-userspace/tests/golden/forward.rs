@@ -29,7 +29,7 @@ fn conversation(lab: &mut Lab, served: &Served) {
     let seen_as: SocketAddr = match mode {
         Mode::Nat => them(40_000),
         Mode::FullNat => {
-            assert!((1024..=61_439).contains(&flow.source.port()), "{flow:?}");
+            assert!(flow.source.port() >= 1024, "{flow:?}");
             (source(v4), flow.source.port()).into()
         }
     };

@@ -6,6 +6,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{self, Command},
@@ -13,7 +14,10 @@ use std::{
     thread,
 };
 
-use aya::{TestRun as _, programs::TestRunOptions};
+use aya::{
+    TestRun as _,
+    programs::{TestRunOptions, Xdp},
+};
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendCounters, BackendState, DirectionCounters, Granularity, Mode, Port,
@@ -96,7 +100,11 @@ neigh add 2001:db8:2::13 lladdr 02:00:00:00:02:13 dev back nud permanent
 const LIMITS: Limits =
     Limits { services: 16, backends: 64, addresses: 64, selection_slots: 256, flows: 1024, port_pools: 8 };
 
+/// The configuration's default: 60,416 ports.
+pub const PORTS: [PortRange; 2] = [PortRange { first: 1024, last: 56_903 }, PortRange { first: 61_000, last: 65_535 }];
+
 pub struct Lab {
+    limits: Limits,
     loaded: Loaded,
     pub data: KernelDataplane,
     stats: Stats,
@@ -146,15 +154,20 @@ pub struct Served {
 
 /// Runs a test in a network namespace of its own, with the program loaded and attached there.
 pub fn lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
+    lab_of(1024, test);
+}
+
+/// The same with room for so many flows.
+pub fn lab_of(flows: u32, test: impl FnOnce(&mut Lab) + Send + 'static) {
     // The namespace ends with the thread.
-    let result = thread::spawn(move || test(&mut Lab::new())).join();
+    let result = thread::spawn(move || test(&mut Lab::new(flows))).join();
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
 }
 
 impl Lab {
-    fn new() -> Self {
+    fn new(flows: u32) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // SAFETY: no preconditions.
         let uid = unsafe { libc::geteuid() };
@@ -170,14 +183,15 @@ impl Lab {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pin_dir = Path::new("/sys/fs/bpf").join(format!("lb-golden-{}-{number}", process::id()));
         lb_userspace::host::ensure_bpffs(Path::new("/sys/fs/bpf")).expect("a bpf file system");
+        let limits = Limits { flows, ..LIMITS };
         let mut loaded =
-            load(&LoadOptions { pin_dir: &pin_dir, limits: &LIMITS, debug_log: false }).expect("the program loads");
+            load(&LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false }).expect("the program loads");
         for interface in ["front", "back"] {
             loaded.attach(interface, XdpMode::Native).expect("the program attaches");
         }
         let data = KernelDataplane::open(&pin_dir).expect("the maps open");
         let stats = Stats::open(&pin_dir).expect("the counters open");
-        Self { loaded, data, stats, pin_dir, served: 0 }
+        Self { limits, loaded, data, stats, pin_dir, served: 0 }
     }
 
     /// Publishes a service whose backends are all ready.
@@ -189,7 +203,7 @@ impl Lab {
             let full_nat = spec.mode == Mode::FullNat;
             let pool = number * 4 % LIMITS.port_pools + u32::from(n) - 1;
             if full_nat {
-                self.apply(Op::SetPortPool { pool, ports: vec![PortRange { first: 1024, last: 61_439 }] });
+                self.apply(Op::SetPortPool { pool, ports: PORTS.to_vec() });
             }
             let entry = Backend {
                 address: backend(spec.v4, n).into(),
@@ -281,28 +295,45 @@ impl Lab {
     /// Runs the program on a frame.
     pub fn send(&mut self, side: Side, frame: &[u8]) -> Sent {
         let before = self.counters();
-        let mut out = vec![0xee; 2048];
-        let mut context = [0u8; 24];
-        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
-        context[12..16].copy_from_slice(&ifindex(side).to_ne_bytes());
-        let program = self.loaded.program().expect("the program");
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(&context),
-                ..TestRunOptions::new()
-            })
-            .expect("the kernel runs the program");
-        out.truncate(result.data_size_out as usize);
-        let exit = match result.return_value {
-            1 => "drop",
-            2 => "pass",
-            3 => "tx",
-            4 => "redirect",
-            other => panic!("verdict {other} for {frame:02x?}"),
-        };
+        let (exit, out) = run(self.loaded.program().expect("the program"), ifindex(side), frame);
         Sent { exit, frame: out, counted: changed(&before, &self.counters()) }
+    }
+
+    /// Runs the program on frames from several threads, each on a CPU of its own, all at once. Gives
+    /// how often each exit was taken.
+    pub fn send_from_all_cpus(
+        &mut self,
+        side: Side,
+        frames: impl Fn(usize) -> Vec<Vec<u8>> + Sync,
+    ) -> BTreeMap<&'static str, usize> {
+        let ifindex = ifindex(side);
+        let program = self.loaded.program().expect("the program");
+        let cpus = thread::available_parallelism().expect("the number of CPUs").get();
+        // Threads started from here are in this thread's network namespace.
+        let work = |cpu: usize| {
+            let frames = frames(cpu);
+            pin_to(cpu);
+            let mut exits = BTreeMap::new();
+            for frame in frames {
+                *exits.entry(run(program, ifindex, &frame).0).or_insert(0) += 1;
+            }
+            exits
+        };
+        let work = &work;
+        let counts: Vec<BTreeMap<&'static str, usize>> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..cpus).map(|cpu| scope.spawn(move || work(cpu))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("the thread ends")).collect()
+        });
+        let mut sum = BTreeMap::new();
+        for (exit, n) in counts.into_iter().flatten() {
+            *sum.entry(exit).or_insert(0) += n;
+        }
+        sum
+    }
+
+    /// Flows begun so far towards each backend of a service.
+    pub fn flows_begun(&self, served: &Served) -> Vec<u64> {
+        served.backends.iter().map(|&id| self.stats.backend(id).unwrap().flows).collect()
     }
 
     /// What a frame is that leaves for backend `n`.
@@ -318,8 +349,8 @@ impl Lab {
     fn counters(&self) -> Counters {
         Counters {
             verdicts: self.stats.verdicts().unwrap().into_iter().collect(),
-            services: (0..LIMITS.services).map(|id| self.stats.service(id).unwrap()).collect(),
-            backends: (0..LIMITS.backends).map(|id| self.stats.backend(id).unwrap()).collect(),
+            services: (0..self.limits.services).map(|id| self.stats.service(id).unwrap()).collect(),
+            backends: (0..self.limits.backends).map(|id| self.stats.backend(id).unwrap()).collect(),
         }
     }
 }
@@ -363,6 +394,41 @@ fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
     frame[..6].copy_from_slice(&to);
     frame[6..12].copy_from_slice(&from);
     frame
+}
+
+fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
+    let mut out = vec![0xee; 2048];
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let mut context = [0u8; 24];
+    context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })
+        .expect("the kernel runs the program");
+    out.truncate(result.data_size_out as usize);
+    let exit = match result.return_value {
+        1 => "drop",
+        2 => "pass",
+        3 => "tx",
+        4 => "redirect",
+        other => panic!("verdict {other} for {frame:02x?}"),
+    };
+    (exit, out)
+}
+
+fn pin_to(cpu: usize) {
+    // SAFETY: a zeroed set is an empty one, and the call concerns this thread only.
+    let refused = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    assert_eq!(refused, 0, "CPU {cpu}");
 }
 
 fn ifindex(side: Side) -> u32 {

@@ -11,5 +11,6 @@ mod forward;
 mod passed;
 mod ports;
 mod refused;
+mod scale;
 mod schedule;
 mod table;

@@ -151,12 +151,15 @@ fn what_backends_say_outside_of_flows_is_the_hosts() {
     }
 }
 
+/// What makes a whole packet a broken one.
+type Break = fn(&mut Vec<u8>);
+
 #[test]
 fn malformed_packets_are_dropped_if_they_claim_to_be_for_a_service() {
     lab(|lab| {
         let served = served(lab, true);
         let whole = from_client(&request(&served, 40_000, TCP_SYN));
-        let broken: [(&str, fn(&mut Vec<u8>)); 6] = [
+        let broken: [(&str, Break); 6] = [
             ("header length below 5 words", |f| f[14] = 0x44),
             ("version 5", |f| f[14] = 0x55),
             ("longer than the frame", |f| f[16] = 1),

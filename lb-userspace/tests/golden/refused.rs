@@ -206,6 +206,24 @@ fn long_packets_are_cut_to_the_answer() {
 }
 
 #[test]
+fn a_flood_of_udp_is_answered_at_a_limited_rate() {
+    lab(|lab| {
+        let served = lab.serve(Spec { backends: 0, ..Spec::new(true, Protocol::Udp, Mode::Nat) });
+        let ask = from_client(&request(&served, 40_000, 0));
+        let exits =
+            lab.send_from_all_cpus(Side::Front, |cpu| if cpu == 0 { vec![ask.clone(); 20_000] } else { vec![] });
+        let (answered, dropped) = (exits["tx"], exits["drop"]);
+        assert_eq!(answered + dropped, 20_000);
+        // The flood takes less than a second: seven ticks of 128 answers.
+        assert!((128..=8 * 128).contains(&answered), "{exits:?}");
+        let frame = lab.send(Side::Front, &ask);
+        if frame.exit == "drop" {
+            assert_counted(&frame, &[&format!("answer_limited 1 x {}", ask.len()), "service 0 dropped 1"]);
+        }
+    });
+}
+
+#[test]
 fn nothing_is_sent_to_a_source_that_is_no_host() {
     lab(|lab| {
         let served = lab.serve(Spec { backends: 0, ..Spec::new(true, Protocol::Tcp, Mode::Nat) });

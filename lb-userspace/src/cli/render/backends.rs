@@ -76,7 +76,8 @@ fn health(backend: &BackendView) -> Cell {
 
 fn effective(backend: &BackendView) -> Cell {
     let reason = &backend.effective.reason;
-    let left = if backend.leaving { format!(", leaving: {} left", count(backend.live_flows, "flow")) } else { String::new() };
+    let left =
+        if backend.leaving { format!(", leaving: {} left", count(backend.live_flows, "flow")) } else { String::new() };
     if backend.effective.used {
         good(format!("used ({reason}){left}"))
     } else {

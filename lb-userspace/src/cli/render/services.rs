@@ -41,7 +41,12 @@ pub fn service(service: &ServiceView, format: Format) -> String {
                 check.rise,
             ),
         ),
-        ("serves", service.active_tier.map_or_else(|| "nothing: no backend is ready".to_owned(), |tier| format!("tier {tier}"))),
+        (
+            "serves",
+            service
+                .active_tier
+                .map_or_else(|| "nothing: no backend is ready".to_owned(), |tier| format!("tier {tier}")),
+        ),
         ("flows", service.live_flows.to_string()),
     ]);
     format!("{head}\n\n{}", backend_table(&service.backends, format))

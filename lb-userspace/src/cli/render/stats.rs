@@ -54,15 +54,34 @@ fn services(services: &[ServiceStats]) -> String {
         cells.extend([text(service.refused), text(service.dropped)]);
         cells
     });
-    let headings =
-        ["SERVICE", "LISTEN", "PROTOCOL", ">FLOWS", ">PACKETS IN", ">BYTES IN", ">PACKETS OUT", ">BYTES OUT", ">REFUSED", ">DROPPED"];
+    let headings = [
+        "SERVICE",
+        "LISTEN",
+        "PROTOCOL",
+        ">FLOWS",
+        ">PACKETS IN",
+        ">BYTES IN",
+        ">PACKETS OUT",
+        ">BYTES OUT",
+        ">REFUSED",
+        ">DROPPED",
+    ];
     table(&headings, rows.collect())
 }
 
 fn backends(services: &[ServiceStats], format: Format) -> String {
     let wide = format == Format::Wide;
-    let mut headings =
-        vec!["SERVICE", "BACKEND", "STATE", ">FLOWS", ">SHARE", ">PACKETS TO", ">BYTES TO", ">PACKETS FROM", ">BYTES FROM"];
+    let mut headings = vec![
+        "SERVICE",
+        "BACKEND",
+        "STATE",
+        ">FLOWS",
+        ">SHARE",
+        ">PACKETS TO",
+        ">BYTES TO",
+        ">PACKETS FROM",
+        ">BYTES FROM",
+    ];
     if wide {
         headings.extend([">ENDED", ">ID"]);
     }
@@ -72,7 +91,8 @@ fn backends(services: &[ServiceStats], format: Format) -> String {
         for backend in &service.backends {
             let state = if backend.state == "live" { text(&backend.state) } else { warned(&backend.state) };
             let share = (all > 0).then(|| format!("{:.1}%", backend.flows as f64 * 100.0 / all as f64));
-            let mut cells = vec![text(&service.name), text(backend.address), state, text(backend.flows), or_dash(share)];
+            let mut cells =
+                vec![text(&service.name), text(backend.address), state, text(backend.flows), or_dash(share)];
             cells.extend(traffic(backend.forward));
             cells.extend(traffic(backend.reply));
             if wide {

@@ -15,11 +15,17 @@ const NOTICES: usize = 10;
 pub fn status(status: &Status, format: Format) -> String {
     let agent = &status.agent;
     let mut pairs = vec![
-        ("agent", format!("{} running as pid {} for {}", agent.version, agent.pid, duration(agent.uptime_seconds * 1000))),
+        (
+            "agent",
+            format!("{} running as pid {} for {}", agent.version, agent.pid, duration(agent.uptime_seconds * 1000)),
+        ),
         ("config", agent.config.clone()),
     ];
     if let Some(failed) = &status.reload_failed {
-        pairs.push(("reload", format!("\x1b[1;31mfailed\x1b[0m at {}, the old configuration stays: {}", failed.at, failed.error)));
+        pairs.push((
+            "reload",
+            format!("\x1b[1;31mfailed\x1b[0m at {}, the old configuration stays: {}", failed.at, failed.error),
+        ));
     }
     pairs.extend(data_path(&status.data_path));
     if let Some(change) = &status.last_change {
@@ -58,7 +64,7 @@ fn data_path(path: &DataPathStatus) -> Vec<(&'static str, String)> {
         })
         .collect();
     vec![
-        ("maps", format!("{step}, generation {}", path.generation)),
+        ("maps", format!("generation {}, {step}", path.generation)),
         ("xdp", interfaces.join(", ")),
         ("flows", format!("{} of {}", path.live_flows, path.flow_capacity)),
     ]

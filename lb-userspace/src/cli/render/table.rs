@@ -26,7 +26,8 @@ pub fn table(headings: &[&str], rows: Vec<Vec<Cell>>) -> String {
 /// `name:  value` lines, values in one column.
 pub fn fields(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
-    let lines: Vec<String> = pairs.iter().map(|(name, value)| format!("{:<width$}  {value}", format!("{name}:"))).collect();
+    let lines: Vec<String> =
+        pairs.iter().map(|(name, value)| format!("{:<width$}  {value}", format!("{name}:"))).collect();
     lines.join("\n")
 }
 

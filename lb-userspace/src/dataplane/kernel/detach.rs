@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{pins, sys};
+use super::{
+    pins::{self, Pins},
+    sys,
+};
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,14 @@ pub fn detach(pin_dir: &Path) -> Result<Detached> {
     done.interfaces.sort();
     done.interfaces.dedup();
     Ok(done)
+}
+
+/// Takes the program off one interface; the maps and the other interfaces stay.
+///
+/// # Errors
+/// There is no pinned link for it, or the kernel's.
+pub fn detach_interface(pins: &Pins, interface: &str) -> Result<()> {
+    detach_link(&pins.link(interface))
 }
 
 /// Takes one pinned link off its interface and removes the pin.

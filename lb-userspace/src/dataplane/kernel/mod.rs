@@ -28,7 +28,7 @@ mod sys;
 mod tables;
 
 pub use attach::{Attachment, attachments, ifindex};
-pub use detach::{Detached, detach};
+pub use detach::{Detached, detach, detach_interface};
 pub use events::{DataplaneEvent, Events};
 pub use flows::{FlowFilter, FlowRecord, Flows};
 pub use load::{LoadOptions, Loaded, load};

@@ -1,0 +1,483 @@
+//! The binary as a user and a script meet it: exit codes, errors, tables and documents, against an
+//! API server in this process that answers like an agent.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use axum::http::StatusCode;
+use lb_userspace::api::{
+    ApiSocket, Handle, Refusal, Request,
+    model::{
+        AdminView, AgentStatus, BackendStats, BackendView, Change, CommandDone, CommandRequest, DataPathStatus,
+        Detached, Document, EffectiveView, Failed, FlowList, FlowView, HealthCheckView, HealthView, InterfaceStatus,
+        Kind, NoticeView, ProbedChange, ServiceStats, ServiceSummary, ServiceView, StatsView, Status, Stopping,
+        Traffic, VerdictStats,
+    },
+    serve,
+};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+fn lb(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    lb(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// An agent with one service of three backends; a drain is done, a removal refused.
+struct Agent {
+    socket: PathBuf,
+    stop: CancellationToken,
+    runtime: Option<tokio::runtime::Runtime>,
+    _dir: tempfile::TempDir,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("lb.sock");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let stop = CancellationToken::new();
+        let (requests, inbox) = mpsc::channel(16);
+        runtime.block_on(async {
+            tokio::spawn(answer(inbox));
+            tokio::spawn(serve(ApiSocket::bind(&socket).unwrap(), Handle::new(requests), stop.clone()));
+        });
+        Self { socket, stop, runtime: Some(runtime), _dir: dir }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        lb(arguments).env("LB_SOCKET", &self.socket).output().unwrap()
+    }
+
+    /// Standard output of a command that must succeed.
+    fn shows(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+async fn answer(mut requests: mpsc::Receiver<Request>) {
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Status(reply) => drop(reply.send(status())),
+            Request::Services(reply) => drop(reply.send(vec![service()])),
+            Request::Stop { reply, .. } => drop(reply.send(Stopping { pid: 4711 })),
+            Request::Command { request, reply, .. } => drop(reply.send(command(request))),
+        }
+    }
+}
+
+fn command(request: CommandRequest) -> Result<CommandDone, Refusal> {
+    match request.change {
+        Change::Drain => Ok(CommandDone {
+            service: request.service,
+            address: request.address,
+            text: "drains: 312 flows left".to_owned(),
+            backend: Some(draining()),
+            published: true,
+        }),
+        _ => Err(Refusal::new(StatusCode::CONFLICT, "not done: remove web", "it is the last one", "add --force")),
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn status() -> Status {
+    Status {
+        agent: AgentStatus {
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            started: "2026-01-01T00:00:00Z".to_owned(),
+            uptime_seconds: 7620,
+            config: "/etc/lb/lb.toml".to_owned(),
+        },
+        data_path: DataPathStatus {
+            generation: 17,
+            in_step: false,
+            last_error: Some(Failed { at: "2026-01-01T02:00:00Z".to_owned(), error: "backends: No space".to_owned() }),
+            interfaces: vec![InterfaceStatus {
+                name: "eth0".to_owned(),
+                xdp_mode: "generic".to_owned(),
+                note: Some("the driver has no XDP".to_owned()),
+            }],
+            live_flows: 400,
+            flow_capacity: 262_144,
+            sweep_micros: 950,
+        },
+        services: vec![ServiceSummary {
+            name: "web".to_owned(),
+            listen: address("203.0.113.10:80"),
+            protocol: "tcp".to_owned(),
+            used: 1,
+            backends: 3,
+            active_tier: Some(0),
+            live_flows: 400,
+        }],
+        last_change: Some(ProbedChange {
+            at: "2026-01-01T01:00:00Z".to_owned(),
+            service: "web".to_owned(),
+            backend: Some(address("10.0.0.12:8080")),
+            text: "health up -> down (L4TOUT, 2 of 2)".to_owned(),
+            detect_to_written_micros: 780,
+        }),
+        reload_failed: Some(Failed {
+            at: "2026-01-01T01:30:00Z".to_owned(),
+            error: "line 4, column 1: unknown key `lissten` in [[service]]; see: lb config check /etc/lb/lb.toml"
+                .to_owned(),
+        }),
+        notices: vec![
+            NoticeView {
+                at: "2026-01-01T01:00:00Z".to_owned(),
+                level: "info".to_owned(),
+                service: Some("web".to_owned()),
+                backend: Some(address("10.0.0.12:8080")),
+                text: "health up -> down (L4TOUT, 2 of 2)".to_owned(),
+            },
+            NoticeView {
+                at: "2026-01-01T01:10:00Z".to_owned(),
+                level: "warning".to_owned(),
+                service: None,
+                backend: None,
+                text: "table_full: 5 packets".to_owned(),
+            },
+        ],
+    }
+}
+
+fn backend(ip: &str, tier: u8, health: &str, reason: &str, used: bool, why: &str) -> BackendView {
+    BackendView {
+        service: "web".to_owned(),
+        address: address(ip),
+        id: Some(u32::from(tier)),
+        weight: 1,
+        tier,
+        admin: AdminView { state: "ready".to_owned(), by: None, at: None },
+        health: HealthView { state: health.to_owned(), reason: reason.to_owned(), for_millis: 185_000 },
+        role: None,
+        effective: EffectiveView { used, reason: why.to_owned() },
+        leaving: false,
+        live_flows: 88,
+    }
+}
+
+fn draining() -> BackendView {
+    let admin = AdminView {
+        state: "drain".to_owned(),
+        by: Some("anna".to_owned()),
+        at: Some("2026-01-01T00:30:00Z".to_owned()),
+    };
+    BackendView { admin, live_flows: 312, ..backend("10.0.0.13:8080", 0, "up", "L4OK", false, "admin drain") }
+}
+
+fn service() -> ServiceView {
+    ServiceView {
+        name: "web".to_owned(),
+        listen: address("203.0.113.10:80"),
+        protocol: "tcp".to_owned(),
+        mode: "full-nat".to_owned(),
+        scheduler: "round-robin".to_owned(),
+        granularity: "flow".to_owned(),
+        health_check: HealthCheckView {
+            check: "http GET /healthz".to_owned(),
+            interval_millis: 500,
+            timeout_millis: 300,
+            fall: 2,
+            rise: 2,
+        },
+        id: Some(0),
+        active_tier: Some(0),
+        live_flows: 400,
+        backends: vec![
+            backend("10.0.0.11:8080", 0, "up", "L7OK 200", true, "tier 0 serves"),
+            backend("10.0.0.12:8080", 1, "down", "L4TOUT", false, "health down (L4TOUT)"),
+            draining(),
+        ],
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for arguments in [
+        &["sttus"][..],
+        &["backend", "drain", "web"],
+        &["backend", "drain", "web", "example.com:80"],
+        &["backend", "drain", "we b", "10.0.0.1:80"],
+        &["status", "--watch=1ms"],
+        &["status", "-o", "yaml"],
+        &["flows", "--state", "open"],
+        &[],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn without_an_agent_three_lines_say_so_and_the_exit_code_is_3() {
+    let reads: [&[&str]; 3] = [&["status"], &["service", "list"], &["backend", "drain", "web", "10.0.0.1:80"]];
+    for arguments in reads {
+        let output = run(&[arguments, &["--socket", "/nowhere/lb.sock"]].concat());
+        assert_eq!(output.status.code(), Some(3));
+        assert!(output.stdout.is_empty());
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(text(&output.stderr), @r"
+            error: cannot reach the agent at /nowhere/lb.sock
+            why:   No such file or directory (os error 2)
+            next:  start it: lb run --config FILE (or name its socket: --socket PATH)
+            ");
+        }
+    }
+}
+
+#[test]
+fn with_o_json_an_error_is_one_object_on_standard_error() {
+    let output = run(&["status", "-o", "json", "--socket", "/nowhere/lb.sock"]);
+    assert_eq!(output.status.code(), Some(3));
+    insta::assert_snapshot!(text(&output.stderr), @r#"{"apiVersion":"lb/v1","kind":"Error","code":3,"what":"cannot reach the agent at /nowhere/lb.sock","why":"No such file or directory (os error 2)","next":"start it: lb run --config FILE (or name its socket: --socket PATH)"}"#);
+}
+
+#[test]
+fn counters_and_flows_without_maps_fail_with_what_to_do() {
+    for arguments in
+        [["stats", "--pin-dir", "/sys/fs/bpf/lb-not-there"], ["flows", "--pin-dir", "/sys/fs/bpf/lb-not-there"]]
+    {
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let shown = text(&output.stderr);
+        assert!(shown.starts_with("error: cannot read the maps under /sys/fs/bpf/lb-not-there\nwhy:   "), "{shown}");
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+    }
+}
+
+#[test]
+fn status_is_shown_as_a_table() {
+    insta::assert_snapshot!(Agent::start().shows(&["status"]));
+}
+
+#[test]
+fn services_are_shown_as_tables() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("service_list", agent.shows(&["service", "list"]));
+    insta::assert_snapshot!("service_list_wide", agent.shows(&["service", "list", "-o", "wide"]));
+    insta::assert_snapshot!("service_show", agent.shows(&["service", "show", "web"]));
+}
+
+#[test]
+fn backends_are_shown_with_four_fields() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("backend_list", agent.shows(&["backend", "list", "web"]));
+    insta::assert_snapshot!("backend_list_wide", agent.shows(&["backend", "list", "-o", "wide"]));
+}
+
+#[test]
+fn a_change_says_what_was_done_and_what_to_follow() {
+    let agent = Agent::start();
+    assert_eq!(
+        agent.shows(&["backend", "drain", "web", "10.0.0.13:8080"]),
+        "web 10.0.0.13:8080 drains: 312 flows left; follow with: lb backend list web --watch\n"
+    );
+}
+
+#[test]
+fn a_refused_change_exits_with_1_and_the_agents_words() {
+    let agent = Agent::start();
+    let output = agent.run(&["backend", "remove", "web", "10.0.0.11:8080"]);
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!(text(&output.stderr), @r"
+    error: not done: remove web
+    why:   it is the last one
+    next:  add --force
+    ");
+}
+
+#[test]
+fn every_read_has_a_document_of_its_kind() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("json_status", agent.shows(&["status", "-o", "json"]));
+    insta::assert_snapshot!("json_service_list", agent.shows(&["service", "list", "-o", "json"]));
+    insta::assert_snapshot!("json_service", agent.shows(&["service", "show", "web", "-o", "json"]));
+    insta::assert_snapshot!("json_backend_list", agent.shows(&["backend", "list", "web", "-o", "json"]));
+    let done = agent.shows(&["backend", "drain", "web", "10.0.0.13:8080", "-o", "json"]);
+    insta::assert_snapshot!("json_command_done", done);
+}
+
+/// Kinds that come from pinned maps, or from taking them away.
+#[test]
+fn documents_of_maps_have_their_kind() {
+    fn document<T: Kind + Serialize>(body: T) -> String {
+        serde_json::to_string_pretty(&Document::new(body)).unwrap()
+    }
+    let traffic = Traffic { packets: 10, bytes: 1500 };
+    let stats = StatsView {
+        agent_alive: true,
+        services: vec![ServiceStats {
+            id: 0,
+            name: "web".to_owned(),
+            listen: address("203.0.113.10:80"),
+            protocol: "tcp".to_owned(),
+            mode: "full-nat".to_owned(),
+            forward: traffic,
+            reply: traffic,
+            flows: 3,
+            refused: 1,
+            dropped: 0,
+            backends: vec![BackendStats {
+                id: 0,
+                address: address("10.0.0.11:8080"),
+                state: "live".to_owned(),
+                forward: traffic,
+                reply: traffic,
+                flows: 3,
+                ended: 1,
+            }],
+        }],
+        verdicts: vec![VerdictStats {
+            reason: "to_backend".to_owned(),
+            action: "forward".to_owned(),
+            packets: 10,
+            bytes: 1500,
+            meaning: "Sent on to the backend.".to_owned(),
+        }],
+    };
+    let flows = FlowList {
+        agent_alive: false,
+        matched: 1,
+        flows: vec![FlowView {
+            service: "203.0.113.10:80/tcp".to_owned(),
+            protocol: "tcp".to_owned(),
+            mode: "full-nat".to_owned(),
+            client: address("198.51.100.7:51000"),
+            listen: Some(address("203.0.113.10:80")),
+            source: address("10.0.0.1:1024"),
+            backend: Some(address("10.0.0.11:8080")),
+            state: "established".to_owned(),
+            idle_millis: 134,
+        }],
+    };
+    let detached = Detached {
+        stopped_pid: Some(4711),
+        interfaces: vec!["eth0".to_owned()],
+        done: vec!["took the XDP program off eth0".to_owned()],
+    };
+    insta::assert_snapshot!("json_stats", document(stats));
+    insta::assert_snapshot!("json_flow_list", document(flows));
+    insta::assert_snapshot!("json_detached", document(detached));
+    insta::assert_snapshot!("json_stopping", document(Stopping { pid: 4711 }));
+}
+
+#[test]
+fn a_watch_prints_one_document_per_line_until_its_reader_goes() {
+    use std::io::{BufRead, BufReader};
+    let agent = Agent::start();
+    let mut watching = lb(&["backend", "list", "-o", "json", "--watch=100ms"])
+        .env("LB_SOCKET", &agent.socket)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    for _ in 0..3 {
+        let line = lines.next().unwrap().unwrap();
+        let document: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(document["kind"], "BackendList");
+    }
+    drop(lines);
+    assert_eq!(watching.wait().unwrap().code(), Some(0), "a pipe that closes is no failure");
+}
+
+#[test]
+fn colours_are_only_for_terminals_or_whoever_asks() {
+    let agent = Agent::start();
+    assert!(!agent.shows(&["backend", "list"]).contains('\x1b'));
+    assert!(agent.shows(&["backend", "list", "--color", "always"]).contains("\x1b["));
+    let output = lb(&["backend", "list"]).env("LB_SOCKET", &agent.socket).env("NO_COLOR", "1").output().unwrap();
+    assert!(!text(&output.stdout).contains('\x1b'));
+}
+
+fn file(dir: &Path, content: &str) -> String {
+    let path = dir.join("lb.toml");
+    std::fs::write(&path, content).unwrap();
+    path.display().to_string()
+}
+
+const VALID: &str = r#"
+interfaces = ["eth0"]
+[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+mode = "full-nat"
+[[service.backend]]
+address = "10.0.0.11:8080"
+"#;
+
+#[test]
+fn a_valid_file_is_summed_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), VALID);
+    let output = run(&["config", "check", &path]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    assert!(shown.starts_with(&format!("{path}: valid\nservices: 1, backends: 1\n")), "{shown}");
+    let document = text(&run(&["config", "check", &path, "-o", "json"]).stdout);
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    assert_eq!((&document["kind"], &document["valid"]), (&"ConfigCheck".into(), &true.into()));
+    assert_eq!(document["summary"]["services"][0]["name"], "web");
+}
+
+#[test]
+fn every_error_of_a_file_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), &VALID.replace("listen", "lissten").replace("full-nat", "fullnat"));
+    let output = run(&["config", "check", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    let shown = text(&output.stderr);
+    assert!(
+        shown.contains("lissten") && shown.contains("did you mean `listen`") && shown.contains("fullnat"),
+        "{shown}"
+    );
+    let output = run(&["config", "check", &path, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["valid"], false);
+    assert!(document["diagnostics"].as_array().unwrap().len() >= 2);
+    assert_eq!(document["diagnostics"][0]["line"], 5);
+}
+
+#[test]
+fn a_missing_file_is_an_error_with_its_name() {
+    let output = run(&["config", "check", "/nowhere/lb.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/nowhere/lb.toml"));
+}
+
+#[test]
+fn help_names_every_command() {
+    let help = text(&run(&["--help"]).stdout);
+    for command in ["run", "status", "service", "backend", "stats", "flows", "config", "detach"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
+    }
+}
