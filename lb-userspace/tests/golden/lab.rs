@@ -108,7 +108,7 @@ pub struct Lab {
     loaded: Loaded,
     pub data: KernelDataplane,
     stats: Stats,
-    pin_dir: PathBuf,
+    pin_dir: PinDir,
     served: u32,
 }
 
@@ -181,16 +181,16 @@ impl Lab {
             }
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pin_dir = Path::new("/sys/fs/bpf").join(format!("lb-golden-{}-{number}", process::id()));
+        let pin_dir = PinDir(Path::new("/sys/fs/bpf").join(format!("lb-golden-{}-{number}", process::id())));
         lb_userspace::host::ensure_bpffs(Path::new("/sys/fs/bpf")).expect("a bpf file system");
         let limits = Limits { flows, ..LIMITS };
         let mut loaded =
-            load(&LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false }).expect("the program loads");
+            load(&LoadOptions { pin_dir: &pin_dir.0, limits: &limits, debug_log: false }).expect("the program loads");
         for interface in ["front", "back"] {
             loaded.attach(interface, XdpMode::Native).expect("the program attaches");
         }
-        let data = KernelDataplane::open(&pin_dir).expect("the maps open");
-        let stats = Stats::open(&pin_dir).expect("the counters open");
+        let data = KernelDataplane::open(&pin_dir.0).expect("the maps open");
+        let stats = Stats::open(&pin_dir.0).expect("the counters open");
         Self { limits, loaded, data, stats, pin_dir, served: 0 }
     }
 
@@ -282,7 +282,7 @@ impl Lab {
 
     /// Live flows, in the order of the table.
     pub fn flows(&self) -> Vec<FlowRecord> {
-        Flows::open(&self.pin_dir).unwrap().iter(&FlowFilter::default()).collect()
+        Flows::open(&self.pin_dir.0).unwrap().iter(&FlowFilter::default()).collect()
     }
 
     /// The only live flow.
@@ -355,10 +355,13 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
+/// Takes everything off and away at the end, also when a lab could not be finished.
+struct PinDir(PathBuf);
+
+impl Drop for PinDir {
     fn drop(&mut self) {
-        if let Err(error) = detach(&self.pin_dir) {
-            eprintln!("cleaning up {}: {error:#}", self.pin_dir.display());
+        if let Err(error) = detach(&self.0) {
+            eprintln!("cleaning up {}: {error:#}", self.0.display());
         }
     }
 }
