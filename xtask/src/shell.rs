@@ -3,7 +3,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -18,11 +18,17 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
 }
 
-/// Where a program is: `PATH`, cargo's bin folder, then the sbin folders.
+/// Where a program is, on the [`search_path`].
 pub fn find(program: &str) -> Option<PathBuf> {
+    let path = search_path();
+    env::split_paths(&path).map(|folder| folder.join(program)).find(|candidate| is_executable(candidate))
+}
+
+/// `PATH`, cargo's bin folder, then the sbin folders.
+pub fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = env::split_paths(&path).chain(cargo_bin()).chain(SYSTEM_FOLDERS.iter().map(PathBuf::from));
-    folders.map(|folder| folder.join(program)).find(|candidate| is_executable(candidate))
+    env::join_paths(folders).unwrap_or(path.clone())
 }
 
 /// A command for a program that [`find`] finds; otherwise the bare name, so that the error names it.
@@ -94,7 +100,7 @@ pub fn as_root(program: impl AsRef<OsStr>, keep: &[(&str, &OsStr)]) -> Result<Co
     let mut command = Command::new(sudo);
     command.arg("env");
     for (key, value) in keep {
-        let mut pair = std::ffi::OsString::from(key);
+        let mut pair = OsString::from(key);
         pair.push("=");
         pair.push(value);
         command.arg(pair);

@@ -116,7 +116,7 @@ fn run_program(program: &Artifact, lb: &Path, filter: Option<&str>) -> Result<(S
     let folder = program.manifest.parent().context("a manifest lies in a folder")?;
     let ci = env::var_os("CI").unwrap_or_default();
     let home = env::var_os("HOME").unwrap_or_default();
-    let path = env::var_os("PATH").unwrap_or_default();
+    let path = shell::search_path();
     let variables: &[(&str, &OsStr)] = &[
         (build::PROGRAM_VARIABLE, lb.as_os_str()),
         ("CARGO_MANIFEST_DIR", folder.as_os_str()),

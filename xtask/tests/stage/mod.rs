@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use xtask::{
     build::{self, Profile},
     shell,
@@ -39,6 +40,7 @@ pub struct Stage {
 impl Stage {
     /// A world of its own for the test of this name.
     pub fn new(test: &str, topology: Topology, backends: u8) -> Self {
+        allow_many_files();
         let world = World::new(topology, backends).unwrap();
         let folder = shell::root().join("target/e2e").join(test);
         if folder.exists() {
@@ -102,6 +104,12 @@ impl Drop for Stage {
             eprintln!("{} is left behind: {error}", self.folder.display());
         }
     }
+}
+
+/// Ordinary users, and sudo after them, begin with room for 1024 sockets.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
 }
 
 /// Files go to whoever called sudo, who will want to read and to remove them.
