@@ -16,17 +16,23 @@ use std::{
 
 use aya::{
     TestRun as _,
+    maps::MapData,
     programs::{TestRunOptions, Xdp},
 };
-use lb_common::abi::{
-    Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-    ServiceKey, ServiceValue,
+use lb_common::{
+    abi::{
+        Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
+        ServiceKey, ServiceValue, limits::WAYS, names,
+    },
+    flow::{Word, ticks},
 };
 use lb_userspace::{
     config::{Limits, PortRange, XdpMode},
     dataplane::{
         Dataplane as _, Op,
-        kernel::{FlowFilter, FlowRecord, Flows, KernelDataplane, LoadOptions, Loaded, Stats, detach, load},
+        kernel::{
+            FlowFilter, FlowRecord, Flows, KernelDataplane, LoadOptions, Loaded, Pins, SharedArray, Stats, detach, load,
+        },
     },
 };
 
@@ -283,6 +289,23 @@ impl Lab {
     /// Live flows, in the order of the table.
     pub fn flows(&self) -> Vec<FlowRecord> {
         Flows::open(&self.pin_dir.0).unwrap().iter(&FlowFilter::default()).collect()
+    }
+
+    /// Ticks of the clock that the program reads.
+    pub fn now(&self) -> u32 {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: writes the time to a place that is there.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+        ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    }
+
+    /// Writes the whole flow table.
+    pub fn set_every_word(&self, word: Word) {
+        let map = MapData::from_pin(Pins::new(&self.pin_dir.0).map(names::FLOW_WORDS)).unwrap();
+        let buckets = SharedArray::<[u64; WAYS]>::map(&map).unwrap();
+        for bucket in 0..buckets.len() {
+            buckets.write(bucket, &[word.0; WAYS]).unwrap();
+        }
     }
 
     /// The only live flow.
