@@ -77,7 +77,9 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     if env::var_os(build::PROGRAM_VARIABLE).is_none() {
         setup::setup(Level::Run, false)?;
     }
-    let program = build::lb(Profile::Release)?;
+    // The world is a matter of minutes from a fresh clone; what serves for real is worth the wait.
+    let profile = if arguments.iface.is_some() { Profile::Release } else { Profile::Dev };
+    let program = build::lb(profile)?;
     match (&arguments.iface, &arguments.config) {
         (Some(iface), Some(config)) => on_interface(&program, iface, config, &arguments.rest),
         _ if shell::is_root() => demo::demo(&program, arguments.duration),

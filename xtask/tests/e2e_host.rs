@@ -75,7 +75,7 @@ fn a_second_agent_on_the_interface_is_refused_and_does_no_harm() {
     let config = stage.world.folder().join("lb.toml");
 
     let same = run(balancer::cli(&stage.world, lb_program(), &["run", "--config"]).arg(&config));
-    assert_says(&same, 1, &["lb.sock"]);
+    assert_says(&same, 1, &["another agent (pid "]);
 
     let mut other = balancer::cli(&stage.world, lb_program(), &["run", "--config"]);
     other.arg(&config);

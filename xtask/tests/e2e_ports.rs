@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Resource, Rlimit, setrlimit};
 use stage::{
     PATIENCE, Stage,
     clients::curl_names,
@@ -23,15 +22,15 @@ use xtask::world::{
 
 const FLOWS: usize = 60_000;
 /// Ports of the client: 2000 and up.
-const FIRST_PORT: usize = 2000;
-/// Packets on the way at a time: none is lost in a queue.
+const FIRST_PORT: u16 = 2000;
+/// Sockets that are open, and packets that are on the way, at a time: none is lost in a queue.
 const BURST: usize = 100;
 const HOST_SOCKETS: usize = 200;
+/// The fewest source ports that a configuration may have.
+const PORTS: u32 = 1024;
 
 #[test]
 fn sixty_thousand_flows_reach_one_backend_from_sixty_thousand_ports() {
-    let files = Some(FLOWS as u64 + 4096);
-    setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files }).unwrap();
     let stage = Stage::new("sixty_thousand_flows", Topology::TwoArm, 1);
     let _web = stage.web(0);
     let echo = Echo::start(&stage.world, 0);
@@ -42,15 +41,14 @@ fn sixty_thousand_flows_reach_one_backend_from_sixty_thousand_ports() {
     let web = Service::tcp(Family::V4, "full-nat", 80, vec![0], WEB_PORT);
     let lb = stage.lb(&[udp.clone(), web.clone()]);
 
-    let sockets = open_sockets(&stage, udp.listen());
-    exchange(&sockets, "first");
+    exchange(&stage, udp.listen(), "first");
     let peers = echo.peers();
     assert_eq!(peers.len(), FLOWS, "two flows shared a port, or one changed it");
     let source = Family::V4.lb_backend_side();
     assert!(peers.keys().all(|peer| peer.ip() == source), "sources other than {source}");
 
     // The same flows again: from the same ports, each answer at the socket that asked.
-    exchange(&sockets, "again");
+    exchange(&stage, udp.listen(), "again");
     assert_eq!(echo.peers().keys().collect::<BTreeSet<_>>(), peers.keys().collect::<BTreeSet<_>>());
     assert_flows(&lb, &udp.name);
 
@@ -76,18 +74,18 @@ fn when_ports_run_out_it_is_counted_and_other_flows_go_on() {
     let echo = Echo::start(&stage.world, 0);
     let udp = Service::udp(Family::V4, "full-nat", 7001, vec![0], ECHO_PORT);
     let mut config = xtask::world::config::Config::new(stage.world.topology, vec![udp.clone()]);
-    config.lines.push("source-ports = \"40000-40127\"".to_owned());
+    config.lines.push("source-ports = \"40000-41023\"".to_owned());
     let mut lb = stage.lb_at_once(&config);
     lb.wait_for_backends(&udp.name, &udp.backend_addresses(), PATIENCE).unwrap();
-    let sockets: Vec<_> = (0..128).map(|_| udp_client(&stage.world.client, 0, udp.listen()).unwrap()).collect();
+    let sockets: Vec<_> = (0..PORTS).map(|_| udp_client(&stage.world.client, 0, udp.listen()).unwrap()).collect();
     for socket in &sockets {
-        assert_eq!(ask(socket, "one of 128").unwrap(), "web1");
+        assert_eq!(ask(socket, "one of many").unwrap(), "web1");
     }
     let one_more = udp_client(&stage.world.client, 0, udp.listen()).unwrap();
     one_more.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    ask(&one_more, "the 129th").expect_err("there is no port for it");
+    ask(&one_more, "one too many").expect_err("there is no port for it");
     assert!(verdict(&lb, "ports_exhausted") >= 1);
-    assert!(echo.peers().keys().all(|peer| (40_000..=40_127).contains(&peer.port())));
+    assert!(echo.peers().keys().all(|peer| (40_000..=41_023).contains(&peer.port())));
     for socket in &sockets {
         assert_eq!(ask(socket, "still here").unwrap(), "web1");
     }
@@ -99,42 +97,38 @@ fn ports_of_closed_connections_are_used_again() {
     let _web = stage.web(0);
     let web = Service::tcp(Family::V4, "full-nat", 80, vec![0], WEB_PORT);
     let mut config = xtask::world::config::Config::new(stage.world.topology, vec![web.clone()]);
-    config.lines.push("source-ports = \"40000-40511\"".to_owned());
+    config.lines.push("source-ports = \"40000-41023\"".to_owned());
     let mut lb = stage.lb_at_once(&config);
     lb.wait_for_backends(&web.name, &web.backend_addresses(), PATIENCE).unwrap();
-    // Four times as many connections as ports, one after the other.
-    assert_eq!(curl_names(&stage.world.client, web.listen(), 2048)["web1"], 2048);
+    // Three times as many connections as ports, one after the other.
+    let requests = 3 * PORTS;
+    assert_eq!(curl_names(&stage.world.client, web.listen(), requests)["web1"], requests);
 }
 
-fn open_sockets(stage: &Stage, service: SocketAddr) -> Vec<UdpSocket> {
+/// A socket on every port asks and gets its own answer. Flows outlive their client's sockets.
+fn exchange(stage: &Stage, service: SocketAddr, word: &str) {
+    let ports: Vec<_> = (FIRST_PORT..=u16::MAX).take(FLOWS).collect();
+    assert_eq!(ports.len(), FLOWS);
     stage.world.client.enter(|| {
-        (FIRST_PORT..FIRST_PORT + FLOWS)
-            .map(|port| {
-                let socket = UdpSocket::bind((Family::V4.client(), port as u16)).unwrap();
-                socket.connect(service).unwrap();
-                socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-                socket
-            })
-            .collect()
-    })
+        for ports in ports.chunks(BURST) {
+            let sockets: Vec<_> = ports.iter().map(|port| open(*port, service)).collect();
+            for (port, socket) in ports.iter().zip(&sockets) {
+                socket.send(format!("{word} {port}").as_bytes()).unwrap();
+            }
+            for (port, socket) in ports.iter().zip(&sockets) {
+                let mut answer = [0; 64];
+                let length = socket.recv(&mut answer).unwrap_or_else(|e| panic!("{word}: no answer to {port}: {e}"));
+                assert_eq!(String::from_utf8_lossy(&answer[..length]), format!("web1:{word} {port}"));
+            }
+        }
+    });
 }
 
-/// Every socket asks and gets its own answer.
-fn exchange(sockets: &[UdpSocket], word: &str) {
-    for (burst, sockets) in sockets.chunks(BURST).enumerate() {
-        let question = |number: usize| format!("{word} {}", burst * BURST + number);
-        for (number, socket) in sockets.iter().enumerate() {
-            socket.send(question(number).as_bytes()).unwrap();
-        }
-        for (number, socket) in sockets.iter().enumerate() {
-            let mut answer = [0; 64];
-            let length = socket.recv(&mut answer).unwrap_or_else(|error| {
-                panic!("no answer to {:?} from {:?}: {error}", question(number), socket.local_addr())
-            });
-            let expected = format!("web1:{}", question(number));
-            assert_eq!(String::from_utf8_lossy(&answer[..length]), expected);
-        }
-    }
+fn open(port: u16, service: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((Family::V4.client(), port)).unwrap();
+    socket.connect(service).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket
 }
 
 fn assert_flows(lb: &Balancer, service: &str) {

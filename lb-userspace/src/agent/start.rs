@@ -38,11 +38,24 @@ const WAITING: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Options {
     pub config: PathBuf,
+    /// Instead of the file's `interfaces`; empty: the file decides.
+    pub interfaces: Vec<String>,
     pub socket: PathBuf,
     pub pin_dir: PathBuf,
     pub state_dir: PathBuf,
     /// Whether the XDP program tells every packet.
     pub datapath_log: bool,
+}
+
+impl Options {
+    /// Reads the file, with these options in the place of what it says.
+    fn load(&self) -> Result<config::Loaded, ConfigError> {
+        let mut loaded = config::load(&self.config)?;
+        if !self.interfaces.is_empty() {
+            loaded.config.interfaces.clone_from(&self.interfaces);
+        }
+        Ok(loaded)
+    }
 }
 
 /// Runs the agent until SIGTERM, SIGINT or a request to stop. The data path stays attached.
@@ -82,7 +95,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
 
 /// The file, and what operators decided over it.
 fn read(options: &Options) -> anyhow::Result<(Arc<Config>, OperatorLayer)> {
-    let loaded = config::load(&options.config)?;
+    let loaded = options.load()?;
     for warning in &loaded.warnings {
         tracing::warn!("{}", config::render(std::slice::from_ref(warning), config::ReportStyle::Plain).trim_end());
     }
@@ -172,7 +185,7 @@ async fn serve(
     let Signals { terminate, interrupt, hangup } = signals;
     let _signals = [
         AbortOnDropHandle::new(tokio::spawn(stop_on_signal(terminate, interrupt, stop.clone()))),
-        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(hangup, options.config.clone(), findings.clone()))),
+        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(hangup, options.clone(), findings.clone()))),
     ];
     let api = tokio::spawn(api::serve(socket, Handle::new(requests), stop.clone()));
     let operations = Operations::new(LayerFile::new(&options.state_dir), findings);
@@ -238,11 +251,12 @@ async fn stop_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Canc
     stop.cancel();
 }
 
-async fn reload_on_signal(mut hangup: Signal, path: PathBuf, findings: mpsc::Sender<Finding>) {
+async fn reload_on_signal(mut hangup: Signal, options: Options, findings: mpsc::Sender<Finding>) {
+    let path = options.config.clone();
     while hangup.recv().await.is_some() {
         tracing::info!(path = %path.display(), "SIGHUP: reading the configuration file");
-        let file = path.clone();
-        let reloaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
+        let options = options.clone();
+        let reloaded = tokio::task::spawn_blocking(move || options.load()).await;
         let result = match reloaded {
             Ok(Ok(loaded)) => Ok(Arc::new(loaded.config)),
             Ok(Err(error)) => Err(in_short(&error, &path)),

@@ -112,6 +112,9 @@ pub struct RunArgs {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Attach here instead of to the file's `interfaces`; may be given several times.
+    #[arg(long = "iface", value_name = "IF")]
+    pub interfaces: Vec<String>,
     /// Log of the XDP program itself. `debug` costs speed: every packet is told.
     #[arg(long, value_enum, default_value_t)]
     pub datapath_log: DatapathLog,
@@ -290,6 +293,13 @@ mod tests {
         let cli = Cli::try_parse_from(["lb", "backend", "list", "--watch", "web"]).unwrap();
         let Command::Backend(BackendCommand::List { service, watch }) = cli.command else { panic!("{cli:?}") };
         assert_eq!((service.as_deref(), watch.every), (Some("web"), Some(Duration::from_secs(2))));
+    }
+
+    #[test]
+    fn interfaces_may_be_given_instead_of_the_files() {
+        let cli = Cli::try_parse_from(["lb", "run", "--iface", "eth0", "--config", "f", "--iface", "eth1"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("{cli:?}") };
+        assert_eq!(run.interfaces, ["eth0", "eth1"]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub fn run(global: &Global, arguments: RunArgs) -> Result<Exit, Failure> {
         .map_err(|e| Failure::new("the log cannot be started", e.to_string(), "set LB_LOG to info, debug or trace"))?;
     let options = Options {
         config: arguments.config,
+        interfaces: arguments.interfaces,
         socket: global.socket.clone(),
         pin_dir: global.pin_dir.clone(),
         state_dir: global.state_dir.clone(),
