@@ -6,7 +6,10 @@ use bytemuck::{Pod, Zeroable};
 /// 16 bytes in network order.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-pub struct Address([u32; 4]);
+pub struct Address {
+    /// Network order, read as native integers.
+    words: [u32; 4],
+}
 
 impl Address {
     /// The prefix word that marks a mapped IPv4 address.
@@ -15,47 +18,48 @@ impl Address {
     /// From the four octets of an IPv4 address.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        Self([0, 0, Self::MAPPED, u32::from_ne_bytes(octets)])
+        Self { words: [0, 0, Self::MAPPED, u32::from_ne_bytes(octets)] }
     }
 
     /// From the sixteen octets of an IPv6 address.
     #[inline(always)]
     pub const fn v6(o: [u8; 16]) -> Self {
-        Self([
+        let words = [
             u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
             u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
             u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
             u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
-        ])
+        ];
+        Self { words }
     }
 
     /// Whether this is a mapped IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::MAPPED
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::MAPPED
     }
 
     /// The last four octets: the whole of an IPv4 address.
     #[inline(always)]
     pub const fn v4_octets(&self) -> [u8; 4] {
-        self.0[3].to_ne_bytes()
+        self.words[3].to_ne_bytes()
     }
 
     /// The four words in memory order: network order read as native integers.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
-        self.0
+        self.words
     }
 
     /// From words as [`Self::words`] gives them.
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        Self(words)
+        Self { words }
     }
 
     /// All sixteen octets.
     pub const fn octets(&self) -> [u8; 16] {
-        let [a, b, c, d] = self.0;
+        let [a, b, c, d] = self.words;
         let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
         [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
@@ -85,34 +89,37 @@ impl core::fmt::Debug for Address {
 /// A port in network order. `Port::ANY` (0) in a service key stands for every port.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
-pub struct Port([u8; 2]);
+pub struct Port {
+    /// High byte first.
+    wire: [u8; 2],
+}
 
 impl Port {
     /// Every port of the address.
-    pub const ANY: Self = Self([0, 0]);
+    pub const ANY: Self = Self { wire: [0, 0] };
 
     /// From a number in host order.
     #[inline(always)]
     pub const fn new(port: u16) -> Self {
-        Self(port.to_be_bytes())
+        Self { wire: port.to_be_bytes() }
     }
 
     /// From the two bytes of a packet.
     #[inline(always)]
-    pub const fn from_wire(bytes: [u8; 2]) -> Self {
-        Self(bytes)
+    pub const fn from_wire(wire: [u8; 2]) -> Self {
+        Self { wire }
     }
 
     /// The number in host order.
     #[inline(always)]
     pub const fn get(self) -> u16 {
-        u16::from_be_bytes(self.0)
+        u16::from_be_bytes(self.wire)
     }
 
     /// The two bytes of a packet.
     #[inline(always)]
     pub const fn to_wire(self) -> [u8; 2] {
-        self.0
+        self.wire
     }
 }
 

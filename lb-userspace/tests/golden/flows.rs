@@ -110,7 +110,7 @@ fn two_services_with_one_nat_backend_never_share_a_tuple() {
         let sent = lab.send(Side::Front, &frame);
         // The backend could not tell the two connections apart.
         assert_eq!(sent.exit, "drop");
-        crate::lab::assert_counted(&sent, &[&format!("tuple_taken 1 x {}", frame.len()), "service 1 dropped 1"]);
+        crate::counters::assert_counted(&sent, &[&format!("tuple_taken 1 x {}", frame.len()), "service 1 dropped 1"]);
         assert_eq!(lab.flows().len(), 1);
     });
 }

@@ -8,10 +8,11 @@ use lb_common::{
 };
 
 use crate::{
+    counters::assert_counted,
     frames::Segment,
     lab::{
-        KINDS, Lab, Served, Side, Spec, assert_counted, assert_frame, backend, client, from_backend, from_client, lab,
-        packet, request, source, vip,
+        KINDS, Lab, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, lab, packet, request,
+        source, vip,
     },
 };
 

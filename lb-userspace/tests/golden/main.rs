@@ -2,6 +2,7 @@
 //! program runs in the real kernel (BPF_PROG_TEST_RUN), with the host's own routing and neighbour
 //! tables of a network namespace that ends with the test.
 
+mod counters;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
 mod frames;
 mod lab;

@@ -6,10 +6,11 @@ use lb_common::{
 };
 
 use crate::{
+    counters::assert_counted,
     frames::{Packet, Segment, fragment, routing},
     lab::{
-        Lab, Served, Side, Spec, assert_counted, assert_frame, backend, client, from_backend, from_client, lab, packet,
-        request, source, vip,
+        Lab, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, lab, packet, request,
+        source, vip,
     },
 };
 

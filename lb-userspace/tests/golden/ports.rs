@@ -11,7 +11,8 @@ use lb_common::{
 };
 use lb_userspace::{config::PortRange, dataplane::Op};
 
-use crate::lab::{Lab, Served, Side, Spec, assert_counted, backend, from_backend, from_client, lab, packet, request};
+use crate::counters::assert_counted;
+use crate::lab::{Lab, Served, Side, Spec, backend, from_backend, from_client, lab, packet, request};
 
 /// Leaves the pool of backend 1 with these ports.
 fn only_ports(lab: &mut Lab, first: u16, last: u16) {

@@ -6,8 +6,9 @@ use lb_common::{
 };
 
 use crate::{
+    counters::assert_counted,
     frames::{Segment, verified},
-    lab::{KINDS, Lab, Served, Side, Spec, assert_counted, assert_frame, from_client, lab, packet, request, vip},
+    lab::{KINDS, Lab, Served, Side, Spec, assert_frame, from_client, lab, packet, request, vip},
 };
 use std::net::IpAddr;
 

@@ -7,9 +7,9 @@ use lb_common::{
     flow::TCP_SYN,
 };
 
+use crate::counters::assert_counted;
 use crate::lab::{
-    Lab, Served, Side, Spec, assert_counted, assert_frame, backend, client, from_backend, from_client, lab, packet,
-    request, vip,
+    Lab, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, lab, packet, request, vip,
 };
 
 fn flows_per_backend(lab: &Lab) -> BTreeMap<u32, usize> {

@@ -2,9 +2,10 @@
 
 use lb_common::{
     abi::{Mode, Protocol},
-    flow::{State, TCP_ACK, TCP_SYN},
+    flow::{State, TCP_ACK, TCP_SYN, Word},
 };
 
+use crate::counters::assert_counted;
 use crate::lab::{Lab, Served, Side, Spec, backend, from_backend, from_client, lab, packet, request};
 
 fn open(lab: &mut Lab, served: &Served, port: u16) {
@@ -68,5 +69,20 @@ fn three_quarters_of_the_table_fill_without_an_eviction() {
             open(lab, &served, port);
         }
         assert_eq!(lab.flows().len(), 768);
+    });
+}
+
+#[test]
+fn a_flow_that_finds_every_place_being_worked_on_cannot_begin() {
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::FullNat));
+        lab.set_every_word(Word::busy(lab.now()));
+        let frame = from_client(&request(&served, 40_000, TCP_SYN));
+        let sent = lab.send(Side::Front, &frame);
+        assert_eq!(sent.exit, "drop");
+        assert_counted(&sent, &[&format!("table_full 1 x {}", frame.len()), "service 0 dropped 1"]);
+        // Whoever was at work has died: places are taken over after a while.
+        lab.set_every_word(Word::busy(lab.now().wrapping_sub(200)));
+        open(lab, &served, 40_000);
     });
 }
