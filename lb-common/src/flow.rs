@@ -299,6 +299,12 @@ impl Word {
         (state, flags)
     }
 
+    /// Whether the flow is part of its backend's load: it lives and is not closed.
+    #[inline(always)]
+    pub const fn open(self) -> bool {
+        self.state() as u32 > State::Closed as u32
+    }
+
     /// Worth of a way against others when one must give way; higher stays. Empty and expired ways
     /// are worth nothing, one that somebody works on is never given ([`u32::MAX`]).
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! The hash of a flow's 5-tuple.
+//! The hash of a flow's 5-tuple, for the flow table and for schedulers.
 
 use crate::abi::{Address, Port};
 
@@ -6,6 +6,37 @@ use crate::abi::{Address, Port};
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The second multiplier of MurmurHash3's 64-bit finalizer (public domain, A. Appleby).
 const FINISH: u64 = 0xc4ce_b9fe_1a85_ec53;
+
+/// Seed of the hash that picks a backend: the same on every node of one byte order, so that nodes
+/// with the same backends send a flow to the same one, whichever of them it reaches.
+///
+/// It is no secret: somebody who knows it can choose ports (or addresses) whose flows all meet one
+/// backend. What that wins is load on one backend, which health checks and tiers answer as they
+/// answer any overload; `least-connections` and `random-two` cannot be aimed at all. The flow table,
+/// where aimed collisions would evict other people's flows, keeps its secret seed.
+const SELECTION_SEED: u64 = 0x6c62_2d73_656c_6563;
+
+/// Hash of everything a new flow can be told by, in packet order: for `maglev`.
+#[inline(always)]
+pub fn selection_hash(source: &Address, destination: &Address, source_port: Port, port: Port, protocol: u8) -> u64 {
+    tuple_hash(SELECTION_SEED, source, destination, source_port, port, protocol, 0)
+}
+
+/// Hash of a client's address alone: for `source-hash`.
+#[inline(always)]
+pub fn source_hash(source: &Address) -> u64 {
+    let nothing = Address::from_words([0; 4]);
+    tuple_hash(SELECTION_SEED, source, &nothing, Port::ANY, Port::ANY, 0, 0)
+}
+
+/// The slot, below `len`, of a selection hash: each is as likely as any other. Each of four attempts
+/// (0 to 3) goes by other bits of the hash: where a backend cannot take its flows, they spread over
+/// all others.
+#[inline(always)]
+pub fn selection_slot(hash: u64, attempt: u32, len: u32) -> u32 {
+    let bits = hash.rotate_left((attempt & 3) * 16) >> 32;
+    (bits.wrapping_mul(len as u64) >> 32) as u32
+}
 
 /// 64 bits of hash over a 5-tuple in packet order (source, destination), mixed with a secret
 /// `seed`. `extra` tells apart flows of one tuple (0, or a backend id for packet scheduling); its
@@ -115,6 +146,32 @@ mod tests {
             }
             let share = f64::from(turned) / (256.0 * 64.0);
             assert!((0.45..0.55).contains(&share), "bit {bit} turns {share}");
+        }
+    }
+
+    #[test]
+    fn clients_spread_over_slots_and_a_second_attempt_goes_elsewhere() {
+        let mut shares = [0u32; 7];
+        let mut again = 0;
+        for n in 0..70_000u32 {
+            let hash = source_hash(&Address::v4(n.wrapping_add(0x0a00_0000).to_be_bytes()));
+            let slot = selection_slot(hash, 0, 7);
+            shares[slot as usize] += 1;
+            again += u32::from(selection_slot(hash, 1, 7) == slot);
+        }
+        // Five standard deviations are 463.
+        assert!(shares.iter().all(|&n| n.abs_diff(10_000) < 463), "{shares:?}");
+        assert!(again.abs_diff(10_000) < 463, "{again} of 70,000 meet the same slot of seven again");
+    }
+
+    #[test]
+    fn the_selection_hash_never_changes() {
+        // Nodes of different versions must agree. Byte order is the only difference there is.
+        let client = Address::v4([198, 51, 100, 7]);
+        let service = Address::v4([203, 0, 113, 10]);
+        let hash = selection_hash(&client, &service, Port::new(40_000), Port::new(80), 6);
+        if cfg!(target_endian = "little") {
+            assert_eq!((hash, source_hash(&client)), (1_441_731_060_201_829_570, 16_659_017_421_112_125_487));
         }
     }
 

@@ -1,5 +1,5 @@
-//! Atomic operations that return the old value. Rust has none for the BPF target; the kernel has
-//! them since 5.12 (BPF_CMPXCHG and BPF_FETCH), fully ordered.
+//! Atomic operations. Rust has none for the BPF target; the kernel has those that return the old
+//! value since 5.12 (BPF_CMPXCHG and BPF_FETCH), fully ordered.
 
 use core::arch::asm;
 
@@ -56,4 +56,20 @@ pub unsafe fn fetch_and(place: *mut u64, mask: u64) -> u64 {
         );
     }
     value
+}
+
+/// Adds to a number; nobody asks for the old value.
+///
+/// # Safety
+/// As for [`compare_exchange`].
+#[inline(always)]
+pub unsafe fn add(place: *mut i64, change: i64) {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({place} + 0) += {change}",
+            place = in(reg) place,
+            change = in(reg) change,
+        );
+    }
 }

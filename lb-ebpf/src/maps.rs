@@ -43,6 +43,12 @@ pub static SERVICE_INFO: Array<ServiceInfo, { limits::SERVICES as usize }> = Arr
 #[btf_map(name = "backends")]
 pub static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new();
 
+/// By backend id: its open flows, of services whose scheduler asks for them ([`Flow::COUNTED`]). Each
+/// CPU adds and subtracts, and the agent mends what is lost; signed, because the agent may have
+/// mended a flow away that ends a moment later.
+#[btf_map(name = "backend_load")]
+pub static BACKEND_LOAD: Array<i64, { limits::BACKENDS as usize }, MAPPED> = Array::new();
+
 /// Backend ids. Written by the agent where no published service points.
 #[btf_map(name = "selection")]
 pub static SELECTION: Array<u32, { limits::SELECTION_SLOTS as usize }, MAPPED> = Array::new();

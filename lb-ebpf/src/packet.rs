@@ -34,6 +34,10 @@ pub struct Packet {
     pub least: u64,
     pub free: u32,
     pub taken: u32,
+    /// While backends are compared: the best one so far, its flows and its weight.
+    pub best: u32,
+    pub best_weight: u32,
+    pub best_load: u64,
     /// Ticks of the coarse clock.
     pub now: u32,
     /// ICMP errors that this CPU has sent in a tick; kept from packet to packet.

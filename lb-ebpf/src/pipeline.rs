@@ -65,7 +65,7 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.now = now();
     packet.backend_id = NO_BACKEND;
     if packet.service.granularity == Granularity::Packet as u8 {
-        packet.backend_id = select::next(&packet.service);
+        packet.backend_id = select::pick(0);
         if packet.backend_id == NO_BACKEND {
             return Reason::NoBackend;
         }

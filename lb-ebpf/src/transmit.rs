@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use lb_common::{
-    abi::Address,
+    abi::{Address, Flow},
     packet::PacketAccess,
     rewrite::translate,
     verdict::{Action, Exit, Reason, Verdict},
@@ -124,7 +124,7 @@ fn gateway(packet: &Packet) -> Address {
 #[inline(always)]
 fn back_to_client(packet: &mut Packet) -> Reason {
     let ifindex = packet.fib.ifindex;
-    if packet.flow.client_mac_known == 0 {
+    if packet.flow.flags & Flow::CLIENT_MAC_KNOWN == 0 {
         return Reason::NeighbourMissing;
     }
     // SAFETY: values of this map are written once, when the program is attached.

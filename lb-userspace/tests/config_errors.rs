@@ -58,9 +58,12 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     key_in_the_wrong_table
     key_twice
     listen_twice
+    maglev_table_that_is_no_prime
+    maglev_tables_beyond_the_slots
     missing_keys
     name_twice
     numbers_out_of_range
+    packets_by_their_backends_load
     packets_of_tcp
     plural_backends
     plural_tables

@@ -4,7 +4,7 @@ mod core_support;
 
 use core_support::{A, B, C, World, backend, config, full_nat, ok, refused, service, state, tiers, web};
 use lb_common::abi::{BackendState, Scheduler};
-use lb_userspace::config::Check;
+use lb_userspace::config::{Backend, Check};
 use lb_userspace::core::{Command, HealthState, Input, plan};
 
 #[test]
@@ -103,6 +103,64 @@ fn weights_make_the_table_and_weight_zero_leaves_it() {
     world.command(&weight(0), false).unwrap();
     assert_eq!(world.turns("web"), [B]);
     assert_eq!(world.backend("web", A).used_reason, "weight 0");
+}
+
+#[test]
+fn nodes_with_the_same_backends_have_the_same_maglev_table_whatever_came_before() {
+    let node = |backends: Vec<Backend>| {
+        let mut config = web(&[]);
+        config.services[0].scheduler = Scheduler::Maglev;
+        config.services[0].backends = backends;
+        World::new(config)
+    };
+    let mut one = node(vec![backend(A, 1, 0), backend(B, 2, 0), backend(C, 1, 0)]);
+    one.all_up();
+    let mut other = node(vec![backend(C, 1, 0), backend("10.0.0.77:80", 5, 0), backend(B, 2, 0), backend(A, 1, 0)]);
+    other.all_up();
+    other.probe(A, &refused(), 2);
+    other.probe("10.0.0.77:80", &refused(), 2);
+    other.probe(A, &ok(), 2);
+    assert_ne!(one.id("web", A), other.id("web", A), "the test means nodes with different ids");
+    let table = one.turns("web");
+    assert_eq!(table.len(), 251);
+    assert_eq!(table, other.turns("web"));
+    one.probe(A, &refused(), 2);
+    let without = one.turns("web");
+    let moved = table.iter().zip(&without).filter(|(before, after)| before != after && *before != A).count();
+    assert!(!without.contains(&A.to_owned()) && moved <= 12, "{moved} slots of living backends changed hands");
+    one.probe(A, &ok(), 2);
+    assert_eq!(one.turns("web"), table);
+}
+
+#[test]
+fn the_size_of_maglev_tables_follows_the_file() {
+    let mut config = web(&[A, B]);
+    config.services[0].scheduler = Scheduler::SourceHash;
+    let mut world = World::new(config.clone());
+    world.all_up();
+    assert_eq!(world.turns("web").len(), 251);
+    config.maglev_table_size = 127;
+    world.configure(config.clone());
+    assert_eq!(world.turns("web").len(), 127);
+    world.ops();
+    config.services[0].health.fall = 5;
+    world.configure(config);
+    assert_eq!(world.ops(), Vec::<String>::new(), "nothing that concerns the table has changed");
+}
+
+#[test]
+fn weights_reach_the_backends_themselves() {
+    let mut config = web(&[]);
+    config.services[0].scheduler = Scheduler::LeastConnections;
+    config.services[0].backends = vec![backend(A, 4, 0), backend(B, 2, 0)];
+    let mut world = World::new(config);
+    world.all_up();
+    assert_eq!(world.turns("web"), [A, B], "each once: the data path compares loads by weight");
+    let weight = |world: &World, address| world.dataplane.backend(world.id("web", address)).unwrap().weight;
+    assert_eq!((weight(&world, A), weight(&world, B)), (4, 2));
+    let command = Command::Weight { service: "web".to_owned(), address: A.parse().unwrap(), weight: 7 };
+    world.command(&command, false).unwrap();
+    assert_eq!(weight(&world, A), 7);
 }
 
 #[test]

@@ -124,6 +124,25 @@ abi_enum! {
         RoundRobin = 0 "round-robin",
         /// The same over a table that holds each backend as often as its weight says, spread evenly.
         WeightedRoundRobin = 1 "weighted-round-robin",
+        /// The backend with the fewest open flows for its weight; the table holds each backend once.
+        LeastConnections = 2 "least-connections",
+        /// The one with fewer open flows for its weight, of two slots of a table like that of weighted
+        /// round robin (M. Mitzenmacher, "The power of two choices", 2001).
+        RandomTwo = 3 "random-two",
+        /// The slot that the client's address hashes to, in a table like that of Maglev.
+        SourceHash = 4 "source-hash",
+        /// The slot that the 5-tuple hashes to (D. Eisenbud and others, "Maglev: a fast and reliable
+        /// software network load balancer", NSDI 2016).
+        Maglev = 5 "maglev",
+    }
+}
+
+impl Scheduler {
+    /// Whether it wants to know how many flows each backend has: `backend_load` counts those of its
+    /// services.
+    #[inline(always)]
+    pub const fn counts_flows(number: u8) -> bool {
+        number == Self::LeastConnections as u8 || number == Self::RandomTwo as u8
     }
 }
 
@@ -151,7 +170,7 @@ abi_enum! {
 
 /// Value of the array `backends`, indexed by backend id. One element is one backend of one service.
 /// `address`, `port`, `service_id` and `port_pool` never change while `generation` stays the same;
-/// `source` may: a flow keeps the one it began with.
+/// `source` and `weight` may: a flow keeps the source it began with.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Backend {
@@ -168,7 +187,9 @@ pub struct Backend {
     pub service_id: u32,
     /// `full-nat`: index into `port_pools`.
     pub port_pool: u32,
-    pub reserved: [u32; 4],
+    /// Share of the new flows, for schedulers that compare loads; 0 counts as 1.
+    pub weight: u32,
+    pub reserved: [u32; 3],
 }
 
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see
@@ -197,10 +218,17 @@ pub struct Flow {
     /// Link-layer source of the client's last packet: used towards the client when its neighbour
     /// entry is cold.
     pub client_mac: [u8; 6],
-    /// 1: `client_mac` is set.
-    pub client_mac_known: u8,
+    /// [`Flow::CLIENT_MAC_KNOWN`] and so on.
+    pub flags: u8,
     /// [`Granularity`] of the service when the flow began.
     pub granularity: u8,
+}
+
+impl Flow {
+    /// `client_mac` is set.
+    pub const CLIENT_MAC_KNOWN: u8 = 1;
+    /// The flow counts in `backend_load`.
+    pub const COUNTED: u8 = 2;
 }
 
 /// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is

@@ -9,8 +9,13 @@ pub const SERVICES: u32 = 1024;
 /// Service addresses, `full-nat` source addresses and addresses of `nat` backends together.
 pub const ADDRESSES: u32 = 8192;
 pub const BACKENDS: u32 = 4096;
-/// Slots of all selection tables together.
-pub const SELECTION_SLOTS: u32 = 65_536;
+/// Slots of all selection tables together: six services with tables of [`MAGLEV_TABLE`] slots, room
+/// to replace one of those, and small tables for the others.
+pub const SELECTION_SLOTS: u32 = 524_288;
+/// Slots of a table of `maglev` or `source-hash`: a prime number.
+pub const MAGLEV_TABLE: u32 = 65_537;
+/// Slots that `least-connections` compares for one new flow: the effort of one packet stays bounded.
+pub const LEAST_SCAN: u32 = 64;
 /// Places for flows: a power of two, at least 64. About 3/4 of it can be live before live flows
 /// are evicted.
 pub const FLOWS: u32 = 262_144;

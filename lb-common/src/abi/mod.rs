@@ -1,7 +1,7 @@
 //! Keys and values of the BPF maps, their names and their limits.
 //!
 //! Every type is `repr(C)`, without padding (derive of `Pod` refuses it) and of a size that is
-//! asserted here. A change of any layout must raise [`ABI_VERSION`]: pinned maps carry it in their
+//! asserted here. A change of any layout after the first release must raise [`ABI_VERSION`]: pinned maps carry it in their
 //! path, so that a program never meets maps of another layout.
 
 mod address;

@@ -14,6 +14,7 @@ names! {
     SERVICES = "services",
     SERVICE_INFO = "service_info",
     BACKENDS = "backends",
+    BACKEND_LOAD = "backend_load",
     SELECTION = "selection",
     CURSORS = "cursors",
     FLOW_WORDS = "flow_words",

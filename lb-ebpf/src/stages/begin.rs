@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use super::{
-    ports, select,
+    load, ports, select,
     table::{self, NO_PLACE, Place, Tuple},
 };
 use crate::{
@@ -31,8 +31,8 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
         return Reason::TableFull;
     }
     let mut reason = Reason::NoBackend;
-    for _ in 0..BACKEND_ATTEMPTS {
-        reason = attempt(md, packet, index);
+    for number in 0..BACKEND_ATTEMPTS {
+        reason = attempt(md, packet, index, number);
         if matches!(reason, Reason::ToBackend | Reason::TableFull) {
             break;
         }
@@ -49,13 +49,15 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     table::publish(index, packet.now, word);
     packet.place = Place { index, word };
     stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
+    load::changed(&packet.flow, Word::EMPTY, word);
     reason
 }
 
-/// Tries the next backend in turn, or the one the packet was scheduled to.
+/// Tries the backend that the scheduler picks, or the one the packet was scheduled to. `number` counts
+/// the attempts for this flow.
 #[inline(never)]
-fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32) -> Reason {
-    let id = if packet.backend_id == NO_BACKEND { select::next(&packet.service) } else { packet.backend_id };
+fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Reason {
+    let id = if packet.backend_id == NO_BACKEND { select::pick(number) } else { packet.backend_id };
     let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
     // A backend that died after the selection table was written is passed over.
     if backend.state != BackendState::Live as u8 {
@@ -89,7 +91,7 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         backend_generation: backend.generation,
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
-        client_mac_known: 1,
+        flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler),
         granularity: packet.service.granularity,
     };
 }

@@ -1,31 +1,150 @@
 //! Picking a backend for a new flow or packet.
+//!
+//! | scheduler | slots of the selection table | which one |
+//! | --- | --- | --- |
+//! | round robin, also weighted | in turn, or by weight | the next |
+//! | least connections | each backend once | the least loaded of up to 64 |
+//! | random two | by weight | the less loaded of two |
+//! | source hash, Maglev | the tables of Maglev | where the hash points |
 
-use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
-use lb_common::abi::ServiceValue;
-
-use crate::{
-    maps::{CURSORS, SELECTION},
-    packet::NO_BACKEND,
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
+use lb_common::{
+    abi::{BackendState, Scheduler, limits::LEAST_SCAN},
+    hash::{selection_hash, selection_slot, source_hash},
 };
 
-/// The id of the next backend in turn, or [`NO_BACKEND`] when none is ready.
+use super::load;
+use crate::{
+    maps::{BACKENDS, CURSORS, SELECTION},
+    packet::{NO_BACKEND, Packet},
+};
+
+/// The id of a backend for the packet under way, or [`NO_BACKEND`] when none is ready. The first
+/// `attempt` is 0. Where that backend could not take the flow, the next attempt gets another slot:
+/// by another hash, and in turn where loads were compared, because the least loaded backend would
+/// be the same.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn pick(attempt: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return NO_BACKEND };
+    let len = packet.service.selection_len;
+    if len == 0 {
+        return NO_BACKEND;
+    }
+    let scheduler = packet.service.scheduler;
+    if scheduler == Scheduler::Maglev as u8 || scheduler == Scheduler::SourceHash as u8 {
+        return at(packet, selection_slot(hash(packet), attempt, len));
+    }
+    if attempt == 0 && scheduler == Scheduler::RandomTwo as u8 {
+        return random_two(len);
+    }
+    let turn = next_turn(packet);
+    if attempt == 0 && scheduler == Scheduler::LeastConnections as u8 {
+        return least_loaded(turn, len);
+    }
+    at(packet, turn % len)
+}
+
+/// The next number in turn.
 ///
 /// Each CPU takes its own turns, so that CPUs share no cache line, and each begins at another slot:
 /// with `n` CPUs a backend gets at most `n` flows more than another of the same weight.
 #[inline(always)]
-pub fn next(service: &ServiceValue) -> u32 {
-    if service.selection_len == 0 {
-        return NO_BACKEND;
-    }
-    let Some(cursor) = CURSORS.get_ptr_mut(service.id) else { return NO_BACKEND };
-    // SAFETY: this CPU's element.
-    let turn = unsafe {
+fn next_turn(packet: &Packet) -> u32 {
+    let Some(cursor) = CURSORS.get_ptr_mut(packet.service.id) else { return 0 };
+    // SAFETY: this CPU's element; the helper has no arguments.
+    unsafe {
         let turn = *cursor;
         *cursor = turn.wrapping_add(1);
-        turn
-    };
+        turn.wrapping_add(bpf_get_smp_processor_id())
+    }
+}
+
+/// The backend with the fewest flows for its weight among the slots from `turn` on; of equal ones the
+/// first, so that they take turns. A long table is not walked whole: the window moves with the turn,
+/// and the least loaded of [`LEAST_SCAN`] backends is rarely far from the least loaded of all.
+#[inline(always)]
+fn least_loaded(turn: u32, len: u32) -> u32 {
+    forget_best();
+    for step in 0..LEAST_SCAN {
+        if step >= len {
+            break;
+        }
+        consider(turn.wrapping_add(step) % len);
+    }
+    best()
+}
+
+/// The better one of two slots; never the same slot twice, unless there is only one.
+#[inline(always)]
+fn random_two(len: u32) -> u32 {
+    forget_best();
     // SAFETY: has no arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    let slot = turn.wrapping_add(cpu) % service.selection_len;
-    SELECTION.get(service.selection_base.wrapping_add(slot)).copied().unwrap_or(NO_BACKEND)
+    let (first, second) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
+    let first = scaled(first, len);
+    consider(first);
+    consider((first + 1 + scaled(second, len - 1)) % len);
+    best()
+}
+
+/// A random number below `len`; 0 where there is none.
+#[inline(always)]
+fn scaled(random: u32, len: u32) -> u32 {
+    ((random as u64 * len as u64) >> 32) as u32
+}
+
+#[inline(always)]
+fn hash(packet: &Packet) -> u64 {
+    let (network, transport) = (&packet.network, &packet.transport);
+    if packet.service.scheduler == Scheduler::SourceHash as u8 {
+        return source_hash(&network.source);
+    }
+    let (from, to) = (transport.source_port, transport.destination_port);
+    selection_hash(&network.source, &network.destination, from, to, transport.protocol as u8)
+}
+
+/// What [`consider`] keeps is reached anew each time: no reference to the packet may be held over a
+/// call of it, or the compiler would take what it read before for what is there.
+#[inline(always)]
+fn forget_best() {
+    if let Some(packet) = Packet::current() {
+        packet.best = NO_BACKEND;
+        packet.best_weight = 1;
+        packet.best_load = u32::MAX as u64;
+    }
+}
+
+#[inline(always)]
+fn best() -> u32 {
+    Packet::current().map_or(NO_BACKEND, |packet| packet.best)
+}
+
+/// Makes the backend of a slot the best one, if it lives and has fewer flows for its weight. A flow
+/// more is counted on both sides, so that of two idle backends the heavier is first; fractions are
+/// compared by their cross products.
+///
+/// The best one is kept in memory, which the verifier does not follow: its paths meet again after
+/// each slot.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider(slot: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let id = at(packet, slot);
+    let Some(backend) = BACKENDS.get(id) else { return 0 };
+    if backend.state != BackendState::Live as u8 {
+        return 0;
+    }
+    let (load, weight) = (load::of(id) + 1, backend.weight.max(1) as u64);
+    if load.wrapping_mul(packet.best_weight as u64) < packet.best_load.wrapping_mul(weight) {
+        packet.best = id;
+        packet.best_weight = weight as u32;
+        packet.best_load = load;
+    }
+    0
+}
+
+/// The backend id in a slot of the service's table.
+#[inline(always)]
+fn at(packet: &Packet, slot: u32) -> u32 {
+    SELECTION.get(packet.service.selection_base.wrapping_add(slot)).copied().unwrap_or(NO_BACKEND)
 }

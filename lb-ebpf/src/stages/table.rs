@@ -12,7 +12,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::ports;
+use super::{load, ports};
 use crate::{
     atomic::compare_exchange,
     maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS},
@@ -174,7 +174,7 @@ pub extern "C" fn claim() -> u32 {
             continue;
         }
         if Word(old).state() != State::Empty {
-            forget(index);
+            forget(index, old);
             if worth > 0 {
                 stats::verdict(Reason::Evicted, 0);
             }
@@ -335,6 +335,7 @@ pub extern "C" fn touch(reply: u32) -> u32 {
         // SAFETY: `pointer` points to an aligned word of a map value.
         let found = Word(unsafe { compare_exchange(pointer, word.0, after.0) });
         if found == word {
+            load::changed(&packet.flow, word, after);
             return 1;
         }
         if found.tag() != word.tag() || found.state() <= State::Busy {
@@ -359,16 +360,17 @@ pub extern "C" fn end() -> u32 {
     }
     // SAFETY: as above.
     if unsafe { compare_exchange(pointer, current, Word::busy(packet.now).0) } == current {
-        forget(index);
+        forget(index, current);
         publish(index, packet.now, Word::EMPTY);
     }
     0
 }
 
-/// Frees what the flow of a busy way holds elsewhere: its reply word and its source port.
+/// Frees what the flow of a way that was `word` and is busy now holds elsewhere: its reply word, its source port and its part of the
+/// backend's load.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn forget(index: u32) -> u32 {
+extern "C" fn forget(index: u32, word: u64) -> u32 {
     let Some(flow) = flow(index) else { return 0 };
     let Some(backend) = BACKENDS.get(flow.backend_id) else { return 0 };
     if backend.generation != flow.backend_generation {
@@ -379,6 +381,7 @@ extern "C" fn forget(index: u32) -> u32 {
     let tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
     unlink_reply(&tuple, index);
     ports::give_back(flow, backend.port_pool);
+    load::changed(flow, Word(word), Word::EMPTY);
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(flow.backend_id) {
         // SAFETY: this CPU's element.
         unsafe { (*counters).ended += 1 };

@@ -31,7 +31,7 @@ pub(super) fn whole(findings: &mut Findings, draft: &Draft) {
     chained_services(findings, &draft.services);
     enough_source_ports(findings, draft);
     if let Ok(limits) = &draft.limits {
-        within_limits(findings, limits, &draft.services);
+        within_limits(findings, limits, draft);
     }
 }
 
@@ -51,10 +51,26 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
             .help("add one:\n    [[service.backend]]\n    address = \"10.0.0.11:8080\"");
         findings.warning(finding);
     }
+    countable(findings, service);
     same_family(findings, service);
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
+}
+
+/// Schedulers that compare loads need flows to count: where every packet is scheduled anew there are
+/// only clients, each with a flow to every backend.
+fn countable(findings: &mut Findings, service: &ServiceDraft) {
+    if let (Ok(granularity), Ok(scheduler)) = (&service.granularity, &service.scheduler)
+        && granularity.value == Granularity::Packet
+        && Scheduler::counts_flows(scheduler.value as u8)
+    {
+        let name = scheduler.value.name();
+        let finding = Finding::new(&scheduler.at, format!("\"{name}\" cannot schedule single packets"))
+            .and(&granularity.at, "granularity \"packet\"")
+            .help("it compares how many flows each backend has: write granularity = \"flow\", or another scheduler");
+        findings.error(finding);
+    }
 }
 
 fn same_family(findings: &mut Findings, service: &ServiceDraft) {
@@ -116,9 +132,9 @@ fn weights(findings: &mut Findings, service: &ServiceDraft) {
     }
     if let Some(ignored) = weights.iter().find(|weight| weight.value > 1) {
         let message = format!("weight {} has no effect: \"round-robin\" gives every backend the same", ignored.value);
-        let finding = Finding::new(&ignored.at, message)
-            .and(&scheduler.at, "round-robin")
-            .help("write scheduler = \"weighted-round-robin\", or leave the weights out");
+        let finding = Finding::new(&ignored.at, message).and(&scheduler.at, "round-robin").help(
+            "write scheduler = \"weighted-round-robin\" or another one that knows weights, or leave the weights out",
+        );
         findings.warning(finding);
     }
 }
@@ -207,7 +223,8 @@ fn enough_source_ports(findings: &mut Findings, draft: &Draft) {
 
 /// How much the services need of each capacity, as far as the file tells: source addresses of
 /// `full-nat` are the host's.
-fn within_limits(findings: &mut Findings, limits: &LimitsDraft, services: &[ServiceDraft]) {
+fn within_limits(findings: &mut Findings, limits: &LimitsDraft, draft: &Draft) {
+    let Draft { services, maglev_table_size: maglev_table, .. } = draft;
     let backends = || services.iter().flat_map(|service| service.backends().map(move |backend| (service, backend)));
     within(findings, &limits.services, services.len(), "services");
     within(findings, &limits.backends, backends().count(), "backends");
@@ -231,7 +248,8 @@ fn within_limits(findings: &mut Findings, limits: &LimitsDraft, services: &[Serv
         .collect();
     within(findings, &limits.port_pools, pools.len(), "backend endpoints of \"full-nat\" services");
 
-    let tables: Vec<usize> = services.iter().map(selection_slots).collect();
+    let maglev = maglev_table.as_ref().map_or(0, |size| size.value as usize);
+    let tables: Vec<usize> = services.iter().map(|service| selection_slots(service, maglev)).collect();
     let slots = tables.iter().sum::<usize>() + tables.iter().max().unwrap_or(&0);
     within(findings, &limits.selection_slots, slots, "selection slots (the largest table counted twice)");
 }
@@ -246,8 +264,10 @@ fn within(findings: &mut Findings, limit: &Located<u32>, needed: usize, what: &s
 }
 
 /// Slots of a service's selection table when the largest of its tiers serves.
-fn selection_slots(service: &ServiceDraft) -> usize {
-    let weighted = service.scheduler.as_ref().is_ok_and(|scheduler| scheduler.value == Scheduler::WeightedRoundRobin);
+fn selection_slots(service: &ServiceDraft, maglev_table: usize) -> usize {
+    let scheduler = service.scheduler.as_ref().map_or(Scheduler::RoundRobin, |scheduler| scheduler.value);
+    let weighted = matches!(scheduler, Scheduler::WeightedRoundRobin | Scheduler::RandomTwo);
+    let hashed = matches!(scheduler, Scheduler::SourceHash | Scheduler::Maglev);
     let mut tiers: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
     for backend in service.backends() {
         if let (Ok(tier), Ok(weight)) = (&backend.tier, &backend.weight)
@@ -256,7 +276,8 @@ fn selection_slots(service: &ServiceDraft) -> usize {
             tiers.entry(*tier).or_default().push(if weighted { weight.value.into() } else { 1 });
         }
     }
-    tiers.values().map(|weights| table_slots(weights)).max().unwrap_or(0)
+    let slots = |weights: &Vec<usize>| if hashed { maglev_table.max(weights.len()) } else { table_slots(weights) };
+    tiers.values().map(slots).max().unwrap_or(0)
 }
 
 /// Slots of a table over backends of these weights: reduced by what they have in common, and scaled

@@ -40,7 +40,15 @@ pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
 
 pub(super) static TOP: Section = Section {
     header: "",
-    keys: &[&INTERFACES, &XDP_MODE, &MANAGE_ADDRESSES, &SOURCE_PORTS, &LIMITS_TABLE, &SERVICES_TABLE],
+    keys: &[
+        &INTERFACES,
+        &XDP_MODE,
+        &MANAGE_ADDRESSES,
+        &SOURCE_PORTS,
+        &MAGLEV_TABLE_SIZE,
+        &LIMITS_TABLE,
+        &SERVICES_TABLE,
+    ],
 };
 
 pub(super) static INTERFACES: Key<Vec<String>> = Key {
@@ -73,6 +81,18 @@ pub(super) static SOURCE_PORTS: Key<Vec<PortRange>> = Key {
     left_out: LeftOut::Text("\"1024-56903, 61000-65535\""),
     doc: "`full-nat`: source ports towards backends, at least 1024 of them. Ranges may overlap; they are sorted and \
           joined. The host's own connections need ports outside of them: of Linux's usual 32768-60999 the default leaves 4,096.",
+};
+
+/// A prime number, which the reader checks on top.
+const MAGLEV_RANGE: Whole<u32> = Whole { min: 2, max: 5_000_011, unit: "a prime number" };
+
+pub(super) static MAGLEV_TABLE_SIZE: Key<u32> = Key {
+    name: "maglev-table-size",
+    form: &MAGLEV_RANGE,
+    left_out: LeftOut::Value(limits::MAGLEV_TABLE),
+    doc: "Slots of each service's table with `maglev` and `source-hash`. The same on every balancer that serves the \
+          same addresses. A hundred slots per backend keep shares within 1 %; a table with fewer slots than backends \
+          becomes as long as it must.",
 };
 
 pub(super) static LIMITS_TABLE: Nested = Nested {
@@ -123,7 +143,8 @@ pub(super) static LIMIT_SELECTION_SLOTS: Key<u32> = limit(
     &Whole { min: 1, max: 16_777_216, unit: "" },
     limits::SELECTION_SLOTS,
     "Slots of all selection tables together. A service takes one per backend, with weights as many as they add up \
-     to (divided by what they have in common, at most 4096), and the same again while its table is replaced.",
+     to (divided by what they have in common, at most 4096), with `maglev` and `source-hash` \
+     `maglev-table-size`; and the same again while its table is replaced.",
 );
 
 /// A power of two, which the reader of the limits checks on top.
@@ -180,14 +201,12 @@ pub(super) static MODE: Key<Mode> = Key {
 
 pub(super) static SCHEDULER: Key<Scheduler> = Key {
     name: "scheduler",
-    form: &OneOf {
-        all: Scheduler::ALL,
-        name: Scheduler::name,
-        planned: &["least-connections", "source-hash", "maglev", "random-two"],
-    },
+    form: &OneOf { all: Scheduler::ALL, name: Scheduler::name, planned: &[] },
     left_out: LeftOut::Value(Scheduler::RoundRobin),
     doc: "How a backend is picked. `round-robin` takes them in turn, `weighted-round-robin` in turn and as often as \
-          their weights say.",
+          their weights say. `least-connections` takes the one with the fewest flows for its weight, `random-two` \
+          the one with fewer of two random ones. `source-hash` goes by the client's address, `maglev` by the whole \
+          flow: every balancer with the same backends picks the same one.",
 };
 
 pub(super) static GRANULARITY: Key<Granularity> = Key {
@@ -302,7 +321,7 @@ pub(super) static WEIGHT: Key<u16> = Key {
     name: "weight",
     form: &Whole { min: 0, max: 1000, unit: "" },
     left_out: LeftOut::Value(1),
-    doc: "Share of the new flows with `weighted-round-robin`. 0: no new flows, with every scheduler.",
+    doc: "Share of the new flows with every scheduler but `round-robin`. 0: no new flows, with every scheduler.",
 };
 
 pub(super) static TIER: Key<u8> = Key {

@@ -13,6 +13,8 @@ pub struct Config {
     /// `full-nat`: source ports that flows may use. Sorted, without overlap, never below 1024.
     pub source_ports: Vec<PortRange>,
     pub limits: Limits,
+    /// Slots of a table of `maglev` or `source-hash`; a prime number.
+    pub maglev_table_size: u32,
     pub services: Vec<Service>,
 }
 

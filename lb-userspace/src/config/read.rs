@@ -10,6 +10,7 @@ use super::{
     endpoint::{self, Endpoint},
     health, keys,
     model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
+    prime::is_prime,
     reader::Table,
 };
 
@@ -17,6 +18,7 @@ use super::{
 /// reported.
 pub(super) struct Draft {
     pub(super) source_ports: Read<Located<Vec<PortRange>>>,
+    pub(super) maglev_table_size: Read<Located<u32>>,
     pub(super) limits: Read<LimitsDraft>,
     pub(super) services: Vec<ServiceDraft>,
     /// Whether every `[[service]]` could be found and opened.
@@ -76,6 +78,7 @@ pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
     }
     Draft {
         source_ports: top.value(findings, &keys::SOURCE_PORTS),
+        maglev_table_size: maglev_table_size(findings, top),
         limits: limits(findings, top),
         services,
         services_read,
@@ -116,6 +119,19 @@ fn limits(findings: &mut Findings, top: &Table<'_>) -> Read<LimitsDraft> {
         flows: flows?,
         port_pools: port_pools?,
     })
+}
+
+fn maglev_table_size(findings: &mut Findings, top: &Table<'_>) -> Read<Located<u32>> {
+    let size = top.value(findings, &keys::MAGLEV_TABLE_SIZE)?;
+    let value = size.value;
+    if is_prime(value) {
+        return Ok(size);
+    }
+    let message = format!("`maglev-table-size` cannot be {value}: it must be a prime number");
+    let below = (2..value).rev().find(|&number| is_prime(number)).unwrap_or(2);
+    let above = (value..).find(|&number| is_prime(number)).unwrap_or(value);
+    let help = format!("the nearest ones are {below} and {above}");
+    Err(findings.error(Finding::new(&size.at, message).help(help)))
 }
 
 fn power_of_two(findings: &mut Findings, number: Located<u32>) -> Read<Located<u32>> {
@@ -171,6 +187,7 @@ impl Draft {
             manage_addresses,
             source_ports: self.source_ports?.value,
             limits: self.limits?.finish(),
+            maglev_table_size: self.maglev_table_size?.value,
             services: self.services.into_iter().map(ServiceDraft::finish).collect::<Read<_>>()?,
         })
     }

@@ -101,6 +101,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         hash(names::SERVICES, limits.services, size_of::<abi::ServiceKey>(), size_of::<abi::ServiceValue>()),
         array(names::SERVICE_INFO, services, size_of::<abi::ServiceInfo>()),
         array(names::BACKENDS, backends, size_of::<abi::Backend>()),
+        array(names::BACKEND_LOAD, backends, size_of::<i64>()),
         array(names::SELECTION, limits.selection_slots.into(), size_of::<u32>()),
         per_cpu(names::CURSORS, services, size_of::<u32>()),
         array(names::FLOW_WORDS, flows, size_of::<u64>()),

@@ -128,6 +128,7 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
     };
     let address = SocketAddr::new(IpAddr::from(backend.address), backend.port.get());
     let mut member = Member::new(address, health);
+    member.weight = u16::try_from(backend.weight).unwrap_or(u16::MAX);
     member.place = Some(Place {
         id,
         generation: backend.generation,

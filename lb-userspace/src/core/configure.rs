@@ -88,6 +88,9 @@ impl Core {
         if config.limits != self.config.limits {
             self.tell("", None, "`limits` changed: they take effect when the maps are made anew".to_owned());
         }
+        if config.maglev_table_size != self.config.maglev_table_size {
+            self.dirty.extend(self.services.keys());
+        }
         self.ledger.set_ports(&config.source_ports);
         self.names = config.services.iter().map(|service| (service.name.clone(), ServiceRef::of(service))).collect();
         self.keys = self.names.values().map(|&me| (me.key, me)).collect();

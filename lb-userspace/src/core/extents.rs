@@ -9,8 +9,11 @@ pub(super) struct Extent {
     pub len: u32,
 }
 
-/// The free runs of the array; first fit, lowest first. Sizes are rounded up to powers of two while
-/// there is room, so that freed extents fit the next table.
+/// Longest table whose size is rounded up.
+const ROUNDED: u32 = 4096;
+
+/// The free runs of the array; first fit, lowest first. Small sizes are rounded up to powers of two
+/// while there is room, so that freed extents fit the next table; large tables are mostly of one size.
 #[derive(Debug)]
 pub(super) struct Extents {
     /// First slot to length; neighbours are always merged.
@@ -32,7 +35,7 @@ impl Extents {
     /// An extent of at least `len` slots (`len` > 0); `None` when no free run is long enough.
     pub(super) fn take(&mut self, len: u32) -> Option<Extent> {
         debug_assert!(len > 0);
-        let rounded = len.checked_next_power_of_two().unwrap_or(len);
+        let rounded = if len <= ROUNDED { len.next_power_of_two() } else { len };
         self.first_fit(rounded).or_else(|| self.first_fit(len))
     }
 
@@ -93,6 +96,13 @@ mod tests {
         assert_eq!(extents.take(1), Some(Extent { base: 4, len: 1 }));
         assert_eq!(extents.take(3), Some(Extent { base: 5, len: 3 }), "the exact length is the last resort");
         assert_eq!(extents.take(1), None);
+    }
+
+    #[test]
+    fn large_tables_are_not_rounded() {
+        let mut extents = Extents::new(131_074);
+        assert_eq!(extents.take(65_537), Some(Extent { base: 0, len: 65_537 }));
+        assert_eq!(extents.take(65_537), Some(Extent { base: 65_537, len: 65_537 }));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!
 //! The way of a decision: `state` (what came in, which services it concerns) -> `configure` (who is
 //! a backend), `health`, `census` (who has left) -> `publish` (one service into the tables), which
-//! asks `rotation` for the selection table and `ledger` for everything that is handed out: ids,
+//! asks `rotation` or `maglev` for the selection table and `ledger` for everything that is handed out: ids,
 //! slots, port pools, address roles. `adopt` fills the ledger from the maps of an earlier agent.
 
 mod adopt;
@@ -20,6 +20,7 @@ mod health;
 mod ids;
 mod index;
 mod ledger;
+mod maglev;
 mod plan;
 mod pools;
 mod publish;

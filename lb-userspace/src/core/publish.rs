@@ -8,8 +8,9 @@ use super::{
     Notice,
     index::Indexes,
     ledger::Ledger,
+    maglev::{self, Turn},
     rotation,
-    service::{Leave, Member, Place, Service, ServiceRef},
+    service::{Leave, Made, Member, Place, Service, ServiceRef},
 };
 
 /// What came of it.
@@ -27,6 +28,8 @@ pub(super) struct Round<'a> {
     pub ledger: &'a mut Ledger,
     pub indexes: &'a mut Indexes,
     pub notices: &'a mut Vec<Notice>,
+    /// Slots of a table of `maglev` or `source-hash`.
+    pub maglev_table: u32,
 }
 
 impl Round<'_> {
@@ -261,7 +264,7 @@ impl Round<'_> {
             self.ledger.hold_roles(me.key.address, me.own_roles());
         }
         let turns = turns(service);
-        let fits = self.turn_table(service, &turns);
+        let fits = self.turn_table(service, turns);
         if service.leaving.is_none() {
             let problem = (!fits).then(|| limit("selection slots", self.ledger.extents.slots(), "selection-slots"));
             let mut known = service.problem.take();
@@ -285,12 +288,22 @@ impl Round<'_> {
         fits
     }
 
-    /// Makes `turns` the table. Without room it takes, in this order: each backend once; the longest
-    /// part of the old table that names ready backends only.
-    fn turn_table(&mut self, service: &mut Service, turns: &[(u32, u16)]) -> bool {
-        let weighted = service.config.as_ref().is_some_and(|config| config.scheduler == Scheduler::WeightedRoundRobin);
-        let once: Vec<u32> = turns.iter().map(|&(id, _)| id).collect();
-        let wanted = if weighted { rotation::weighted(turns, rotation::longest(turns.len())) } else { once.clone() };
+    /// Makes the scheduler's table of `turns`. Without room it takes, in this order: each backend once;
+    /// the longest part of the old table that names ready backends only.
+    fn turn_table(&mut self, service: &mut Service, turns: Vec<Turn>) -> bool {
+        let scheduler = service.config.as_ref().map_or(Scheduler::RoundRobin, |config| config.scheduler);
+        let made = Made { scheduler, turns, maglev_table: self.maglev_table };
+        if service.table.is_some() && service.made.as_ref() == Some(&made) {
+            return true;
+        }
+        let fits = self.place_slots(service, &made);
+        service.made = fits.then_some(made);
+        fits
+    }
+
+    fn place_slots(&mut self, service: &mut Service, made: &Made) -> bool {
+        let once: Vec<u32> = made.turns.iter().map(|turn| turn.id).collect();
+        let wanted = made.slots();
         for slots in [&wanted, &once] {
             let current = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
             if current == slots {
@@ -340,15 +353,32 @@ impl Round<'_> {
 
 /// Backends that take new flows with their weights, by id: all ready ones of the lowest tier that
 /// has any.
-fn turns(service: &Service) -> Vec<(u32, u16)> {
+fn turns(service: &Service) -> Vec<Turn> {
     if service.leaving.is_some() {
         return Vec::new();
     }
     let tier = ready(service).map(|(member, _)| member.tier).min();
     let serving = ready(service).filter(|(member, _)| Some(member.tier) == tier);
-    let mut turns: Vec<(u32, u16)> = serving.map(|(member, place)| (place.id, member.weight)).collect();
-    turns.sort_unstable();
+    let turn =
+        |(member, place): (&Member, &Place)| Turn { address: member.address, id: place.id, weight: member.weight };
+    let mut turns: Vec<Turn> = serving.map(turn).collect();
+    turns.sort_unstable_by_key(|turn| turn.id);
     turns
+}
+
+impl Made {
+    /// The scheduler's table.
+    fn slots(&self) -> Vec<u32> {
+        let turns = &self.turns;
+        match self.scheduler {
+            Scheduler::RoundRobin | Scheduler::LeastConnections => turns.iter().map(|turn| turn.id).collect(),
+            Scheduler::WeightedRoundRobin | Scheduler::RandomTwo => {
+                let weights: Vec<(u32, u16)> = turns.iter().map(|turn| (turn.id, turn.weight)).collect();
+                rotation::weighted(&weights, rotation::longest(turns.len()))
+            }
+            Scheduler::SourceHash | Scheduler::Maglev => maglev::table(turns, self.maglev_table),
+        }
+    }
 }
 
 fn ready(service: &Service) -> impl Iterator<Item = (&Member, &Place)> {

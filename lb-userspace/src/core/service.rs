@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, ServiceKey};
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, Scheduler, ServiceKey};
 
-use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health};
+use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health, maglev::Turn};
 use crate::config::{self, Check};
 
 /// Who a service is: the same key in another mode is another service with an id of its own, because
@@ -75,6 +75,8 @@ pub(super) struct Service {
     pub members: Vec<Member>,
     /// Where its selection table is; `None`: it has none.
     pub table: Option<Table>,
+    /// What the table was made of; `None`: not as wanted, or not known.
+    pub made: Option<Made>,
     /// Whether the service holds the role of its address.
     pub holds_address: bool,
     pub active_tier: Option<u8>,
@@ -91,6 +93,7 @@ impl Service {
             leaving: None,
             members: Vec::new(),
             table: None,
+            made: None,
             holds_address: false,
             active_tier: None,
             live_flows: 0,
@@ -112,6 +115,15 @@ pub(super) struct Table {
     pub base: u32,
     /// Its length; `base + len` is within the extent.
     pub len: u32,
+}
+
+/// What a selection table is made of: the same of these is the same table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Made {
+    pub scheduler: Scheduler,
+    /// By id.
+    pub turns: Vec<Turn>,
+    pub maglev_table: u32,
 }
 
 /// A backend of one service.
@@ -210,7 +222,8 @@ impl Member {
             generation: place.generation,
             service_id,
             port_pool: place.pool.unwrap_or(0),
-            reserved: [0; 4],
+            weight: self.weight.into(),
+            reserved: [0; 3],
         }
     }
 }
@@ -242,6 +255,7 @@ pub(super) fn empty_entry(generation: u32) -> Backend {
         generation,
         service_id: 0,
         port_pool: 0,
-        reserved: [0; 4],
+        weight: 0,
+        reserved: [0; 3],
     }
 }

@@ -158,7 +158,12 @@ impl Core {
             let Some(service) = self.services.get_mut(&me) else { continue };
             self.published_services += 1;
             let held = service.holds_address;
-            let mut round = Round { ledger: &mut self.ledger, indexes: &mut self.indexes, notices: &mut self.notices };
+            let mut round = Round {
+                ledger: &mut self.ledger,
+                indexes: &mut self.indexes,
+                notices: &mut self.notices,
+                maglev_table: self.config.maglev_table_size,
+            };
             let outcome = round.publish(me, service, keeps_key);
             if service.holds_address != held {
                 self.wake_leaving(me);

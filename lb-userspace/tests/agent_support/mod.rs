@@ -46,6 +46,7 @@ pub fn config(services: Vec<Service>) -> Config {
         manage_addresses: true,
         source_ports: vec![PortRange { first: 1024, last: 61_439 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
+        maglev_table_size: 251,
         services,
     }
 }

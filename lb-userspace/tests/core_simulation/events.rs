@@ -44,7 +44,7 @@ impl Simulation {
             let mut service = service(&format!("s{n}"), &listen, &[]);
             let random = &mut self.random;
             service.mode = *[Mode::Nat, Mode::FullNat].choose(random).unwrap();
-            service.scheduler = *[Scheduler::RoundRobin, Scheduler::WeightedRoundRobin].choose(random).unwrap();
+            service.scheduler = *Scheduler::ALL.choose(random).unwrap();
             service.health.fall = random.random_range(1..4);
             service.health.rise = random.random_range(1..4);
             service.health.port = (port == 0).then_some(80);

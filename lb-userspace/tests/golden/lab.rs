@@ -135,6 +135,7 @@ pub struct Spec {
     pub protocol: Protocol,
     pub mode: Mode,
     pub granularity: Granularity,
+    pub scheduler: Scheduler,
     /// 0: any.
     pub port: u16,
     /// 0: the port that the client asked for.
@@ -144,7 +145,16 @@ pub struct Spec {
 
 impl Spec {
     pub fn new(v4: bool, protocol: Protocol, mode: Mode) -> Self {
-        Self { v4, protocol, mode, granularity: Granularity::Flow, port: 80, backend_port: 8080, backends: 1 }
+        Self {
+            v4,
+            protocol,
+            mode,
+            granularity: Granularity::Flow,
+            scheduler: Scheduler::RoundRobin,
+            port: 80,
+            backend_port: 8080,
+            backends: 1,
+        }
     }
 }
 
@@ -220,7 +230,8 @@ impl Lab {
                 generation: 1,
                 service_id: number,
                 port_pool: pool,
-                reserved: [0; 4],
+                weight: 1,
+                reserved: [0; 3],
             };
             self.apply(Op::SetBackend { id, backend: entry });
             if !full_nat {
@@ -242,7 +253,7 @@ impl Lab {
             selection_len: backends.len() as u32,
             generation: 7,
             mode: spec.mode as u8,
-            scheduler: Scheduler::RoundRobin as u8,
+            scheduler: spec.scheduler as u8,
             granularity: spec.granularity as u8,
             zero: 0,
         };
@@ -279,6 +290,13 @@ impl Lab {
         let id = served.backends[usize::from(n) - 1];
         let mut backend = self.data.read().unwrap().backends[&id];
         backend.state = state as u8;
+        self.apply(Op::SetBackend { id, backend });
+    }
+
+    /// Gives backend `n` of a service a weight.
+    pub fn set_weight(&mut self, served: &Served, n: u8, weight: u32) {
+        let id = served.backends[usize::from(n) - 1];
+        let backend = Backend { weight, ..self.data.read().unwrap().backends[&id] };
         self.apply(Op::SetBackend { id, backend });
     }
 

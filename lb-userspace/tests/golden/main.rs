@@ -14,4 +14,5 @@ mod ports;
 mod refused;
 mod scale;
 mod schedule;
+mod schedulers;
 mod table;

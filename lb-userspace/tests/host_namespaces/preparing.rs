@@ -29,6 +29,7 @@ pub fn config(interfaces: &[&str], services: &[Service]) -> Config {
         manage_addresses: true,
         source_ports: vec![PortRange { first: 20_000, last: 29_999 }],
         limits: Limits::default(),
+        maglev_table_size: 65_537,
         services: services.to_vec(),
     }
 }

@@ -54,6 +54,27 @@ fn a_sweep_removes_idle_flows_with_their_reply_word_and_port() {
 }
 
 #[test]
+fn a_walk_mends_the_load_of_the_backends() {
+    let (_pins, mut dataplane, table) = prepared();
+    let counted = Flow { flags: Flow::COUNTED, ..flow(2001) };
+    let (first, _) = table.store(&client(1, counted), begun(1));
+    table.store(&client(2, flow(2002)), begun(1));
+    let closed = |tag| begun(1)(tag).after(Seen { tcp: true, reply: false, tcp_flags: 0x04 }, ago(0));
+    table.store(&client(3, flow(2003)), closed);
+    assert_eq!(dataplane.backend_load(5), Some(0), "nobody has counted");
+    assert_eq!(dataplane.sweep().unwrap().live, 3);
+    assert_eq!(dataplane.backend_load(5), Some(2), "the open ones");
+    // The counted one expires: the walk that removes it takes it off the load.
+    table.set_word(first, begun(60)(table.word(first).tag()));
+    assert_eq!(dataplane.sweep().unwrap().aged, 1);
+    assert_eq!(dataplane.backend_load(5), Some(1));
+    let next = Backend { generation: BACKEND.generation + 1, ..BACKEND };
+    dataplane.apply(&Op::SetBackend { id: 5, backend: next }).unwrap();
+    assert_eq!(dataplane.backend_load(5), Some(0), "another backend begins without load");
+    assert_eq!(dataplane.backend_load(64), None);
+}
+
+#[test]
 fn states_age_by_their_own_timeouts() {
     let (_pins, mut dataplane, table) = prepared();
     let established = |tag| {

@@ -143,7 +143,8 @@ pub const BACKEND: Backend = Backend {
     generation: 3,
     service_id: 2,
     port_pool: 1,
-    reserved: [0; 4],
+    weight: 0,
+    reserved: [0; 3],
 };
 
 /// A full-nat flow over [`BACKEND`], whose id is 5.
@@ -218,6 +219,10 @@ impl HandTable {
 
     pub fn word(&self, at: u32) -> Word {
         Word(self.slot(at).load(Ordering::Acquire))
+    }
+
+    pub fn set_word(&self, at: u32, word: Word) {
+        self.slot(at).store(word.0, Ordering::Release);
     }
 
     pub fn reply(&self, at: u32) -> ReplyWord {

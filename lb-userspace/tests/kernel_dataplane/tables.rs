@@ -211,7 +211,8 @@ fn any_backend() -> impl Strategy<Value = Backend> {
             generation,
             service_id,
             port_pool,
-            reserved: [0; 4],
+            weight: service_id + 1,
+            reserved: [0; 3],
         },
     )
 }

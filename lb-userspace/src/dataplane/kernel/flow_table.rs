@@ -11,6 +11,7 @@ use lb_common::{
 };
 
 use super::{
+    loads::Loads,
     maps::{kernel, open, open_shared},
     mmap::SharedArray,
     pins::Pins,
@@ -25,6 +26,7 @@ pub(super) struct FlowTable {
     words: SharedArray<Bucket>,
     replies: SharedArray<Bucket>,
     flows: SharedArray<Flow>,
+    pub loads: Loads,
     seed: u64,
 }
 
@@ -44,6 +46,7 @@ impl FlowTable {
             words: open_shared(pins, names::FLOW_WORDS)?,
             replies: open_shared(pins, names::REPLY_WORDS)?,
             flows: open_shared(pins, names::FLOWS)?,
+            loads: Loads::open(pins)?,
             seed,
         })
     }
@@ -83,7 +86,7 @@ impl FlowTable {
     /// Removes a flow whose word is still `seen`: takes the way, then frees the reply word, the way
     /// and the source port, in this order. Killed in between, the agent leaves something taken
     /// without an owner, which the audit frees, but never frees what another has taken since. For
-    /// the same reason a way that somebody left busy keeps its port.
+    /// the same reason a way that somebody left busy keeps its port and its part of the load.
     ///
     /// `false`: somebody else was faster, the flow lives or is gone.
     pub fn remove(&self, at: u32, seen: Word, now: u32, backends: &[Backend], pools: &Pools) -> bool {
@@ -99,11 +102,13 @@ impl FlowTable {
         if !self.swap(at, busy, Word::EMPTY) {
             return false;
         }
-        if let Some(backend) = backend
-            && flow.mode == Mode::FullNat as u8
-            && seen.state() != State::Busy
-        {
-            pools.free(backend.port_pool, flow.source_port.get());
+        if let Some(backend) = backend.filter(|_| seen.state() != State::Busy) {
+            if seen.open() {
+                self.loads.ended(&flow);
+            }
+            if flow.mode == Mode::FullNat as u8 {
+                pools.free(backend.port_pool, flow.source_port.get());
+            }
         }
         true
     }

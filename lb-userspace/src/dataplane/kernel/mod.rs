@@ -4,7 +4,7 @@
 //! load      object -> pins (checked) -> maps and program -> Loaded
 //! attach    Loaded -> interfaces, by pinned links; detach undoes it without an agent
 //! tables    KernelDataplane: the Dataplane contract over the pinned maps
-//! sweep     ages flows, audits ports; flow_table and ports hold the atomic steps
+//! sweep     ages flows, audits ports, mends loads; flow_table, ports and loads hold the atomic steps
 //! stats, flows, events    what the data path tells
 //! ```
 //!
@@ -16,6 +16,7 @@ mod events;
 mod flow_table;
 mod flows;
 mod load;
+mod loads;
 mod maps;
 mod mmap;
 mod netlink;

@@ -1,6 +1,9 @@
 //! Walks over the flow table: ageing, counting, and the audit that mends what a crash left behind.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use lb_common::{
     abi::{Backend, Flow, Mode, names},
@@ -59,7 +62,8 @@ impl Sweeper {
 
     /// Removes flows that were idle for too long and ways that somebody left busy; counts the rest.
     /// A flow of a backend that has gone (its id was given to another) counts for its service only.
-    /// Also closes ports that were given back outside the ranges of their pool.
+    /// Also closes ports that were given back outside the ranges of their pool, and mends what the
+    /// data path's schedulers know about the backends' loads.
     ///
     /// # Errors
     /// The backends could not be read; nothing was changed then.
@@ -68,8 +72,10 @@ impl Sweeper {
         for pool in 0..self.pool_count {
             self.pools.close(pool);
         }
+        let loads = self.table.loads.snapshot();
         let now = FlowTable::now();
         let mut census = FlowCensus::default();
+        let mut open = BTreeMap::new();
         for (at, word) in self.table.taken() {
             if word.expired(now) {
                 let removed = self.table.remove(at, word, now, &backends, &self.pools);
@@ -79,9 +85,11 @@ impl Sweeper {
                 *census.by_service.entry(flow.service_id).or_default() += 1;
                 if backends.get(flow.backend_id as usize).is_some_and(|backend| owns(backend, &flow)) {
                     *census.by_backend.entry(flow.backend_id).or_default() += 1;
+                    *open.entry(flow.backend_id).or_default() += i64::from(word.open());
                 }
             }
         }
+        self.table.loads.mend(&loads, &open);
         Ok(census)
     }
 

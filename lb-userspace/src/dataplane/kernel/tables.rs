@@ -74,6 +74,12 @@ impl KernelDataplane {
         self.sweeper.audit()
     }
 
+    /// Open flows that the data path's schedulers count for a backend; `None` beyond the limit. Of
+    /// services whose scheduler does not ask for them it is what the last walk found.
+    pub fn backend_load(&self, id: u32) -> Option<i64> {
+        self.table.loads.of(id)
+    }
+
     fn set_generation(&mut self, generation: u32) -> Result<(), DataplaneError> {
         let what = "writing the generation";
         let mut settings = self.settings.map.get(&0, 0).map_err(|error| kernel(what, error))?;
@@ -106,13 +112,14 @@ impl KernelDataplane {
         Ok(())
     }
 
-    /// Counters of a backend begin anew with each generation.
+    /// Counters and load of a backend begin anew with each generation.
     fn set_backend(&mut self, id: u32, backend: &Backend) -> Result<(), DataplaneError> {
         check("backend id", id, self.backends.map.len(), "backends")?;
         let what = || format!("writing backend {id}");
         let before = self.backends.map.get(&id, 0).map_err(|error| kernel(what(), error))?;
         if before.generation != backend.generation {
             reset_counters(&mut self.backend_stats, id, BackendCounters::default())?;
+            self.table.loads.reset(id);
         }
         self.backends.map.set(id, backend, 0).map_err(|error| kernel(what(), error))
     }
