@@ -8,9 +8,9 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use lb_common::{
-    abi::Address,
+    abi::{Address, Mode},
     packet::PacketAccess,
-    rewrite::translate,
+    rewrite::{lower_ttl, translate},
     verdict::{Action, Exit, Reason, Verdict},
 };
 
@@ -57,7 +57,12 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes());
-    let written = translate(&mut frame, &packet.network, &packet.transport, &packet.to).and_then(|()| {
+    let rewritten = if Mode::is_one_sided(packet.flow.mode) {
+        lower_ttl(&mut frame, &packet.network, &packet.transport)
+    } else {
+        translate(&mut frame, &packet.network, &packet.transport, &packet.to)
+    };
+    let written = rewritten.and_then(|()| {
         frame.write(0, packet.hop.destination)?;
         frame.write(6, packet.hop.source)
     });
@@ -71,6 +76,10 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(md, packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let found = matches!(answer as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH);
+    if found && packet.flow.mode == Mode::DsrL2 as u8 && gateway(packet) != packet.to.destination {
+        return Reason::NotOnSegment;
+    }
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             packet.hop = Hop { ifindex: packet.fib.ifindex, source: packet.fib.smac, destination: packet.fib.dmac };

@@ -114,6 +114,18 @@ abi_enum! {
         Nat = 0 "nat",
         /// Source rewritten too; the backend answers the balancer.
         FullNat = 1 "full-nat",
+        /// Direct server return: only the frame's link-layer addresses are rewritten; the backend has
+        /// the service's address too and answers the client itself.
+        DsrL2 = 2 "dsr-l2",
+    }
+}
+
+impl Mode {
+    /// Whether replies take another way than through the balancer. Of a number as it stands in the
+    /// maps, where the modes of direct server return come last.
+    #[inline(always)]
+    pub const fn is_one_sided(number: u8) -> bool {
+        number >= Self::DsrL2 as u8
     }
 }
 
@@ -177,7 +189,7 @@ pub struct Backend {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Flow {
     pub client: Address,
-    /// Source address towards the backend: the client's in `nat`, ours in `full-nat`.
+    /// Source address towards the backend: ours in `full-nat`, otherwise the client's.
     pub source: Address,
     pub client_port: Port,
     /// The port of the service that the client asked for.

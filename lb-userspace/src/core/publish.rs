@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::{AddressRoles, Granularity, Scheduler, ServiceInfo, ServiceValue};
+use lb_common::abi::{AddressRoles, Granularity, Mode, Scheduler, ServiceInfo, ServiceValue};
 
 use super::{
     Notice,
@@ -182,7 +182,7 @@ impl Round<'_> {
         if !ledger.backend_ids.available() {
             return Err(limit("backends", ledger.backend_ids.limit(), "backends"));
         }
-        if !ledger.roles.fits(source.unwrap_or(member.ip())) {
+        if !Mode::is_one_sided(me.mode) && !ledger.roles.fits(source.unwrap_or(member.ip())) {
             return Err(limit("addresses", ledger.roles.limit(), "addresses"));
         }
         let mut pool = None;

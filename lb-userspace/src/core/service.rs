@@ -196,6 +196,8 @@ impl Member {
         match Mode::from_number(service.mode)? {
             Mode::Nat => Some((self.ip(), AddressRoles::NAT_BACKEND)),
             Mode::FullNat => Some((self.place.as_ref()?.source?, AddressRoles::SOURCE)),
+            // Its replies take another way.
+            Mode::DsrL2 => None,
         }
     }
 

@@ -131,6 +131,7 @@ impl FakeDataplane {
                 return Err(format!("names port pool {}, which is not ready", backend.port_pool));
             }
             Some(Mode::FullNat) => (backend.source, AddressRoles::SOURCE),
+            Some(Mode::DsrL2) => return Ok(()),
             None => return Err(format!("is of a service without a mode: {value:?}")),
         };
         if self.roles(address) & role == 0 {

@@ -217,7 +217,7 @@ impl Lab {
                 reserved: [0; 4],
             };
             self.apply(Op::SetBackend { id, backend: entry });
-            if !full_nat {
+            if spec.mode == Mode::Nat {
                 let roles = AddressRoles(AddressRoles::NAT_BACKEND);
                 self.apply(Op::SetAddress { address: entry.address, roles });
             }

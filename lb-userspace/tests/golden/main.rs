@@ -7,6 +7,7 @@ mod counters;
 mod frames;
 mod lab;
 
+mod dsr;
 mod flows;
 mod forward;
 mod passed;
