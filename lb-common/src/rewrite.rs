@@ -95,7 +95,7 @@ unsafe impl Field for V6Rest {}
 /// An address as four words and not as an array, which the BPF compiler would copy byte by byte.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
-struct Words(u32, u32, u32, u32);
+pub(crate) struct Words(pub u32, pub u32, pub u32, pub u32);
 
 /// Gives the change of the addresses, for the checksums of the pseudo-header.
 #[inline(always)]

@@ -1,8 +1,8 @@
-//! Direct server return: no source, no pool, no role for the backend's address.
+//! Direct server return: no pool, no role for the backend's address; a source in tunnels only.
 
 mod core_support;
 
-use core_support::{A, B, World, key_of, state, web};
+use core_support::{A, B, SOURCE, World, key_of, state, web};
 use lb_common::abi::{AddressRoles, BackendState, Mode};
 use lb_userspace::{config::Config, core::Command, core::OperatorLayer};
 
@@ -67,4 +67,45 @@ fn the_operator_cannot_add_a_backend_on_another_port() {
     world.command(&add(B), false).unwrap();
     world.all_up();
     assert_eq!(world.turns("web"), [A, B]);
+}
+
+fn dsr_ipip(backends: &[&str]) -> Config {
+    let mut config = web(backends);
+    config.services[0].mode = Mode::DsrIpip;
+    config
+}
+
+#[test]
+fn a_tunnel_waits_for_its_source_address_and_follows_it() {
+    let mut world = World::new(dsr_ipip(&[A, B]));
+    world.all_up();
+    assert!(world.turns("web").is_empty());
+    world.route_all();
+    assert_eq!(world.turns("web"), [A, B]);
+    let source = |world: &World| world.dataplane.backend(world.id("web", A)).unwrap().source;
+    let address = |text: &str| text.parse::<std::net::IpAddr>().unwrap().into();
+    assert_eq!(source(&world), address(SOURCE));
+    assert_eq!(world.dataplane.roles(address(SOURCE)), 0, "nothing is answered to it");
+    world.route("10.0.0.1".parse().unwrap(), Some("10.255.0.2"));
+    assert_eq!(source(&world), address("10.255.0.2"));
+    world.route("10.0.0.1".parse().unwrap(), None);
+    assert_eq!(world.turns("web"), [B], "without a route it is out of turn");
+
+    world.restart(dsr_ipip(&[A, B]), OperatorLayer::default());
+    world.route_all();
+    world.all_up();
+    assert_eq!(world.turns("web"), [A, B]);
+    world.configure(dsr_ipip(&[]));
+    world.walk(&[], 4);
+    assert!(world.core.wanted_sources().is_empty());
+}
+
+#[test]
+fn a_tunnel_leads_to_backends_of_another_family() {
+    let mut world = World::new(dsr_ipip(&["[2001:db8::1]:80"]));
+    world.all_up();
+    world.route("2001:db8::1".parse().unwrap(), Some("2001:db8::ff"));
+    assert_eq!(world.turns("web"), ["[2001:db8::1]:80"]);
+    let (service, address) = ("web".to_owned(), "10.0.0.9:80".parse().unwrap());
+    world.command(&Command::Add { service, address, weight: 1, tier: 0 }, false).unwrap();
 }

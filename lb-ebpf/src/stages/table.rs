@@ -29,7 +29,7 @@ pub struct Tuple {
     pub source_port: Port,
     pub destination_port: Port,
     pub protocol: u8,
-    hash: u64,
+    pub hash: u64,
 }
 
 impl Tuple {

@@ -16,3 +16,4 @@ mod refused;
 mod scale;
 mod schedule;
 mod table;
+mod tunnel;
