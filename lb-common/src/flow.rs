@@ -69,7 +69,7 @@ pub enum State {
     OneWay = 4,
     /// TCP: FIN seen from one side.
     Closing = 5,
-    /// UDP: both directions seen.
+    /// UDP: both directions seen; of a one-sided flow, the client has sent again.
     BothWays = 6,
     /// TCP: the handshake is over.
     Established = 7,
@@ -159,6 +159,7 @@ impl Word {
     const FLAG_REPLY: u64 = 1;
     const FLAG_FIN_CLIENT: u64 = 2;
     const FLAG_FIN_BACKEND: u64 = 4;
+    const FLAG_ONE_SIDED: u64 = 8;
 
     #[inline(always)]
     const fn with(tag: u32, state: State, flags: u64, now: u32) -> Self {
@@ -176,6 +177,16 @@ impl Word {
     #[inline(always)]
     pub const fn begin(tag: u32, tcp: bool, now: u32) -> Self {
         Self::with(tag, if tcp { State::Opening } else { State::OneWay }, 0, now)
+    }
+
+    /// The same of a flow whose replies take another way (DSR): the client's packets alone move it
+    /// on, for as long as it lives. An ACK after the SYN ends the handshake; a FIN of the client is
+    /// all that is seen of the end, and whether the backend has closed too stays unknown. So two
+    /// forged packets make an established flow here, where a flow of both directions asks for the
+    /// backend's SYN-ACK between them; a flood of SYNs alone evicts nothing established.
+    #[inline(always)]
+    pub const fn begin_one_sided(tag: u32, tcp: bool, now: u32) -> Self {
+        Self(Self::begin(tag, tcp, now).0 | Self::FLAG_ONE_SIDED << FLAGS_SHIFT)
     }
 
     #[inline(always)]
@@ -237,10 +248,19 @@ impl Word {
             self.after_tcp(seen)
         } else if seen.reply || self.flags() & Self::FLAG_REPLY != 0 {
             (State::BothWays, Self::FLAG_REPLY)
+        } else if self.flags() & Self::FLAG_ONE_SIDED != 0 {
+            (self.after_one_sided_udp(now), Self::FLAG_ONE_SIDED)
         } else {
             (State::OneWay, 0)
         };
         Self::with(self.tag(), state, flags, now)
+    }
+
+    /// A client that sends again, and not in one burst, has most likely been answered.
+    #[inline(always)]
+    const fn after_one_sided_udp(self, now: u32) -> State {
+        let again = self.remaining(now) < State::OneWay.timeout();
+        if again || matches!(self.state(), State::BothWays) { State::BothWays } else { State::OneWay }
     }
 
     /// Whether the packet begins a new connection on the tuple of one that is over, or that the
@@ -265,7 +285,7 @@ impl Word {
         let was = self.state();
         let mut flags = self.flags();
         if self.restarted_by(seen) {
-            return (State::Opening, 0);
+            return (State::Opening, flags & Self::FLAG_ONE_SIDED);
         }
         if seen.tcp_flags & TCP_RST != 0 {
             return (State::Closed, flags);
@@ -276,8 +296,10 @@ impl Word {
             flags |= Self::FLAG_REPLY;
         }
         // Before the backend's SYN-ACK nothing that comes from the client is worth more than its SYN:
-        // else a forger would need two packets for a flow that outlives the honest ones.
-        let answered = !matches!(was, State::Opening) || flags & Self::FLAG_REPLY != 0;
+        // else a forger would need two packets for a flow that outlives the honest ones. Where the
+        // SYN-ACK takes another way, the client's acknowledgement has to do.
+        let acknowledged = flags & Self::FLAG_ONE_SIDED != 0 && ack && !syn;
+        let answered = !matches!(was, State::Opening) || flags & Self::FLAG_REPLY != 0 || acknowledged;
         if seen.tcp_flags & TCP_FIN != 0 && answered {
             flags |= if seen.reply { Self::FLAG_FIN_BACKEND } else { Self::FLAG_FIN_CLIENT };
         }

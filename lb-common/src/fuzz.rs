@@ -38,6 +38,7 @@ pub fn check(data: &[u8]) -> Depth {
     check_bounds(original, &network, &transport);
     check_padding(original, &network, &transport);
     check_translate(original, &network, &transport, prefix);
+    check_lower_ttl(original, &network, &transport);
     if transport.protocol == Protocol::Tcp {
         check_reset(original, &network, &transport);
     }
@@ -125,6 +126,17 @@ fn check_translate(original: &[u8], network: &Network, transport: &Transport, pr
             assert_eq!(parse::transport(&after.as_mut_slice(), network), Ok(expected));
         }
     }
+}
+
+fn check_lower_ttl(original: &[u8], network: &Network, transport: &Transport) {
+    let mut arena = Arena::new(original, 0);
+    rewrite::lower_ttl(&mut arena.frame(), network, transport).expect("the parser saw the field");
+    let mut after = arena.into_frame();
+    assert_eq!(parse::network(&after.as_mut_slice()), Ok(*network));
+    let expected = Transport { ttl: transport.ttl.wrapping_sub(1), ..*transport };
+    assert_eq!(parse::transport(&after.as_mut_slice(), network), Ok(expected));
+    let was_right = checksums_are_right(original, network, transport);
+    assert_eq!(checksums_are_right(&after, network, transport), was_right, "checksums of the lowered TTL");
 }
 
 /// Only TTL, checksums, addresses and ports differ, and a UDP checksum is there as before.

@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod answer;
 pub mod checksum;
+pub mod encap;
 pub mod flow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

@@ -54,6 +54,19 @@ pub fn translate<P: PacketAccess>(
     }
 }
 
+/// Takes one from the TTL or hop limit and changes nothing else; `None` as in [`translate`].
+#[inline(always)]
+pub fn lower_ttl<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Transport) -> Option<()> {
+    let lowered = transport.ttl.wrapping_sub(1);
+    if !network.v4 {
+        return frame.write(V6_REST, lowered);
+    }
+    let [ttl, protocol, c0, c1]: [u8; 4] = frame.read(V4_REST)?;
+    let delta = Delta::ZERO.field(u16::from_ne_bytes([ttl, protocol]), u16::from_ne_bytes([lowered, protocol]));
+    let [c0, c1] = delta.apply([c0, c1]);
+    frame.write(V4_REST, [lowered, protocol, c0, c1])
+}
+
 /// The IPv4 header from the TTL to its fixed end (RFC 791, 3.1), written at once: in XDP each access
 /// has its price.
 #[repr(C, packed)]
@@ -82,7 +95,7 @@ unsafe impl Field for V6Rest {}
 /// An address as four words and not as an array, which the BPF compiler would copy byte by byte.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
-struct Words(u32, u32, u32, u32);
+pub(crate) struct Words(pub u32, pub u32, pub u32, pub u32);
 
 /// Gives the change of the addresses, for the checksums of the pseudo-header.
 #[inline(always)]

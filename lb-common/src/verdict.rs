@@ -104,6 +104,8 @@ reasons! {
     AnswerLimited = 23, Drop, "answer_limited";
     /// Not a verdict: flows evicted while live because the table was full, one count each.
     Evicted = 24, Drop, "evicted";
+    /// The backend of a `dsr-l2` service is behind a gateway, not on a segment with the balancer.
+    NotOnSegment = 25, Drop, "not_on_segment";
 }
 
 /// How a packet leaves.

@@ -335,6 +335,25 @@ proptest! {
     }
 
     #[test]
+    fn whatever_a_client_sends_a_one_sided_flow_keeps_its_rules(packets in vec(0..0x20u8, 0..24), tag in any::<u32>()) {
+        let mut word = Word::begin_one_sided(tag, true, NOW);
+        for flags in packets {
+            let (seen, before) = (c(flags), word);
+            word = before.after(seen, NOW);
+            prop_assert_eq!(word.tag(), tag);
+            prop_assert!(word.live(NOW));
+            prop_assert_eq!(word.after(seen, NOW), word, "the same packet again changes nothing");
+            match word.state() {
+                State::Opening => prop_assert!(before.state() == State::Opening || before.restarted_by(seen)),
+                State::Established | State::Closing => prop_assert!(before.state() != State::Closed
+                    && (before.state() != State::Opening || flags & (ACK | SYN | RST) == ACK)),
+                State::Closed => prop_assert!(flags & RST != 0 || before.state() == State::Closed),
+                other => prop_assert!(false, "{:?} is no state of TCP", other),
+            }
+        }
+    }
+
+    #[test]
     fn ages_are_differences_of_ticks_up_to_half_the_clock(seen in 0..1u32 << 24, age in 0..1u32 << 23) {
         prop_assert_eq!(Word::begin(7, false, seen).age((seen + age) & 0xff_ffff), age);
         prop_assert_eq!(Word::begin(7, false, seen).age(seen + age), age, "bits above the tick do not count");
@@ -349,4 +368,62 @@ proptest! {
         prop_assert_eq!(index(first, 7), first * 8 + 7);
         prop_assert_eq!(u64::from(tag(hash)) << 32 | hash & 0xffff_ffff, hash);
     }
+}
+
+/// The word of a one-sided flow after the packets that follow the first SYN.
+fn one_sided(packets: &[Seen]) -> Word {
+    packets.iter().fold(Word::begin_one_sided(7, true, NOW), |word, seen| word.after(*seen, NOW))
+}
+
+#[test]
+fn where_replies_take_another_way_the_clients_packets_move_the_flow_on() {
+    let says: [(State, &[Seen]); 11] = [
+        (State::Opening, &[]),
+        (State::Opening, &[c(SYN), c(SYN)]),
+        (State::Opening, &[c(0)]),
+        (State::Opening, &[c(TCP_FIN)]),
+        (State::Established, &[c(ACK)]),
+        (State::Established, &[c(ACK | 8), c(SYN), c(ACK)]),
+        (State::Closing, &[c(FIN)]),
+        (State::Closing, &[c(ACK), c(FIN), c(ACK), c(FIN)]),
+        (State::Closed, &[c(RST)]),
+        (State::Closed, &[c(ACK), c(RST | ACK), c(ACK)]),
+        (State::Closed, &[c(ACK), c(FIN), c(RST)]),
+    ];
+    for (state, packets) in says {
+        assert_eq!(one_sided(packets).state(), state, "{packets:?}");
+    }
+    // A FIN without an acknowledgement left no trace.
+    assert_eq!(one_sided(&[c(TCP_FIN), c(ACK)]).state(), State::Established);
+}
+
+#[test]
+fn a_one_sided_flow_stays_one_when_its_port_is_used_again() {
+    for over in [one_sided(&[c(ACK), c(FIN)]), one_sided(&[c(RST)])] {
+        assert!(over.restarted_by(c(SYN)));
+        assert_eq!(over.after(c(SYN), NOW), Word::begin_one_sided(7, true, NOW));
+        assert_eq!(over.after(c(SYN), NOW).after(c(ACK), NOW).state(), State::Established);
+    }
+}
+
+#[test]
+fn a_flood_of_syns_is_worth_less_than_an_established_one_sided_flow() {
+    let established = one_sided(&[c(ACK)]);
+    let oldest = NOW + State::Opening.timeout();
+    assert!(one_sided(&[]).worth(NOW) < established.worth(oldest));
+    assert!(one_sided(&[c(SYN), c(SYN)]).worth(NOW) < established.worth(oldest));
+}
+
+#[test]
+fn a_one_sided_udp_client_that_sends_again_later_is_in_conversation() {
+    let udp = Seen { tcp: false, reply: false, tcp_flags: 0 };
+    let begin = Word::begin_one_sided(7, false, NOW);
+    assert_eq!(begin.state(), State::OneWay);
+    assert_eq!(begin.after(udp, NOW), begin, "the burst of the first tick says nothing");
+    // The clock of another CPU may be a moment behind.
+    assert_eq!(begin.after(udp, NOW - 1).state(), State::OneWay);
+    let again = begin.after(udp, NOW + 1);
+    assert_eq!(again.state(), State::BothWays);
+    assert_eq!(again.after(udp, NOW + 1), again);
+    assert_eq!(again.after(udp, NOW + 9).state(), State::BothWays);
 }

@@ -4,7 +4,7 @@ mod frames;
 use frames::{Packet, Segment, authentication, extension, parse, routing};
 use lb_common::{
     abi::Port,
-    rewrite::{Translation, translate},
+    rewrite::{Translation, lower_ttl, translate},
 };
 use proptest::{collection::vec, prelude::*, strategy::BoxedStrategy};
 
@@ -139,6 +139,19 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn lowering_the_ttl_changes_nothing_else(before in packet()) {
+        let mut frame = before.frame();
+        let (network, transport) = parse(&mut frame);
+        lower_ttl(&mut frame.as_mut_slice(), &network, &transport).unwrap();
+        let ttl = before.ttl - 1;
+        prop_assert_eq!(frame, Packet { ttl, ..before }.frame());
+    }
+}
+
 #[test]
 fn a_checksum_that_was_wrong_stays_wrong() {
     for v4 in [true, false] {
@@ -172,5 +185,7 @@ fn a_frame_that_shrank_since_it_was_parsed_is_refused() {
     for len in 0..52 {
         let mut frame = frame[..len].to_vec();
         assert_eq!(translate(&mut frame.as_mut_slice(), &network, &transport, &to), None, "{len} bytes");
+        let lowered = lower_ttl(&mut frame.as_mut_slice(), &network, &transport);
+        assert_eq!(lowered.is_none(), len < 26, "{len} bytes");
     }
 }

@@ -3,7 +3,8 @@
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
-    abi::{Address, Backend, Flow, ServiceValue},
+    abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
+    encap::Tunnel,
     parse::{Network, Transport},
     rewrite::Translation,
 };
@@ -26,6 +27,8 @@ pub struct Packet {
     pub place: Place,
     pub flow: Flow,
     pub to: Translation,
+    /// In tunnel modes, towards the backend.
+    pub tunnel: Tunnel,
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
@@ -45,6 +48,12 @@ pub struct Packet {
     pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
+}
+
+/// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.
+#[inline(always)]
+const fn entropy(hash: u64) -> u32 {
+    ((hash ^ hash >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
 /// No backend has this id.
@@ -103,6 +112,15 @@ impl Packet {
             source_port: self.flow.source_port,
             destination_port: table::backend_port(backend, self.flow.service_port),
         };
+        if Mode::is_tunnel(self.flow.mode) {
+            self.to.source = backend.source;
+            self.tunnel = Tunnel {
+                source: backend.source,
+                destination: backend.address,
+                gue_port: Port::ANY,
+                entropy: entropy(self.tuple.hash),
+            };
+        }
     }
 
     /// The packet goes to the client of its flow, from the address it knows.

@@ -8,9 +8,10 @@ use aya_ebpf::{
     helpers::generated::bpf_fib_lookup as fib_lookup,
 };
 use lb_common::{
-    abi::{Address, Flow},
+    abi::{Address, Flow, Mode},
+    encap::encapsulate,
     packet::PacketAccess,
-    rewrite::translate,
+    rewrite::{lower_ttl, translate},
     verdict::{Action, Exit, Reason, Verdict},
 };
 
@@ -57,11 +58,39 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes());
-    let written = translate(&mut frame, &packet.network, &packet.transport, &packet.to).and_then(|()| {
-        frame.write(0, packet.hop.destination)?;
-        frame.write(6, packet.hop.source)
-    });
+    if Mode::is_one_sided(packet.flow.mode) {
+        return if hand_on(md) != 0 { reason } else { Reason::Internal };
+    }
+    let written = translate(&mut frame, &packet.network, &packet.transport, &packet.to)
+        .and_then(|()| link_layer(&mut frame, &packet.hop));
     if written.is_some() { reason } else { Reason::Internal }
+}
+
+/// Direct server return: the packet as it is, with another TTL, and in its tunnel if it takes one. 0:
+/// it cannot be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let mut frame = Frame::of(md);
+    if lower_ttl(&mut frame, &packet.network, &packet.transport).is_none() {
+        return 0;
+    }
+    if Mode::is_tunnel(packet.flow.mode) {
+        let wrapped = frame
+            .adjust_head(-(packet.tunnel.growth() as i32))
+            .and_then(|()| encapsulate(&mut frame, &packet.network, &packet.transport, &packet.tunnel));
+        if wrapped.is_none() {
+            return 0;
+        }
+    }
+    link_layer(&mut frame, &packet.hop).is_some() as u32
+}
+
+#[inline(always)]
+fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
+    frame.write(0, hop.destination)?;
+    frame.write(6, hop.source)
 }
 
 /// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
@@ -71,6 +100,10 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(md, packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let found = matches!(answer as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH);
+    if found && packet.flow.mode == Mode::DsrL2 as u8 && gateway(packet) != packet.to.destination {
+        return Reason::NotOnSegment;
+    }
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             packet.hop = Hop { ifindex: packet.fib.ifindex, source: packet.fib.smac, destination: packet.fib.dmac };
@@ -93,9 +126,15 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
     fib.l4_protocol = packet.transport.protocol as u8;
     fib.sport = u16::from_ne_bytes(to.source_port.to_wire());
     fib.dport = u16::from_ne_bytes(to.destination_port.to_wire());
-    fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len: packet.transport.packet_len };
+    let mut tot_len = packet.transport.packet_len;
+    if Mode::is_tunnel(packet.flow.mode) {
+        fib.l4_protocol = packet.tunnel.protocol(&packet.network);
+        (fib.sport, fib.dport) = (0, 0);
+        tot_len = tot_len.saturating_add(packet.tunnel.growth() as u16);
+    }
+    fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = Frame::of(md).ifindex();
-    if packet.network.v4 {
+    if to.destination.is_v4() {
         fib.family = INET;
         fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: to.source.words()[3] };
         fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: to.destination.words()[3] };
@@ -112,7 +151,7 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
 fn gateway(packet: &Packet) -> Address {
     // SAFETY: plain integers of either family.
     unsafe {
-        if packet.network.v4 {
+        if packet.to.destination.is_v4() {
             Address::v4(packet.fib.__bindgen_anon_4.ipv4_dst.to_ne_bytes())
         } else {
             Address::from_words(packet.fib.__bindgen_anon_4.ipv6_dst)

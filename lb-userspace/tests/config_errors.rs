@@ -49,6 +49,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     backend_with_a_port_of_a_service_on_every_port
     backend_without_a_port
     beyond_the_limits
+    dsr_with_another_port
     empty_file
     every_port_check_without_a_port
     http_settings

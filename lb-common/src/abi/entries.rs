@@ -114,6 +114,33 @@ abi_enum! {
         Nat = 0 "nat",
         /// Source rewritten too; the backend answers the balancer.
         FullNat = 1 "full-nat",
+        /// Direct server return: only the frame's link-layer addresses are rewritten; the backend has
+        /// the service's address too and answers the client itself.
+        DsrL2 = 2 "dsr-l2",
+        /// Direct server return through a tunnel, IP in IP: the backend unpacks and answers itself.
+        DsrIpip = 3 "dsr-ipip",
+    }
+}
+
+impl Mode {
+    /// Whether replies take another way than through the balancer. Of a number as it stands in the
+    /// maps, where the modes of direct server return come last.
+    #[inline(always)]
+    pub const fn is_one_sided(number: u8) -> bool {
+        number >= Self::DsrL2 as u8
+    }
+
+    /// Whether packets travel in a tunnel from our source address to the backend's address, which
+    /// may be of another family than the service's. Of a number as it stands in the maps.
+    #[inline(always)]
+    pub const fn is_tunnel(number: u8) -> bool {
+        number > Self::DsrL2 as u8
+    }
+
+    /// Whether the host's source address towards the backend is needed. Of a number as above.
+    #[inline(always)]
+    pub const fn needs_source(number: u8) -> bool {
+        number == Self::FullNat as u8 || Self::is_tunnel(number)
     }
 }
 
@@ -175,7 +202,7 @@ abi_enum! {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Backend {
     pub address: Address,
-    /// `full-nat`: source address of packets to this backend. Otherwise zero.
+    /// `full-nat` and tunnels: source address of packets to this backend. Otherwise zero.
     pub source: Address,
     /// [`Port::ANY`]: the port that the client asked for.
     pub port: Port,
@@ -198,7 +225,7 @@ pub struct Backend {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Flow {
     pub client: Address,
-    /// Source address towards the backend: the client's in `nat`, ours in `full-nat`.
+    /// Source address towards the backend: ours in `full-nat`, otherwise the client's.
     pub source: Address,
     pub client_port: Port,
     /// The port of the service that the client asked for.

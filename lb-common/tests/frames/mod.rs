@@ -217,6 +217,85 @@ pub fn authentication(words: u8) -> (u8, Vec<u8>) {
     (51, bytes)
 }
 
+/// The frame's packet in a tunnel between two addresses, as another implementation builds it. Flow
+/// label and GUE ports are given; `gue`: source and destination port, and the checksum is summed over
+/// everything or left out.
+pub fn tunnelled(
+    frame: &[u8],
+    source: IpAddr,
+    destination: IpAddr,
+    label: u32,
+    gue: Option<(u16, u16, bool)>,
+) -> Vec<u8> {
+    let inner_v4 = frame[ETHERNET] >> 4 == 4;
+    let length = if inner_v4 {
+        u16::from_be_bytes([frame[ETHERNET + 2], frame[ETHERNET + 3]]) as usize
+    } else {
+        u16::from_be_bytes([frame[ETHERNET + 4], frame[ETHERNET + 5]]) as usize + 40
+    };
+    let (inner, padding) = frame[ETHERNET..].split_at(length);
+    let (class, id, dont_fragment) = if inner_v4 {
+        (inner[1], u16::from_be_bytes([inner[4], inner[5]]), inner[6] & 0x40 != 0)
+    } else {
+        (inner[0] << 4 | inner[1] >> 4, 0, true)
+    };
+    let mut payload = inner.to_vec();
+    let mut protocol = IpNumber(if inner_v4 { 4 } else { 41 });
+    if let Some((from, to, checksum)) = gue {
+        let mut header =
+            UdpHeader { source_port: from, destination_port: to, length: (inner.len() + 8) as u16, checksum: 0 };
+        if checksum {
+            header.checksum = match (source, destination) {
+                (IpAddr::V4(s), IpAddr::V4(d)) => header.calc_checksum_ipv4_raw(s.octets(), d.octets(), inner),
+                (IpAddr::V6(s), IpAddr::V6(d)) => header.calc_checksum_ipv6_raw(s.octets(), d.octets(), inner),
+                _ => panic!("addresses of two families"),
+            }
+            .unwrap();
+        }
+        payload.splice(0..0, header.to_bytes());
+        protocol = IpNumber(17);
+    }
+    let mut out = frame[..12].to_vec();
+    match (source, destination) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => {
+            let mut header = Ipv4Header::new(payload.len() as u16, 64, protocol, s.octets(), d.octets()).unwrap();
+            (header.dscp, header.ecn) = ((class >> 2).try_into().unwrap(), (class & 3).try_into().unwrap());
+            header.identification = if dont_fragment { 0 } else { id };
+            header.dont_fragment = dont_fragment;
+            header.header_checksum = header.calc_header_checksum();
+            out.extend([[8, 0].as_slice(), &header.to_bytes()].concat());
+        }
+        (IpAddr::V6(s), IpAddr::V6(d)) => {
+            let header = Ipv6Header {
+                traffic_class: class,
+                flow_label: label.try_into().unwrap(),
+                payload_length: payload.len() as u16,
+                next_header: protocol,
+                hop_limit: 64,
+                source: s.octets(),
+                destination: d.octets(),
+            };
+            out.extend([[0x86, 0xdd].as_slice(), &header.to_bytes()].concat());
+        }
+        _ => panic!("addresses of two families"),
+    }
+    [out.as_slice(), &payload, padding].concat()
+}
+
+/// Sets ToS or traffic class, and of IPv4 identification and "don't fragment".
+pub fn mark(frame: &mut [u8], class: u8, id: u16, dont_fragment: bool) {
+    let ip = &mut frame[ETHERNET..];
+    if ip[0] >> 4 == 6 {
+        (ip[0], ip[1]) = (0x60 | class >> 4, class << 4 | ip[1] & 0xf);
+        return;
+    }
+    ip[1] = class;
+    ip[4..6].copy_from_slice(&id.to_be_bytes());
+    ip[6] = if dont_fragment { 0x40 } else { 0 };
+    let (header, _) = Ipv4Header::from_slice(ip).unwrap();
+    ip[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+}
+
 /// Both steps of the parser.
 pub fn parse(frame: &mut [u8]) -> (Network, Transport) {
     let network = parse::network(&&mut *frame).expect("the network header");

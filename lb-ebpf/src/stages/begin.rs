@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Mode, Port, Protocol, limits::BACKEND_ATTEMPTS},
+    abi::{Address, Backend, BackendState, Flow, Mode, Port, limits::BACKEND_ATTEMPTS},
     flow::Word,
     verdict::Reason,
 };
@@ -45,7 +45,7 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
         // SAFETY: the way is busy, so the element is ours alone to write.
         unsafe { *place = packet.flow };
     }
-    let word = table::first_word(&packet.tuple, packet.tuple.protocol == Protocol::Tcp as u8, packet.now);
+    let word = table::first_word(packet);
     table::publish(index, packet.now, word);
     packet.place = Place { index, word };
     stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
@@ -65,6 +65,8 @@ fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Rea
     }
     let linked = if packet.service.mode == Mode::FullNat as u8 {
         lease(md, packet, backend, id, index)
+    } else if Mode::is_one_sided(packet.service.mode) {
+        one_sided(packet)
     } else {
         link(packet, backend, packet.tuple.source, packet.tuple.source_port, index)
     };
@@ -94,6 +96,14 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler),
         granularity: packet.service.granularity,
     };
+}
+
+/// No reply will come this way: nothing to link. The backend sees the client as it is.
+#[inline(always)]
+fn one_sided(packet: &mut Packet) -> Reason {
+    packet.reply_tuple.destination = packet.tuple.source;
+    packet.reply_tuple.destination_port = packet.tuple.source_port;
+    Reason::ToBackend
 }
 
 /// Links the reply with a source port that neither a flow nor a socket of the host uses.

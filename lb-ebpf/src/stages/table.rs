@@ -6,7 +6,7 @@
 //! work a sum where it would be a product.
 
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Granularity, Port, Protocol, limits::WAYS},
+    abi::{Address, Backend, BackendState, Flow, Granularity, Mode, Port, Protocol, limits::WAYS},
     flow::{ReplyWord, Seen, State, Word, buckets, index, tag},
     hash::tuple_hash,
     verdict::Reason,
@@ -29,7 +29,7 @@ pub struct Tuple {
     pub source_port: Port,
     pub destination_port: Port,
     pub protocol: u8,
-    hash: u64,
+    pub hash: u64,
 }
 
 impl Tuple {
@@ -311,10 +311,15 @@ pub fn publish(index: u32, now: u32, word: Word) {
     }
 }
 
-/// The word of a new flow that `tuple` finds.
+/// The word of the packet's new flow.
 #[inline(always)]
-pub fn first_word(tuple: &Tuple, tcp: bool, now: u32) -> Word {
-    Word::begin(tag(tuple.hash), tcp, now)
+pub fn first_word(packet: &Packet) -> Word {
+    let (tag, tcp) = (tag(packet.tuple.hash), packet.tuple.protocol == Protocol::Tcp as u8);
+    if Mode::is_one_sided(packet.flow.mode) {
+        Word::begin_one_sided(tag, tcp, packet.now)
+    } else {
+        Word::begin(tag, tcp, packet.now)
+    }
 }
 
 /// Notes what the packet says about its flow. Returns whether the word was written: at most once a
@@ -377,10 +382,12 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
         // The agent emptied the backend only when no flow was left; nothing is held.
         return 0;
     }
-    let port = backend_port(backend, flow.service_port);
-    let tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
-    unlink_reply(&tuple, index);
-    ports::give_back(flow, backend.port_pool);
+    if !Mode::is_one_sided(flow.mode) {
+        let port = backend_port(backend, flow.service_port);
+        let tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
+        unlink_reply(&tuple, index);
+        ports::give_back(flow, backend.port_pool);
+    }
     load::changed(flow, Word(word), Word::EMPTY);
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(flow.backend_id) {
         // SAFETY: this CPU's element.

@@ -75,6 +75,9 @@ fn countable(findings: &mut Findings, service: &ServiceDraft) {
 
 fn same_family(findings: &mut Findings, service: &ServiceDraft) {
     let Ok(listen) = &service.listen else { return };
+    if service.mode.as_ref().is_ok_and(|mode| Mode::is_tunnel(mode.value as u8)) {
+        return;
+    }
     let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
     for endpoint in service.backends().filter_map(|backend| backend.endpoint.as_ref().ok()) {
         let (ours, theirs) = (listen.value.ip(), endpoint.value.ip);
@@ -82,7 +85,7 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
             let message = format!("an {} backend cannot serve an {} service", family(theirs), family(ours));
             let finding = Finding::new(&endpoint.at, message)
                 .and(&listen.at, family(ours))
-                .help("translation between the families is planned, but this version cannot do it yet")
+                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" needs none")
                 .help(format!("write the backend's {} address", family(ours)));
             findings.error(finding);
         }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use lb_common::abi::Mode;
+
 use super::{
     diagnostic::{Finding, Findings, Located, Read},
     reader::Field,
@@ -38,13 +40,17 @@ pub(super) fn backend(findings: &mut Findings, field: &Field<'_>) -> Read<Endpoi
     endpoint(findings, field, BACKEND_ALLOWED)
 }
 
-/// The backend's address with the port that goes with the service's.
+/// The backend's address with the port that goes with the service's; `mode`: none that could be read.
 pub(super) fn with_port(
     findings: &mut Findings,
     backend: &Located<Endpoint>,
     service: &Located<SocketAddr>,
+    mode: Option<&Located<Mode>>,
 ) -> Read<SocketAddr> {
     let Endpoint { ip, port } = backend.value;
+    if let Some(mode) = mode.filter(|mode| Mode::is_one_sided(mode.value as u8)) {
+        return with_same_port(findings, backend, service, mode);
+    }
     match (service.value.port(), port) {
         (0, None | Some(0)) => Ok(SocketAddr::new(ip, 0)),
         (0, Some(port)) => {
@@ -62,6 +68,26 @@ pub(super) fn with_port(
         }
         (_, Some(port)) => Ok(SocketAddr::new(ip, port)),
     }
+}
+
+/// Direct server return: packets keep the port that the client asked for.
+fn with_same_port(
+    findings: &mut Findings,
+    backend: &Located<Endpoint>,
+    service: &Located<SocketAddr>,
+    mode: &Located<Mode>,
+) -> Read<SocketAddr> {
+    let Endpoint { ip, port } = backend.value;
+    let (asked, name) = (service.value.port(), mode.value.name());
+    let Some(port) = port.filter(|port| ![0, asked].contains(port)) else { return Ok(SocketAddr::new(ip, asked)) };
+    let wanted = if asked == 0 { "any port".to_owned() } else { format!("port {asked}") };
+    let message = format!("with \"{name}\" the backend's port cannot be {port}: clients ask for {wanted}");
+    let finding = Finding::new(&backend.at, message)
+        .and(&service.at, wanted)
+        .and(&mode.at, "packets stay as they are")
+        .help(format!("write \"{ip}\", and have the server listen where the service does ({})", service.value))
+        .help("ports are translated by \"full-nat\" and \"nat\"");
+    Err(findings.error(finding))
 }
 
 fn endpoint(findings: &mut Findings, field: &Field<'_>, allowed: &'static str) -> Read<Endpoint> {

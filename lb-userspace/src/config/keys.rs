@@ -193,10 +193,13 @@ pub(super) static PROTOCOL: Key<Protocol> = Key {
 
 pub(super) static MODE: Key<Mode> = Key {
     name: "mode",
-    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &["dsr-l2", "dsr-ipip", "dsr-gue"] },
+    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &["dsr-gue"] },
     left_out: LeftOut::Value(Mode::FullNat),
     doc: "How packets reach the backends. `full-nat` rewrites source and destination: backends need no change. \
-          `nat` keeps the client's address: backends must route their replies through the balancer.",
+          `nat` keeps the client's address: backends must route their replies through the balancer. `dsr-l2` (direct \
+          server return) leaves the packet as it is and sends it to the backend's link-layer address: backends on the \
+          same segment have the service's address too and answer clients themselves. `dsr-ipip` does the same through \
+          a tunnel (IP in IP): backends may be anywhere.",
 };
 
 pub(super) static SCHEDULER: Key<Scheduler> = Key {
@@ -314,7 +317,8 @@ pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
     form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
     left_out: LeftOut::Required,
-    doc: "Of the same address family as the service; unique within it.",
+    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`); unique within it. With direct server return (`dsr-...`) its port \
+          is the service's and may be left out.",
 };
 
 pub(super) static WEIGHT: Key<u16> = Key {

@@ -1,5 +1,5 @@
 //! What a valid configuration is. Everything here has been checked: names are unique, addresses of
-//! one service share a family, numbers are in range.
+//! one service share a family (except in tunnels), numbers are in range.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -88,7 +88,8 @@ pub struct Service {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Port 0 (only where the service has port 0): the port the client asked for.
+    /// Port 0 (only where the service has port 0): the port the client asked for. With direct server
+    /// return always the service's port.
     pub address: SocketAddr,
     /// 0: no new flows.
     pub weight: u16,

@@ -156,19 +156,23 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
-        .map(|backend| backend.map(|table| self::backend(findings, &table, &listen)))
+        .map(|backend| backend.map(|table| self::backend(findings, &table, &listen, &mode)))
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
     ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, backends, backends_read }
 }
 
-fn backend(findings: &mut Findings, table: &Table<'_>, listen: &Read<Located<SocketAddr>>) -> BackendDraft {
+fn backend(
+    findings: &mut Findings,
+    table: &Table<'_>,
+    listen: &Read<Located<SocketAddr>>,
+    mode: &Read<Located<Mode>>,
+) -> BackendDraft {
     let endpoint = table.require(findings, &keys::BACKEND_ADDRESS);
     let address = match (&endpoint, listen) {
-        (Ok(endpoint), Ok(listen)) => {
-            endpoint::with_port(findings, endpoint, listen).map(|value| Located { value, at: endpoint.at.clone() })
-        }
+        (Ok(endpoint), Ok(listen)) => endpoint::with_port(findings, endpoint, listen, mode.as_ref().ok())
+            .map(|value| Located { value, at: endpoint.at.clone() }),
         (Err(reported), _) | (_, Err(reported)) => Err(*reported),
     };
     let weight = table.value(findings, &keys::WEIGHT);

@@ -132,7 +132,7 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
     member.place = Some(Place {
         id,
         generation: backend.generation,
-        source: me.full_nat().then_some(backend.source),
+        source: me.needs_source().then_some(backend.source),
         old_sources: Vec::new(),
         pool: me.full_nat().then_some(backend.port_pool),
     });

@@ -3,6 +3,8 @@
 
 use std::{fmt, net::SocketAddr};
 
+use lb_common::abi::Mode;
+
 use super::{
     Admin, Core, HealthState, OperatorLayer, Override,
     configure::{Wanted, wanted, word},
@@ -64,6 +66,10 @@ pub enum CommandError {
         "{address} has no port: port 0 (the port that the client asked for) is only for services that listen on port 0, and `{service}` listens on {listen}"
     )]
     Port { service: String, address: SocketAddr, listen: SocketAddr },
+    #[error(
+        "service `{service}` is in mode {mode}, which cannot translate ports: the backend must have the port of {listen}, not that of {address}"
+    )]
+    OtherPort { service: String, address: SocketAddr, listen: SocketAddr, mode: &'static str },
     #[error("the file has {address} in tier {tier}: change the tier there, or add it with tier {tier}")]
     Tier { address: SocketAddr, tier: u8 },
     #[error(
@@ -225,11 +231,14 @@ fn add(
     decided: &mut Override,
 ) -> Result<(), CommandError> {
     let service = config.name.clone();
-    if address.is_ipv4() != config.listen.is_ipv4() {
+    if address.is_ipv4() != config.listen.is_ipv4() && !Mode::is_tunnel(config.mode as u8) {
         return Err(CommandError::Family { service, address, listen: config.listen });
     }
     if address.port() == 0 && config.listen.port() != 0 {
         return Err(CommandError::Port { service, address, listen: config.listen });
+    }
+    if Mode::is_one_sided(config.mode as u8) && address.port() != config.listen.port() {
+        return Err(CommandError::OtherPort { service, address, listen: config.listen, mode: config.mode.name() });
     }
     if current.iter().any(|wanted| wanted.address == address) {
         return Err(CommandError::Duplicate { service, address });

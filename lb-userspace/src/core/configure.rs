@@ -197,11 +197,14 @@ impl Core {
     fn member_joins(&mut self, me: ServiceRef, member: &mut Member) {
         member.configured = true;
         member.leaving = None;
-        if !me.full_nat() {
+        if !me.needs_source() {
             return;
         }
         self.indexes.hosts.add(&member.address.ip(), me);
-        if member.port() == Port::ANY && self.ledger.pools.begin_any_port((member.ip(), me.key.protocol)) {
+        if me.full_nat()
+            && member.port() == Port::ANY
+            && self.ledger.pools.begin_any_port((member.ip(), me.key.protocol))
+        {
             self.dirty.extend(self.indexes.hosts.concerned(&member.address.ip()));
         }
     }
@@ -211,11 +214,11 @@ impl Core {
         member.leaving = Some(Leave::at(self.ledger.next_generation()));
         member.problem = None;
         self.ledger.touch();
-        if !me.full_nat() {
+        if !me.needs_source() {
             return;
         }
         self.indexes.hosts.remove(&member.address.ip(), me);
-        if member.port() == Port::ANY {
+        if me.full_nat() && member.port() == Port::ANY {
             self.ledger.pools.end_any_port((member.ip(), me.key.protocol));
         }
     }

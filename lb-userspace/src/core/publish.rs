@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::{AddressRoles, Granularity, Scheduler, ServiceInfo, ServiceValue};
+use lb_common::abi::{AddressRoles, Granularity, Mode, Scheduler, ServiceInfo, ServiceValue};
 
 use super::{
     Notice,
@@ -178,14 +178,14 @@ impl Round<'_> {
         }
         let ledger = &mut *self.ledger;
         let source = match ledger.sources.get(&member.address.ip()) {
-            Some(Some(source)) if me.full_nat() => Some((*source).into()),
-            _ if me.full_nat() => return Ok(()),
+            Some(Some(source)) if me.needs_source() => Some((*source).into()),
+            _ if me.needs_source() => return Ok(()),
             _ => None,
         };
         if !ledger.backend_ids.available() {
             return Err(limit("backends", ledger.backend_ids.limit(), "backends"));
         }
-        if !ledger.roles.fits(source.unwrap_or(member.ip())) {
+        if !Mode::is_one_sided(me.mode) && !ledger.roles.fits(source.unwrap_or(member.ip())) {
             return Err(limit("addresses", ledger.roles.limit(), "addresses"));
         }
         let mut pool = None;
@@ -204,10 +204,10 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// `full-nat`: follows the host's source address. Older flows keep theirs, so its role stays
-    /// until the backend has no flow left.
+    /// Follows the host's source address. In `full-nat` older flows keep theirs, so its role stays
+    /// until the backend has no flow left; in a tunnel nothing is answered to it.
     fn refresh_sources(&mut self, name: &str, me: ServiceRef, member: &mut Member) -> Result<(), String> {
-        let Some(place) = member.place.as_mut().filter(|_| me.full_nat()) else { return Ok(()) };
+        let Some(place) = member.place.as_mut().filter(|_| me.needs_source()) else { return Ok(()) };
         let role = AddressRoles::SOURCE;
         place.old_sources.retain(|(address, leave)| {
             if leave.over() {
@@ -221,6 +221,10 @@ impl Round<'_> {
         let told = self.ledger.sources.get(&member.address.ip()).copied();
         let no_route = told == Some(None);
         if let Some(Some(source)) = told
+            && !me.full_nat()
+        {
+            place.source = Some(source.into());
+        } else if let Some(Some(source)) = told
             && place.source != Some(source.into())
         {
             if !self.ledger.roles.fits(source.into()) {

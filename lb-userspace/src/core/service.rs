@@ -30,6 +30,11 @@ impl ServiceRef {
         self.mode == Mode::FullNat as u8
     }
 
+    /// Whether the host's source address towards each backend must be known.
+    pub(super) fn needs_source(&self) -> bool {
+        Mode::needs_source(self.mode)
+    }
+
     /// Roles that the service's own address has through it.
     pub(super) fn own_roles(&self) -> u32 {
         AddressRoles::SERVICE | if self.key.port == Port::ANY { AddressRoles::ANY_PORT } else { 0 }
@@ -142,7 +147,7 @@ pub(super) struct Member {
     pub probe: Option<ProbeKey>,
     /// Set while it has an element of the map `backends`.
     pub place: Option<Place>,
-    /// `full-nat`: the route to it was lost.
+    /// `full-nat` and tunnels: the route to it was lost.
     pub no_route: bool,
     pub live_flows: u64,
     /// What keeps it from being published as wanted.
@@ -154,7 +159,7 @@ pub(super) struct Member {
 pub(super) struct Place {
     pub id: u32,
     pub generation: u32,
-    /// `full-nat`: source of new flows.
+    /// `full-nat`: source of new flows. Tunnels: source of every packet.
     pub source: Option<Address>,
     /// `full-nat`: sources of older flows.
     pub old_sources: Vec<(Address, Leave)>,
@@ -208,6 +213,8 @@ impl Member {
         match Mode::from_number(service.mode)? {
             Mode::Nat => Some((self.ip(), AddressRoles::NAT_BACKEND)),
             Mode::FullNat => Some((self.place.as_ref()?.source?, AddressRoles::SOURCE)),
+            // Its replies take another way.
+            Mode::DsrL2 | Mode::DsrIpip => None,
         }
     }
 

@@ -105,7 +105,7 @@ impl Core {
         self.indexes.probes_revision
     }
 
-    /// Addresses of `full-nat` backends: the host's source address towards each is wanted as
+    /// Addresses of backends in `full-nat` and tunnels: the host's source address towards each is wanted as
     /// [`Input::Source`], at once and whenever it changes.
     pub fn wanted_sources(&self) -> Vec<IpAddr> {
         self.indexes.hosts.keys().copied().collect()

@@ -43,7 +43,7 @@ impl Simulation {
             let listen = format!("203.0.113.{}:{port}", self.random.random_range(1..4));
             let mut service = service(&format!("s{n}"), &listen, &[]);
             let random = &mut self.random;
-            service.mode = *[Mode::Nat, Mode::FullNat].choose(random).unwrap();
+            service.mode = *Mode::ALL.choose(random).unwrap();
             service.scheduler = *Scheduler::ALL.choose(random).unwrap();
             service.health.fall = random.random_range(1..4);
             service.health.rise = random.random_range(1..4);
@@ -176,6 +176,7 @@ impl Simulation {
             self.flows.push(Flow {
                 service_address: packet.key.address,
                 service_id: packet.value.id,
+                mode: packet.value.mode,
                 backend: id,
                 generation: backend.generation,
                 address: backend.address,

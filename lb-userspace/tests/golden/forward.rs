@@ -33,6 +33,7 @@ fn conversation(lab: &mut Lab, served: &Served) {
             assert!(flow.source.port() >= 1024, "{flow:?}");
             (source(v4), flow.source.port()).into()
         }
+        other => panic!("{} is not translated", other.name()),
     };
     let n = first.len();
     assert_eq!(sent.exit, "redirect");

@@ -223,7 +223,7 @@ impl Lab {
             }
             let entry = Backend {
                 address: backend(spec.v4, n).into(),
-                source: if full_nat { source(spec.v4).into() } else { Address::v6([0; 16]) },
+                source: if Mode::needs_source(spec.mode as u8) { source(spec.v4).into() } else { Address::v6([0; 16]) },
                 port: Port::new(spec.backend_port),
                 state: BackendState::Live as u8,
                 zero: 0,
@@ -234,7 +234,7 @@ impl Lab {
                 reserved: [0; 3],
             };
             self.apply(Op::SetBackend { id, backend: entry });
-            if !full_nat {
+            if spec.mode == Mode::Nat {
                 let roles = AddressRoles(AddressRoles::NAT_BACKEND);
                 self.apply(Op::SetAddress { address: entry.address, roles });
             }

@@ -7,6 +7,7 @@ mod counters;
 mod frames;
 mod lab;
 
+mod dsr;
 mod flows;
 mod forward;
 mod passed;
@@ -16,3 +17,4 @@ mod scale;
 mod schedule;
 mod schedulers;
 mod table;
+mod tunnel;

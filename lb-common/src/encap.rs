@@ -1,0 +1,271 @@
+//! Tunnels to backends: the outer headers of IP in IP (RFC 2003 for IPv4 in IPv4, RFC 2473 for
+//! anything in IPv6, RFC 4213 for IPv6 in IPv4) and of GUE variant 1 (draft-ietf-intarea-gue-09,
+//! section 4: the inner packet follows the UDP header at once), built from the inner packet.
+//!
+//! The caller grows the frame by [`growth`] bytes at its start; [`encapsulate`] then writes the
+//! headers there and the ether type. The link-layer addresses are the caller's.
+
+use crate::{
+    abi::{Address, Port, Protocol},
+    checksum::Sum,
+    packet::{Field, HEADERS_MAX, PacketAccess},
+    parse::{NETWORK_OFFSET, Network, Transport},
+    rewrite::Words,
+};
+
+const IPV4_LEN: usize = 20;
+const IPV6_LEN: usize = 40;
+const UDP_LEN: usize = 8;
+/// TTL and hop limit of the tunnel: the IANA's recommended default.
+const TTL: u8 = 64;
+
+const PROTOCOL_IPIP: u8 = 4;
+const PROTOCOL_UDP: u8 = 17;
+const PROTOCOL_IPV6: u8 = 41;
+
+const DONT_FRAGMENT: u8 = 0x40;
+
+/// A tunnel from us to a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunnel {
+    pub source: Address,
+    /// Of the same family as the source, which need not be the inner packet's.
+    pub destination: Address,
+    /// GUE: UDP destination port; [`Port::ANY`]: IP in IP.
+    pub gue_port: Port,
+    /// The same for all packets of a flow, so that routers and network cards on the way spread
+    /// flows and keep each in order: flow label (RFC 6438) and GUE source port.
+    pub entropy: u32,
+}
+
+impl Tunnel {
+    /// Bytes that the headers add to the packet: 20 to 48.
+    #[inline(always)]
+    pub const fn growth(&self) -> usize {
+        let udp = if self.is_gue() { UDP_LEN } else { 0 };
+        udp + if self.destination.is_v4() { IPV4_LEN } else { IPV6_LEN }
+    }
+
+    /// UDP source port: 14 bits of entropy in the dynamic ports (49152 to 65535; RFC 8085, 5.1.1).
+    #[inline(always)]
+    pub const fn source_port(&self) -> Port {
+        Port::new(0xc000 | (self.entropy & 0x3fff) as u16)
+    }
+
+    #[inline(always)]
+    const fn is_gue(&self) -> bool {
+        self.gue_port.get() != 0
+    }
+
+    /// Protocol number after the outer IP header.
+    #[inline(always)]
+    pub const fn protocol(&self, inner: &Network) -> u8 {
+        match (self.is_gue(), inner.v4) {
+            (true, _) => PROTOCOL_UDP,
+            (false, true) => PROTOCOL_IPIP,
+            (false, false) => PROTOCOL_IPV6,
+        }
+    }
+}
+
+/// What the outer headers take from the inner packet.
+struct Inner {
+    /// ToS or traffic class, ECN included: the normal mode of RFC 6040, 4.1.
+    traffic_class: u8,
+    /// IPv4: identification and flags. An IPv6 packet is never fragmented on its way: as with DF.
+    id: [u8; 2],
+    dont_fragment: bool,
+}
+
+/// Writes the outer headers into a frame that was grown by [`Tunnel::growth`] since `network` and
+/// `transport` were read from it. `None` when the frame is shorter than they say, or the packet
+/// too long for the outer header; the frame is then to be dropped.
+#[inline(always)]
+pub fn encapsulate<P: PacketAccess>(
+    frame: &mut P,
+    network: &Network,
+    transport: &Transport,
+    tunnel: &Tunnel,
+) -> Option<()> {
+    let start = NETWORK_OFFSET + tunnel.growth();
+    let inner = if network.v4 { inner_v4(frame, start)? } else { inner_v6(frame, start)? };
+    let udp = if tunnel.is_gue() { UDP_LEN as u16 } else { 0 };
+    let payload = transport.packet_len.checked_add(udp)?;
+    let ethertype: [u8; 2] = if tunnel.destination.is_v4() {
+        outer_v4(frame, network, tunnel, &inner, payload)?;
+        [0x08, 0x00]
+    } else {
+        outer_v6(frame, network, tunnel, &inner, payload)?;
+        [0x86, 0xdd]
+    };
+    if tunnel.is_gue() {
+        let (s, d, length) = (tunnel.source_port().to_wire(), tunnel.gue_port.to_wire(), payload.to_be_bytes());
+        let check = gue_checksum(frame, network, transport, tunnel, payload)?;
+        frame.write(start - UDP_LEN, [s[0], s[1], d[0], d[1], length[0], length[1], check[0], check[1]])?;
+    }
+    frame.write(NETWORK_OFFSET - 2, ethertype)
+}
+
+#[inline(always)]
+fn inner_v4<P: PacketAccess>(frame: &P, start: usize) -> Option<Inner> {
+    let header: [u8; 8] = frame.read(start)?;
+    let dont_fragment = header[6] & DONT_FRAGMENT != 0;
+    Some(Inner { traffic_class: header[1], id: [header[4], header[5]], dont_fragment })
+}
+
+#[inline(always)]
+fn inner_v6<P: PacketAccess>(frame: &P, start: usize) -> Option<Inner> {
+    let [a, b]: [u8; 2] = frame.read(start)?;
+    Some(Inner { traffic_class: a << 4 | b >> 4, id: [0; 2], dont_fragment: true })
+}
+
+/// An IPv4 header without options (RFC 791, 3.1), written at once.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct V4 {
+    version_and_length: u8,
+    tos: u8,
+    total_length: [u8; 2],
+    id: [u8; 2],
+    fragment: [u8; 2],
+    ttl: u8,
+    protocol: u8,
+    check: [u8; 2],
+    source: u32,
+    destination: u32,
+}
+// SAFETY: bytes and integers, packed.
+unsafe impl Field for V4 {}
+
+/// The identification is that of the inner packet where a router may fragment the outer one, and 0
+/// where none may (RFC 6864, 4.1: an atomic datagram needs none).
+#[inline(always)]
+fn outer_v4<P: PacketAccess>(
+    frame: &mut P,
+    network: &Network,
+    tunnel: &Tunnel,
+    inner: &Inner,
+    payload: u16,
+) -> Option<()> {
+    let total_length = payload.checked_add(IPV4_LEN as u16)?.to_be_bytes();
+    let (id, fragment) = if inner.dont_fragment { ([0; 2], [DONT_FRAGMENT, 0]) } else { (inner.id, [0; 2]) };
+    let (tos, protocol) = (inner.traffic_class, tunnel.protocol(network));
+    let (source, destination) = (tunnel.source.words()[3], tunnel.destination.words()[3]);
+    let check = Sum::ZERO
+        .pair([0x45, tos])
+        .pair(total_length)
+        .pair(id)
+        .pair(fragment)
+        .pair([TTL, protocol])
+        .word(source)
+        .word(destination)
+        .finish();
+    let header = V4 {
+        version_and_length: 0x45,
+        tos,
+        total_length,
+        id,
+        fragment,
+        ttl: TTL,
+        protocol,
+        check,
+        source,
+        destination,
+    };
+    frame.write(NETWORK_OFFSET, header)
+}
+
+/// An IPv6 header (RFC 8200, 3), written at once.
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct V6 {
+    version_class_label: [u8; 4],
+    payload_length: [u8; 2],
+    next_header: u8,
+    hop_limit: u8,
+    source: Words,
+    destination: Words,
+}
+// SAFETY: bytes and integers, packed.
+unsafe impl Field for V6 {}
+
+#[inline(always)]
+fn outer_v6<P: PacketAccess>(
+    frame: &mut P,
+    network: &Network,
+    tunnel: &Tunnel,
+    inner: &Inner,
+    payload: u16,
+) -> Option<()> {
+    let [s0, s1, s2, s3] = tunnel.source.words();
+    let [d0, d1, d2, d3] = tunnel.destination.words();
+    // Four bits of version, eight of traffic class, twenty of flow label.
+    let first = 6 << 28 | (inner.traffic_class as u32) << 20 | tunnel.entropy & 0xf_ffff;
+    let header = V6 {
+        version_class_label: first.to_be_bytes(),
+        payload_length: payload.to_be_bytes(),
+        next_header: tunnel.protocol(network),
+        hop_limit: TTL,
+        source: Words(s0, s1, s2, s3),
+        destination: Words(d0, d1, d2, d3),
+    };
+    frame.write(NETWORK_OFFSET, header)
+}
+
+/// The outer UDP checksum, without a look at the payload: what the inner checksums cover sums up to
+/// zero by them, and what is left are the inner pseudo-header, which the transport's checksum
+/// contains and the packet does not, and of IPv6 the header fields that no checksum covers. A packet
+/// that was damaged before it came to us has a wrong outer checksum too: nothing is hidden.
+///
+/// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6 allowed
+/// for tunnels, RFC 6935, 5).
+#[inline(always)]
+fn gue_checksum<P: PacketAccess>(
+    frame: &P,
+    network: &Network,
+    transport: &Transport,
+    tunnel: &Tunnel,
+    length: u16,
+) -> Option<[u8; 2]> {
+    let growth = tunnel.growth();
+    let segment = growth + transport.offset as usize;
+    if transport.protocol == Protocol::Udp {
+        let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
+        let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;
+        // Without checksum, or with bytes behind the datagram that no checksum covers (RFC 9868).
+        if check_high | check_low == 0 || u16::from_be_bytes([length_high, length_low]) as usize != carried {
+            return Some([0; 2]);
+        }
+    }
+    let inner_length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
+    // The complement of a sum is its negative: the segment is minus its pseudo-header.
+    let segment_sum =
+        Sum::ZERO.pseudo_header(&network.source, &network.destination, transport.protocol as u8, inner_length).finish();
+    let mut sum = Sum::ZERO
+        .pseudo_header(&tunnel.source, &tunnel.destination, PROTOCOL_UDP, length)
+        .pair(tunnel.source_port().to_wire())
+        .pair(tunnel.gue_port.to_wire())
+        .pair(length.to_be_bytes())
+        .pair(segment_sum);
+    if !network.v4 {
+        // An IPv4 header sums up to zero with its checksum; an IPv6 header has none.
+        sum = sum_words(frame, sum, NETWORK_OFFSET + growth, segment)?;
+    }
+    match sum.finish() {
+        [0, 0] => Some([0xff, 0xff]),
+        check => Some(check),
+    }
+}
+
+/// Adds the words from one offset to another, which is a multiple of four bytes behind it.
+#[inline(always)]
+fn sum_words<P: PacketAccess>(frame: &P, mut sum: Sum, from: usize, to: usize) -> Option<Sum> {
+    for step in 0..HEADERS_MAX / 4 {
+        let at = from + step * 4;
+        if at >= to {
+            break;
+        }
+        sum = sum.word(frame.read(at)?);
+    }
+    Some(sum)
+}

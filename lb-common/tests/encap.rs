@@ -1,0 +1,109 @@
+//! Tunnelled frames against frames that another implementation built.
+mod frames;
+
+use frames::{Packet, Segment, authentication, extension, mark, parse, routing, tunnelled};
+use lb_common::{
+    abi::Port,
+    encap::{Tunnel, encapsulate},
+};
+use proptest::{collection::vec, prelude::*, strategy::BoxedStrategy};
+
+const ENDS: [(&str, &str); 2] = [("10.0.0.1", "10.0.0.11"), ("2001:db8:2::1", "2001:db8:2::11")];
+
+fn tunnel(ends: (&str, &str), gue_port: u16, entropy: u32) -> Tunnel {
+    let (source, destination) = (frames::address(ends.0), frames::address(ends.1));
+    Tunnel { source, destination, gue_port: Port::new(gue_port), entropy }
+}
+
+/// Grows the frame at its start and encapsulates.
+fn wrapped(frame: &[u8], tunnel: &Tunnel) -> Option<Vec<u8>> {
+    let (network, transport) = parse(&mut frame.to_vec());
+    let mut out = vec![0xee; tunnel.growth()];
+    out.extend_from_slice(frame);
+    encapsulate(&mut out.as_mut_slice(), &network, &transport, tunnel)?;
+    out[..12].copy_from_slice(&frame[..12]);
+    Some(out)
+}
+
+fn expected(frame: &[u8], ends: (&str, &str), tunnel: &Tunnel, checksum: bool) -> Vec<u8> {
+    let port = tunnel.gue_port.get();
+    let gue = (port != 0).then(|| (tunnel.source_port().get(), port, checksum));
+    tunnelled(frame, ends.0.parse().unwrap(), ends.1.parse().unwrap(), tunnel.entropy & 0xf_ffff, gue)
+}
+
+fn segment() -> BoxedStrategy<Segment> {
+    let payload = || vec(any::<u8>(), 0..80);
+    prop_oneof![
+        (any::<u16>(), any::<u16>(), 0..0x20u8, payload()).prop_map(|(s, d, f, p)| Segment::tcp(s, d, f, &p)),
+        (any::<u16>(), any::<u16>(), any::<bool>(), payload()).prop_map(|(source, destination, checksum, payload)| {
+            Segment::Udp { source, destination, checksum, payload }
+        }),
+    ]
+    .boxed()
+}
+
+fn frame() -> impl Strategy<Value = (Vec<u8>, bool)> {
+    let extensions =
+        prop_oneof![Just(extension(0, 1)), Just(extension(60, 3)), Just(routing(0)), Just(authentication(6))];
+    let marks = (any::<u8>(), any::<u16>(), any::<bool>());
+    (any::<bool>(), vec(any::<u32>(), 0..=10), vec(extensions, 0..=6), segment(), 0..20usize, marks).prop_map(
+        |(v4, options, extensions, segment, padding, (class, id, dont_fragment))| {
+            let checksum = !matches!(segment, Segment::Udp { checksum: false, .. });
+            let mut packet = Packet::of_family(v4, segment).padded(padding);
+            if v4 {
+                let options: Vec<u8> = options.iter().flat_map(|word| word.to_be_bytes()).collect();
+                packet = packet.options(&options);
+            } else {
+                packet.extensions = extensions;
+            }
+            let mut frame = packet.frame();
+            mark(&mut frame, class, id, dont_fragment);
+            (frame, checksum)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+    #[test]
+    fn every_family_travels_in_every_other((frame, checksum) in frame(), entropy in any::<u32>(), port in any::<u16>()) {
+        for ends in ENDS {
+            for gue_port in [0, port] {
+                let tunnel = tunnel(ends, gue_port, entropy);
+                prop_assert_eq!(wrapped(&frame, &tunnel).unwrap(), expected(&frame, ends, &tunnel, checksum));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_packet_has_a_wrong_outer_checksum() {
+    for v4 in [true, false] {
+        for ends in ENDS {
+            let mut frame = Packet::of_family(v4, Segment::tcp(1, 2, 0x10, b"data")).frame();
+            let last = frame.len() - 1;
+            frame[last] ^= 1;
+            let tunnel = tunnel(ends, 6080, 7);
+            assert_ne!(wrapped(&frame, &tunnel).unwrap(), expected(&frame, ends, &tunnel, true));
+        }
+    }
+}
+
+#[test]
+fn the_source_port_is_a_dynamic_one_and_follows_the_entropy() {
+    let port = |entropy| tunnel(ENDS[0], 6080, entropy).source_port().get();
+    assert_eq!((port(0), port(1), port(0x3fff), port(u32::MAX)), (49_152, 49_153, 65_535, 65_535));
+}
+
+#[test]
+fn a_packet_too_long_for_the_outer_header_is_refused() {
+    let frame = Packet::v4(Segment::udp(1, 2, &vec![0; 65_535 - 28 - 30])).frame();
+    for (ends, gue_port, fits) in [(ENDS[0], 0, true), (ENDS[0], 6080, true), (ENDS[1], 6080, true)] {
+        assert_eq!(wrapped(&frame, &tunnel(ends, gue_port, 0)).is_some(), fits);
+    }
+    let frame = Packet::v4(Segment::udp(1, 2, &vec![0; 65_535 - 28])).frame();
+    for (ends, gue_port, fits) in [(ENDS[0], 0, false), (ENDS[1], 0, true), (ENDS[1], 6080, false)] {
+        assert_eq!(wrapped(&frame, &tunnel(ends, gue_port, 0)).is_some(), fits);
+    }
+}

@@ -1,0 +1,52 @@
+//! Direct server return: backends have the service's address too and answer clients themselves.
+
+mod stage;
+
+use stage::{
+    Stage,
+    clients::{Connection, assert_in_turn, curl_names},
+};
+use xtask::world::{Family, Topology, World, config::Service, servers::WEB_PORT};
+
+/// Makes the backends ready for `dsr-l2`: the service's address on the loopback interface, so that
+/// their stacks take it and nobody asks them for it, and a way to clients past the balancer.
+fn prepare_backends(world: &World) {
+    for backend in &world.backends {
+        backend.set_sysctl("net.ipv4.conf.all.arp_ignore", "1").unwrap();
+        backend.set_sysctl("net.ipv4.conf.all.arp_announce", "2").unwrap();
+        for family in Family::BOTH {
+            let (bits, clients) = match family {
+                Family::V4 => (32, "10.71.1.0/24"),
+                Family::V6 => (128, "fd71:1::/64"),
+            };
+            let address = format!("address add {}/{bits} dev lo", family.service());
+            backend.ip(&[address, format!("route add {clients} dev eth0")]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn dsr_l2_backends_answer_curl_in_turn_and_past_the_balancer() {
+    let stage = Stage::new("dsr_l2", Topology::OneArm, 3);
+    prepare_backends(&stage.world);
+    let _webs = stage.webs();
+    let services = Family::BOTH.map(|family| Service::tcp(family, "dsr-l2", WEB_PORT, vec![0, 1, 2], WEB_PORT));
+    let lb = stage.lb(&services);
+    for service in &services {
+        let names = curl_names(&stage.world.client, service.listen(), 300);
+        assert_in_turn(&names, &service.hosts());
+        let mut connection = Connection::open(&stage.world.client, service.listen()).unwrap();
+        let first = connection.ask().unwrap();
+        for _ in 0..20 {
+            assert_eq!(connection.ask().unwrap(), first, "a connection stays on its backend");
+        }
+        let flows = lb.json(&["flows", "--service", &service.name, "--limit", "1000"]).unwrap().to_string();
+        assert!(flows.contains("established"), "the open connection: {flows}");
+        assert!(flows.contains("closing"), "those that curl has ended: {flows}");
+        let stats = lb.json(&["stats", &service.name]).unwrap();
+        let counted = &stats["services"][0];
+        assert_eq!(counted["flows"], 301, "{stats}");
+        assert!(counted["forward"]["packets"].as_u64().unwrap() > 300 * 4, "{stats}");
+        assert_eq!(counted["reply"]["packets"], 0, "no reply comes by: {stats}");
+    }
+}
