@@ -288,7 +288,11 @@ impl Word {
             return (State::Opening, flags & Self::FLAG_ONE_SIDED);
         }
         if seen.tcp_flags & TCP_RST != 0 {
-            return (State::Closed, flags);
+            // The client answers an ACK that the backend sent from a connection before on the same
+            // tuple (RFC 9293, 3.5.2), and begins again: its next SYN must meet the same backend,
+            // where the reset has cleared the way.
+            let begins_again = matches!(was, State::Opening) && !seen.reply && flags & Self::FLAG_REPLY == 0;
+            return (if begins_again { State::Opening } else { State::Closed }, flags);
         }
         let syn = seen.tcp_flags & TCP_SYN != 0;
         let ack = seen.tcp_flags & TCP_ACK != 0;

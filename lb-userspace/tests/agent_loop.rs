@@ -254,8 +254,10 @@ async fn a_new_file_is_taken_over_as_one_transaction() {
     let status = agent.status().await;
     assert_eq!(status.reload_failed.unwrap().error, "no such interface");
     assert_eq!(maps.choices(WEB), addresses(&[A, B]), "the old one goes on");
+    assert!(agent.asked.lock().placed.is_empty(), "no address attracts traffic that nobody takes");
 
-    agent.find(Finding::Prepared { config: new, result: Ok(()) }).await;
+    agent.find(Finding::Prepared { config: Arc::clone(&new), result: Ok(()) }).await;
+    assert_eq!(agent.asked.lock().placed, [new], "the maps know the service: now its address");
     let status = agent.status().await;
     assert_eq!((status.services[0].name.as_str(), status.reload_failed), ("api", None));
     assert_eq!(agent.asked.lock().pruned, 0, "packets of old flows still come to the old address");

@@ -95,6 +95,31 @@ fn commands_that_make_no_sense_say_what_would() {
 }
 
 #[test]
+fn an_operator_cannot_decide_what_the_file_could_not_say() {
+    let mut world = World::new(web(&[A, B]));
+    world.all_up();
+    let add = |address: &str, weight, tier| Command::Add {
+        service: "web".to_owned(),
+        address: address.parse().unwrap(),
+        weight,
+        tier,
+    };
+    let heavier = Command::Weight { service: "web".to_owned(), address: A.parse().unwrap(), weight: 1001 };
+    for (command, why) in [
+        (add("224.0.0.1:80", 1, 0), "multicast"),
+        (add("255.255.255.255:80", 1, 0), "broadcast"),
+        (add("203.0.113.1:8080", 1, 0), "the service's own address"),
+        (add(C, 1001, 0), "a weight of 1001 is too much: from 0 to 1000"),
+        (add(C, 1, 16), "there is no tier 16: from 0 to 15"),
+        (heavier, "a weight of 1001 is too much"),
+    ] {
+        // Not with --force either.
+        let error = world.command(&command, true).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn an_operator_adds_changes_and_removes_a_backend() {
     let mut world = World::new(web(&[A]));
     world.all_up();

@@ -23,6 +23,10 @@ use crate::{
 /// Any network namespace number below zero: the program's own (BPF_F_CURRENT_NETNS).
 const CURRENT_NETNS: u64 = -1i64 as u64;
 
+/// Ports that are looked at before one is taken out of its turn. Another port of the same word has
+/// its turn soon, and would then have rested for one round of words instead of all ports.
+const OWN_TURN_ONLY: u32 = 64;
+
 /// Takes a free port of the pool; 0 when there is none. `now` in ticks.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -39,16 +43,21 @@ pub extern "C" fn take_port(pool: u32, now: u32) -> u32 {
         let cursor = &raw mut (*pool).cursor;
         let turn = cursor.read_volatile();
         cursor.write_volatile(turn.wrapping_add(1));
-        for step in 0..PORT_POOL_WORDS as u32 {
-            let (word, first_bit) = in_turn(turn.wrapping_add(step));
+        for step in 0..OWN_TURN_ONLY + PORT_POOL_WORDS as u32 {
+            let at = turn.wrapping_add(step);
+            let (word, first_bit) = in_turn(at);
             let word = opaque(word as usize) & (PORT_POOL_WORDS - 1);
             let place = &raw mut (*pool).words[word];
             let used = place.read_volatile();
-            if used == u64::MAX {
+            if used == u64::MAX || (step < OWN_TURN_ONLY && used & 1 << first_bit != 0) {
                 continue;
             }
             let bit = lowest_free(used, first_bit);
             if fetch_or(place, 1 << bit) & (1 << bit) == 0 {
+                // Else what was passed over is passed over again, and this port's turn comes twice.
+                if step > 0 {
+                    cursor.write_volatile(at.wrapping_add(1));
+                }
                 return word as u32 * 64 + bit;
             }
         }

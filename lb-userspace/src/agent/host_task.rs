@@ -15,6 +15,7 @@ use crate::{
 pub enum HostJob {
     Sources(Vec<IpAddr>),
     Prepare(Arc<Config>),
+    Place(Arc<Config>),
     Prune,
     Warm(BTreeSet<IpAddr>),
     Resolve { ifindex: u32, next_hop: IpAddr },
@@ -74,12 +75,18 @@ async fn do_job(host: &mut Host, job: HostJob, findings: &mpsc::Sender<Finding>)
             drop(findings.send(Finding::Sources(found)).await);
         }
         HostJob::Prepare(config) => {
-            let result = host.prepare(&config).await.map(|prepared| prepared.warnings);
+            let result = host.ready(&config).await.map(|prepared| prepared.warnings);
             for warning in result.iter().flatten() {
                 drop(findings.send(Finding::LoggedWarning(warning.clone())).await);
             }
             let result = result.map(drop).map_err(|error| error.to_string());
             drop(findings.send(Finding::Prepared { config, result }).await);
+        }
+        HostJob::Place(config) => {
+            if let Err(error) = host.place(&config).await {
+                let text = format!("service addresses are missing on this host: {error}; trying again");
+                drop(findings.send(Finding::Warning(text)).await);
+            }
         }
         HostJob::Prune => {
             let undone = host.prune().await;

@@ -82,6 +82,10 @@ impl Outside for World {
         }
     }
 
+    fn place(&mut self, config: Arc<Config>) {
+        self.ask_host(HostJob::Place(config));
+    }
+
     fn prune(&mut self) {
         self.ask_host(HostJob::Prune);
     }

@@ -87,7 +87,9 @@ pub trait Outside {
     fn find_sources(&mut self, backends: Vec<IpAddr>);
     /// Make the host ready for a configuration; answered by [`Finding::Prepared`].
     fn prepare(&mut self, config: Arc<Config>);
-    /// Take off what the last configuration that was prepared does not need.
+    /// Have and announce the service addresses of a configuration that the maps follow.
+    fn place(&mut self, config: Arc<Config>);
+    /// Take off the service addresses that the configuration placed last does not have.
     fn prune(&mut self);
     /// Keep the next hops towards these backends resolved.
     fn warm(&mut self, backends: BTreeSet<IpAddr>);
@@ -281,12 +283,15 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         for wanted in self.engine.service_addresses() {
             self.leaving.remove(&wanted);
         }
+        self.outside.place(Arc::clone(self.engine.config()));
         self.engine.notices.info("the configuration file was taken over".to_owned());
         self.outside.warm(self.engine.backend_addresses());
     }
 
     fn keep_house(&mut self) {
         self.engine.full_sync();
+        // Again: it may have failed, and others change addresses too.
+        self.outside.place(Arc::clone(self.engine.config()));
         self.outside.warm(self.engine.backend_addresses());
         self.outside.audit_ports();
     }

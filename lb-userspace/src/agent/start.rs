@@ -110,7 +110,7 @@ struct DataPath {
 }
 
 /// In this order: the maps say where packets go before the first packet meets the program, and the
-/// network hears of the addresses when there is a program behind them.
+/// host has and announces the service addresses when there is a program behind them.
 async fn bring_up(
     options: &Options,
     config: &Arc<Config>,
@@ -119,7 +119,7 @@ async fn bring_up(
 ) -> anyhow::Result<DataPath> {
     let clock = Clock::start();
     let load = LoadOptions { pin_dir: &options.pin_dir, limits: &config.limits, debug_log: options.datapath_log };
-    let prepared = host.prepare(config).await?;
+    let prepared = host.ready(config).await?;
     let mut loaded = kernel::load(&load)?;
     let dataplane = KernelDataplane::open(&options.pin_dir)?;
     let facts =
@@ -138,10 +138,11 @@ async fn bring_up(
     }
     engine.set_interfaces(interfaces);
     detach_others(options, config, host)?;
+    host.place(config).await?;
     for warning in prepared.warnings {
         engine.notices.logged_warning(warning);
     }
-    host_task::warm(&netlink, engine.backend_addresses(), &excluded).await;
+    host_task::warm(&netlink, engine.backend_addresses(), &host.managed_addresses()).await;
     Ok(DataPath { clock, engine, loaded })
 }
 

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::mpsc as blocking, thread, time::Instant};
 
 use anyhow::Context;
+use rustix::process::setpriority_process;
 use tokio::sync::mpsc;
 
 use super::run_loop::{Finding, Swept};
@@ -10,6 +11,9 @@ use crate::dataplane::{
     DataplaneError,
     kernel::{Audit, Stats, Sweeper},
 };
+
+/// Lower priority than that of the loop and the probes, which have 0.
+const NICE: i32 = 10;
 
 #[derive(Clone, Copy, Debug)]
 pub enum SweepJob {
@@ -32,6 +36,10 @@ impl SweepThread {
         // A sweep, and an audit behind it.
         let (jobs, inbox) = blocking::sync_channel(2);
         let work = move || {
+            // Of this thread only: where processors are short, a failover goes first.
+            if let Err(error) = setpriority_process(None, NICE) {
+                tracing::debug!(%error, "the flow table's thread keeps its priority");
+            }
             while let Ok(job) = inbox.recv() {
                 let Some(finding) = work(job, &mut sweeper, &stats) else { continue };
                 if findings.blocking_send(finding).is_err() {

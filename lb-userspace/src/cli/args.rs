@@ -190,7 +190,9 @@ pub enum BackendCommand {
 pub struct Target {
     #[arg(value_parser = service_name)]
     pub service: String,
-    /// Address and port, as in 10.0.0.11:8080 or [2001:db8::11]:8080.
+    /// Address and port, as in 10.0.0.11:8080 or [2001:db8::11]:8080; no port where the service
+    /// listens on every port.
+    #[arg(value_parser = backend)]
     pub address: SocketAddr,
     /// Do it although the service is left without a ready backend.
     #[arg(long)]
@@ -268,6 +270,13 @@ fn service_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// As in the configuration file: a backend without a port is one of a service on every port.
+fn backend(text: &str) -> Result<SocketAddr, String> {
+    let Endpoint { address, port } = endpoint(text)
+        .map_err(|_| "an IP address and a port, as in 10.0.0.11:8080 or [2001:db8::11]:8080".to_owned())?;
+    Ok(SocketAddr::new(address, port.unwrap_or(0)))
+}
+
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     if let Ok(whole) = text.parse::<SocketAddr>() {
         return Ok(Endpoint { address: whole.ip(), port: Some(whole.port()) });
@@ -314,5 +323,8 @@ mod tests {
         assert_eq!(endpoint("[2001:db8::1]:80").unwrap().port, Some(80));
         assert_eq!(endpoint("2001:db8::1").unwrap().port, None);
         assert!(endpoint("example.com").is_err());
+        assert_eq!(backend("10.0.0.1"), Ok(([10, 0, 0, 1], 0).into()), "of a service on every port");
+        assert_eq!(backend("10.0.0.1:80"), Ok(([10, 0, 0, 1], 80).into()));
+        assert!(backend("web1:80").unwrap_err().contains("10.0.0.11:8080"));
     }
 }

@@ -1,6 +1,6 @@
 //! Reading the pinned maps: works with the agent dead, and asks a living one only for names.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, time::Duration};
 
 use lb_common::abi::{BackendState, Mode, Protocol, ServiceInfo};
 
@@ -98,9 +98,15 @@ pub fn unreadable(pin_dir: &Path, error: &DataplaneError) -> Failure {
     Failure::new(what, error.to_string(), next)
 }
 
+/// Names are no reason to wait for an agent that hangs.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A dead agent is no failure here.
 fn names(global: &Global) -> Result<Option<BTreeMap<u32, String>>, Failure> {
-    let list = block_on(client::get::<ServiceList>(&global.socket, "/v1/services"))?;
+    let list = block_on(async {
+        let asked = client::get::<ServiceList>(&global.socket, "/v1/services");
+        tokio::time::timeout(NAMES_TIMEOUT, asked).await
+    })?;
     let named = |list: ServiceList| list.services.into_iter().filter_map(|s| Some((s.id?, s.name))).collect();
-    Ok(list.ok().map(named))
+    Ok(list.ok().and_then(Result::ok).map(named))
 }

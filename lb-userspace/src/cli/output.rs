@@ -30,7 +30,8 @@ impl Printer {
         self.format
     }
 
-    /// Prints `body`: as a document, or as the text that `render` makes of it.
+    /// Prints `body`: as a document, or as the text that `render` makes of it. A reader that goes
+    /// away before the end is no failure.
     ///
     /// # Errors
     /// Standard output cannot be written to.
@@ -39,7 +40,11 @@ impl Printer {
         body: T,
         render: impl FnOnce(&T, Format) -> String,
     ) -> Result<(), Failure> {
-        self.write(body, render, false).map_err(|e| cannot_print(&e))
+        match self.write(body, render, false) {
+            // Whoever reads has seen enough: `lb stats | head`.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|e| cannot_print(&e)),
+        }
     }
 
     /// Prints what `read` returns, once or again and again. Whoever reads may go away: that ends

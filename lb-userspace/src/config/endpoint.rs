@@ -154,6 +154,11 @@ fn why_not(written: &str) -> Option<String> {
     None
 }
 
+/// Why packets cannot go to an address.
+pub fn why_unusable(ip: IpAddr) -> Option<&'static str> {
+    unusable(ip).map(|(why, _)| why)
+}
+
 /// Why packets cannot go to an address, and what to do instead.
 fn unusable(ip: IpAddr) -> Option<(&'static str, String)> {
     let other = || "write the unicast address of one host".to_owned();

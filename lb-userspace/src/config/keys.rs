@@ -321,16 +321,21 @@ pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
           is the service's and may be left out.",
 };
 
+/// The largest weight of a backend.
+pub const MAX_WEIGHT: u16 = 1000;
+/// The last tier of backends.
+pub const MAX_TIER: u8 = 15;
+
 pub(super) static WEIGHT: Key<u16> = Key {
     name: "weight",
-    form: &Whole { min: 0, max: 1000, unit: "" },
+    form: &Whole { min: 0, max: MAX_WEIGHT, unit: "" },
     left_out: LeftOut::Value(1),
     doc: "Share of the new flows with every scheduler but `round-robin`. 0: no new flows, with every scheduler.",
 };
 
 pub(super) static TIER: Key<u8> = Key {
     name: "tier",
-    form: &Whole { min: 0, max: 15, unit: "" },
+    form: &Whole { min: 0, max: MAX_TIER, unit: "" },
     left_out: LeftOut::Value(0),
     doc: "Failover order: tier 0 serves while any of it is up, then tier 1, and so on. All in one tier: \
           active-active.",

@@ -24,6 +24,8 @@ mod summary;
 mod value;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use endpoint::why_unusable;
+pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse};
 pub use model::{Backend, Check, Config, Health, Limits, PortRange, Service, StatusRange, XdpMode};
 pub(crate) use prime::is_prime;

@@ -70,6 +70,12 @@ pub enum CommandError {
         "service `{service}` is in mode {mode}, which cannot translate ports: the backend must have the port of {listen}, not that of {address}"
     )]
     OtherPort { service: String, address: SocketAddr, listen: SocketAddr, mode: &'static str },
+    #[error("{address} cannot be a backend of service `{service}`: {why}")]
+    Unusable { service: String, address: SocketAddr, why: &'static str },
+    #[error("a weight of {weight} is too much: from 0 to {}", config::MAX_WEIGHT)]
+    Weight { weight: u16 },
+    #[error("there is no tier {tier}: from 0 to {}", config::MAX_TIER)]
+    NoSuchTier { tier: u8 },
     #[error("the file has {address} in tier {tier}: change the tier there, or add it with tier {tier}")]
     Tier { address: SocketAddr, tier: u8 },
     #[error(
@@ -202,6 +208,11 @@ fn decide(
     decided: &mut Override,
 ) -> Result<(), CommandError> {
     let address = command.address();
+    if let Command::Add { weight, .. } | Command::Weight { weight, .. } = command
+        && *weight > config::MAX_WEIGHT
+    {
+        return Err(CommandError::Weight { weight: *weight });
+    }
     if let Command::Add { weight, tier, .. } = command {
         return add(config, current, address, *weight, *tier, decided);
     }
@@ -240,6 +251,12 @@ fn add(
     if Mode::is_one_sided(config.mode as u8) && address.port() != config.listen.port() {
         return Err(CommandError::OtherPort { service, address, listen: config.listen, mode: config.mode.name() });
     }
+    if tier > config::MAX_TIER {
+        return Err(CommandError::NoSuchTier { tier });
+    }
+    if let Some(why) = unusable(config, address) {
+        return Err(CommandError::Unusable { service, address, why });
+    }
     if current.iter().any(|wanted| wanted.address == address) {
         return Err(CommandError::Duplicate { service, address });
     }
@@ -249,6 +266,17 @@ fn add(
         None => Override { added_tier: Some(tier), weight: Some(weight), ..Override::default() },
     };
     Ok(())
+}
+
+/// What the file may not have as a backend, an operator may not add either.
+fn unusable(service: &config::Service, address: SocketAddr) -> Option<&'static str> {
+    if address.ip() == service.listen.ip() {
+        return Some("it is the service's own address");
+    }
+    if service.listen.port() == 0 && address.port() != 0 {
+        return Some("a service on every port keeps the port that the client asked for: leave out the port");
+    }
+    config::why_unusable(address.ip())
 }
 
 fn ready(service: &Service, wanted: &[Wanted]) -> usize {

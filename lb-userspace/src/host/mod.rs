@@ -11,7 +11,7 @@
 //! host::ensure_bpffs(Path::new(host::BPFFS))?;
 //!
 //! let mut host = Host::open(Path::new("/var/lib/lb"))?;
-//! let prepared = host.prepare(&config).await?;            // before services are published
+//! let prepared = host.ready(&config).await?;              // before services are published
 //! for link in &prepared.links {
 //!     host.record().note_attached(&link.name)?;           // before attaching to link.ifindex
 //! }
@@ -21,8 +21,10 @@
 //!     netlink.resolve(route.ifindex, route.next_hop).await?; // now, and every 20 s or so
 //! }
 //!
-//! host.prepare(&config).await?;                           // after every change of the configuration
-//! host.prune().await;                                     // after the maps follow it
+//! host.place(&config).await?;                             // when the program is attached, the maps right
+//! host.ready(&config).await?;                             // after every change of the configuration
+//! host.place(&config).await?;                             // when the maps follow it
+//! host.prune().await;                                     // when they have let go of what was before
 //!
 //! let undone = host.release().await;                      // lb detach, also without the agent
 //! # Ok(()) }

@@ -27,14 +27,14 @@ pub struct Host {
     netlink: Netlink,
     sysctl: Sysctl,
     record: HostRecord,
-    /// Service addresses by interface, as the last [`Host::prepare`] placed them.
+    /// Service addresses by interface, as the last [`Host::place`] placed them.
     placed: BTreeMap<String, BTreeSet<IpAddr>>,
     announced: BTreeSet<(u32, IpAddr)>,
     /// Repeats the last announcements of each interface.
     announcing: BTreeMap<u32, AbortOnDropHandle<()>>,
 }
 
-/// What [`Host::prepare`] found and did.
+/// What [`Host::ready`] or [`Host::place`] found and did.
 #[derive(Debug, Default)]
 pub struct Prepared {
     /// The configured interfaces, in the order of the file.
@@ -52,6 +52,17 @@ pub struct PlacedAddress {
     pub interface: String,
     pub address: IpAddr,
     pub added: Added,
+}
+
+impl Prepared {
+    fn tell(&self) {
+        for change in &self.changes {
+            tracing::info!("{change}");
+        }
+        for warning in &self.warnings {
+            tracing::warn!("{warning}");
+        }
+    }
 }
 
 impl Host {
@@ -86,41 +97,59 @@ impl Host {
         self.record.changes().addresses.iter().map(|added| added.address).collect()
     }
 
-    /// Makes the host ready for `config`: turns on forwarding where `bpf_fib_lookup` needs it,
-    /// reserves the source ports of `full-nat`, puts service addresses on interfaces and announces
-    /// them (repeatedly, in the background). Idempotent: call it before services are published, and
-    /// again for every new configuration. Addresses that are no longer wanted stay until
-    /// [`Host::prune`], reserved ports and settings until [`Host::release`]: flows may still need
-    /// them.
+    /// [`Host::ready`] and [`Host::place`] in one.
+    ///
+    /// # Errors
+    /// As theirs.
+    pub async fn prepare(&mut self, config: &Config) -> Result<Prepared, HostError> {
+        let mut prepared = self.ready(config).await?;
+        let placed = self.place(config).await?;
+        prepared.addresses = placed.addresses;
+        prepared.changes.extend(placed.changes);
+        Ok(prepared)
+    }
+
+    /// Makes the host ready to forward for `config`: turns on forwarding where `bpf_fib_lookup` needs
+    /// it and reserves the source ports of `full-nat`. Idempotent: call it before services are
+    /// published, and again for every new configuration. Reserved ports and settings stay until
+    /// [`Host::release`]: flows may still need them.
     ///
     /// # Errors
     /// An interface is missing, the kernel refused, or too few ephemeral ports would be left. What
     /// was done until then is recorded.
-    pub async fn prepare(&mut self, config: &Config) -> Result<Prepared, HostError> {
-        let mut prepared = Prepared::default();
-        for name in &config.interfaces {
-            prepared.links.push(self.netlink.link(name).await?);
-        }
+    pub async fn ready(&mut self, config: &Config) -> Result<Prepared, HostError> {
+        let mut prepared = Prepared { links: self.links_of(config).await?, ..Prepared::default() };
         for link in prepared.links.iter().filter(|link| !link.up) {
             prepared.warnings.push(format!("interface {} is down or has no carrier", link.name));
         }
         self.enable_forwarding(config, &mut prepared).await?;
         self.reserve_ports(config, &mut prepared)?;
-        self.placed.clear();
-        if config.manage_addresses {
-            self.place_addresses(config, &mut prepared).await?;
-            self.announce_new(&mut prepared);
-        }
-        for change in &prepared.changes {
-            tracing::info!("{change}");
-        }
-        for warning in &prepared.warnings {
-            tracing::warn!("{warning}");
-        }
+        prepared.tell();
         Ok(prepared)
     }
 
-    /// Takes off the addresses that the agent added and the last [`Host::prepare`] did not place any
+    /// Puts the service addresses of `config` on interfaces and announces the new ones (repeatedly,
+    /// in the background), unless they are not ours to manage. They attract traffic: call it when
+    /// the program is attached and its maps know the services. Idempotent. Addresses that are no
+    /// longer wanted stay until [`Host::prune`].
+    ///
+    /// # Errors
+    /// An interface is missing, or the kernel refused. What was done until then is recorded.
+    pub async fn place(&mut self, config: &Config) -> Result<Prepared, HostError> {
+        let mut prepared = Prepared::default();
+        if config.manage_addresses {
+            prepared.links = self.links_of(config).await?;
+            self.placed.clear();
+            self.place_addresses(config, &mut prepared).await?;
+            self.announce_new(&mut prepared);
+        } else {
+            self.placed.clear();
+        }
+        prepared.tell();
+        Ok(prepared)
+    }
+
+    /// Takes off the addresses that the agent added and the last [`Host::place`] did not place any
     /// more. Call it after the maps no longer have their services.
     pub async fn prune(&mut self) -> Undone {
         let mut undone = Undone::default();
@@ -149,6 +178,14 @@ impl Host {
         self.announced.clear();
         self.placed.clear();
         self.record.undo(&self.netlink, &self.sysctl).await
+    }
+
+    async fn links_of(&self, config: &Config) -> Result<Vec<Link>, HostError> {
+        let mut links = Vec::with_capacity(config.interfaces.len());
+        for name in &config.interfaces {
+            links.push(self.netlink.link(name).await?);
+        }
+        Ok(links)
     }
 
     async fn enable_forwarding(&mut self, config: &Config, prepared: &mut Prepared) -> Result<(), HostError> {

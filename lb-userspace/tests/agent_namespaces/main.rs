@@ -26,8 +26,10 @@ fn traffic_outlives_the_agent_and_a_detach_leaves_nothing() {
     let flows = world.document(&["flows", "--backend", "10.97.0.11"]);
     assert_eq!((&flows["matched"], &flows["flows"][0]["service"]), (&2.into(), &"web80".into()));
 
-    let (code, _) = agent.end(Signal::KILL);
+    let (code, log) = agent.end(Signal::KILL);
     assert_eq!(code, None, "killed");
+    let (attached, placed) = (log.rfind("XDP program attached"), log.find(&format!("added {VIP} to")));
+    assert!(attached.is_some() && attached < placed, "the address attracts traffic, so it comes last: {log}");
     assert_eq!(world.get_each(4), ["one", "one", "two", "two"], "nobody is there to notice");
     assert_eq!(world.asks(&["status"]).status.code(), Some(3));
     let stats = world.document(&["stats"]);

@@ -130,6 +130,7 @@ impl Dataplane for Maps {
 pub struct Asked {
     pub probes: Vec<ProbeKey>,
     pub prepared: Vec<Arc<Config>>,
+    pub placed: Vec<Arc<Config>>,
     pub pruned: usize,
     pub resolved: Vec<(u32, IpAddr)>,
     pub sweeps: usize,
@@ -155,6 +156,10 @@ impl Outside for Notes {
 
     fn prepare(&mut self, config: Arc<Config>) {
         self.lock().prepared.push(config);
+    }
+
+    fn place(&mut self, config: Arc<Config>) {
+        self.lock().placed.push(config);
     }
 
     fn prune(&mut self) {

@@ -76,6 +76,22 @@ fn a_refused_connection_is_closed_and_its_tuple_begins_anew() {
 }
 
 #[test]
+fn a_connection_that_meets_the_remains_of_another_tries_again_on_the_same_backend_and_port() {
+    lab(|lab| {
+        let served = lab.serve(Spec { backends: 2, ..Spec::new(true, Protocol::Tcp, Mode::FullNat) });
+        lab.select(&served, &[1]);
+        // The backend remembers a connection with this port (TIME_WAIT); the client resets that.
+        let states = walk(lab, &served, &[('>', TCP_SYN), ('<', TCP_ACK), ('>', TCP_RST)]);
+        assert_eq!(states.last(), Some(&State::Opening));
+        let before = lab.flow();
+        lab.select(&served, &[2]);
+        walk(lab, &served, &[('>', TCP_SYN)]);
+        let after = lab.flow();
+        assert_eq!((after.backend_id, after.source), (before.backend_id, before.source));
+    });
+}
+
+#[test]
 fn a_client_that_gives_up_closes_the_flow() {
     lab(|lab| {
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));

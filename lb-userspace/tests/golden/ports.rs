@@ -59,6 +59,29 @@ fn a_port_is_free_again_when_its_flow_has_ended() {
     });
 }
 
+/// A backend remembers each connection for a minute (TIME_WAIT).
+#[test]
+fn a_port_rests_until_all_others_had_their_turn() {
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::FullNat));
+        // As by default: the first words of the pool are closed, and some in the middle.
+        let ports = vec![PortRange { first: 1024, last: 56_903 }, PortRange { first: 61_000, last: 65_535 }];
+        lab.apply(Op::SetPortPool { pool: 0, ports });
+        // Some ports are held for long.
+        for port in 0..20 {
+            syn(lab, &served, 30_000 + port);
+        }
+        let mut used = HashSet::new();
+        for _ in 0..4000 {
+            assert_eq!(syn(lab, &served, 40_000), "redirect");
+            let source = lab.flows().iter().find(|flow| flow.client.port() == 40_000).unwrap().source;
+            assert!(used.insert(source.port()), "port {} was used {} flows ago", source.port(), used.len());
+            let answer = packet((backend(true, 1), 8080).into(), source, 64, Protocol::Tcp, TCP_RST);
+            lab.send(Side::Back, &from_backend(1, &answer));
+        }
+    });
+}
+
 #[test]
 fn a_second_backend_has_ports_of_its_own() {
     lab(|lab| {
