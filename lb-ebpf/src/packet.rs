@@ -20,7 +20,8 @@ pub struct Packet {
     pub service: ServiceValue,
     /// The packet's own tuple.
     pub tuple: Tuple,
-    /// What the backend will answer to it.
+    /// What the backend will answer to it; before that is known, what the backend of a flow that
+    /// ends answered.
     pub reply_tuple: Tuple,
     /// Where the flow was found or begun, and a copy of it.
     pub place: Place,
