@@ -21,7 +21,7 @@ use crate::{
 
 /// Begins the packet's flow: sets its place and flow. Otherwise the reason why it cannot begin, and
 /// nothing is left behind.
-#[inline(never)]
+#[inline(always)]
 pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if packet.service.selection_len == 0 {
         return Reason::NoBackend;

@@ -8,8 +8,7 @@ use crate::build::{self, Artifact, Profile};
 
 /// Test programs of `lb-userspace` that need the kernel, and how many tests run at once: those that
 /// measure time run alone, because under emulation there is none to spare.
-const TESTS: &[(&str, u8)] =
-    &[("golden", 2), ("kernel_dataplane", 2), ("host_namespaces", 1), ("agent_namespaces", 1)];
+const TESTS: &[(&str, u8)] = &[("golden", 2), ("kernel_dataplane", 2), ("host_namespaces", 1), ("agent_namespaces", 1)];
 
 /// One program.
 pub(super) struct Suite {
