@@ -136,6 +136,7 @@ $b mount -t bpf bpf /sys/fs/bpf
 $b mount -t cgroup2 cgroup /sys/fs/cgroup
 $b mount -t tmpfs -o mode=755 run /run
 $b mount -t tmpfs -o mode=1777 tmp /tmp
+$b ln -s /run /var/run
 $b hostname lb-vm
 "#;
 
