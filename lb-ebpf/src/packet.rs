@@ -1,6 +1,8 @@
 //! What is known of the packet under way. It lives in a per-CPU map, because the stack of a BPF
 //! program ends at 512 bytes; a CPU works on one packet at a time.
 
+use core::{cell::UnsafeCell, marker::PhantomPinned};
+
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
     abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
@@ -16,12 +18,16 @@ use crate::{
 
 #[repr(C)]
 pub struct Packet {
+    /// Functions that find the packet by [`Packet::current`] change it while their callers hold a
+    /// reference: with these two the compiler does not take that for impossible.
+    shared: (PhantomPinned, UnsafeCell<()>),
     pub network: Network,
     pub transport: Transport,
     pub service: ServiceValue,
     /// The packet's own tuple.
     pub tuple: Tuple,
-    /// What the backend will answer to it.
+    /// What the backend will answer to it; before that is known, what the backend of a flow that
+    /// ends answered.
     pub reply_tuple: Tuple,
     /// Where the flow was found or begun, and a copy of it.
     pub place: Place,

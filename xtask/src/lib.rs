@@ -10,4 +10,5 @@ pub mod run;
 pub mod setup;
 pub mod shell;
 pub mod suite;
+pub mod vm;
 pub mod world;

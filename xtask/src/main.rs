@@ -6,6 +6,7 @@ use xtask::{
     run::{self, RunArguments},
     setup::{self, Level},
     suite,
+    vm::{self, VmArguments},
     world::http,
 };
 
@@ -24,6 +25,9 @@ enum Task {
         /// Also what testing and linting need
         #[arg(long)]
         test: bool,
+        /// Also what testing on other kernels needs
+        #[arg(long)]
+        vm: bool,
     },
     /// Build and run: in a small world of network namespaces, or on an interface
     Run(RunArguments),
@@ -32,6 +36,8 @@ enum Task {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Run the tests that need the kernel on Debian's kernels, in virtual machines
+    Vm(VmArguments),
     /// Check format, lints, licences, sources of dependencies and the tidiness of the tree
     Lint,
     /// Feed random packets to the parser
@@ -55,12 +61,14 @@ fn main() -> ExitCode {
     let is_run = words.get(1).is_some_and(|word| word == "run");
     let cli = Cli::parse_from(if is_run { RunArguments::normalize(words) } else { words });
     let outcome = match cli.command {
-        Task::Setup { test } => {
+        Task::Setup { vm: true, .. } => vm::setup().map(|()| ExitCode::SUCCESS),
+        Task::Setup { test, .. } => {
             let level = if test { Level::Test } else { Level::Run };
             setup::setup(level, true).map(|_| ExitCode::SUCCESS)
         }
         Task::Run(arguments) => run::run(&arguments),
         Task::Test { filter } => suite::test(filter.as_deref()),
+        Task::Vm(arguments) => vm::vm(&arguments),
         Task::Lint => lint::lint(),
         Task::Fuzz { duration } => fuzz::fuzz(duration),
         Task::Serve { name, port } => http::serve(&name, port).map(|()| ExitCode::SUCCESS).map_err(Into::into),

@@ -57,23 +57,23 @@ pub fn test(filter: Option<&str>) -> Result<ExitCode> {
 
 /// What `test result:` lines add up to.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Sum {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub(crate) struct Sum {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
     /// Programs that ended with another status than 0.
-    broken: Vec<String>,
+    pub(crate) broken: Vec<String>,
 }
 
 impl Sum {
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
     }
 
     /// Takes in one line of a test program.
-    fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         let Some(result) = line.strip_prefix("test result: ") else { return };
         for part in result.split(['.', ';']).map(str::trim) {
             let Some((number, word)) = part.split_once(' ') else { continue };

@@ -21,7 +21,7 @@ use crate::{
 
 /// Begins the packet's flow: sets its place and flow. Otherwise the reason why it cannot begin, and
 /// nothing is left behind.
-#[inline(never)]
+#[inline(always)]
 pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if packet.service.selection_len == 0 {
         return Reason::NoBackend;
@@ -54,30 +54,71 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
 }
 
 /// Tries the backend that the scheduler picks, or the one the packet was scheduled to. `number` counts
-/// the attempts for this flow.
-#[inline(never)]
+/// the attempts for this flow. What it calls does not lie on top of each other's stack: Linux 6.1
+/// counts each function as a multiple of 32 bytes, and ends at 512.
+#[inline(always)]
 fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Reason {
+    let aimed = aim(md, packet, number);
+    if aimed != Reason::ToBackend {
+        return aimed;
+    }
+    if Mode::is_one_sided(packet.service.mode) {
+        // No reply will come this way: nothing to link.
+        return Reason::ToBackend;
+    }
+    let full_nat = packet.service.mode == Mode::FullNat as u8;
+    match table::link_reply(index) {
+        // Where somebody else has the port, it stays taken, so that the next attempt gets another;
+        // the agent's audit gives it back.
+        table::LINKED if full_nat && ports::host_socket(md) != 0 => {
+            table::unlink_reply(&packet.reply_tuple, index);
+            Reason::PortsExhausted
+        }
+        table::LINKED => Reason::ToBackend,
+        table::TAKEN if full_nat => Reason::PortsExhausted,
+        table::TAKEN => Reason::TupleTaken,
+        _ => {
+            if let Some(backend) = BACKENDS.get(packet.flow.backend_id) {
+                ports::give_back(&packet.flow, backend.port_pool);
+            }
+            Reason::TableFull
+        }
+    }
+}
+
+/// Picks a backend and in `full-nat` a source port that no flow uses, and writes what would be the
+/// flow, its reply and its translation.
+#[inline(never)]
+fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
     let id = if packet.backend_id == NO_BACKEND { select::pick(number) } else { packet.backend_id };
     let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
     // A backend that died after the selection table was written is passed over.
     if backend.state != BackendState::Live as u8 {
         return Reason::NoBackend;
     }
-    let linked = if packet.service.mode == Mode::FullNat as u8 {
-        lease(md, packet, backend, id, index)
-    } else if Mode::is_one_sided(packet.service.mode) {
-        one_sided(packet)
+    if packet.service.mode == Mode::FullNat as u8 {
+        let port = ports::take_port(backend.port_pool, packet.now);
+        if port == 0 {
+            events::ports_exhausted(id, backend.address);
+            return Reason::PortsExhausted;
+        }
+        write_reply(packet, backend, backend.source, Port::new(port as u16));
     } else {
-        link(packet, backend, packet.tuple.source, packet.tuple.source_port, index)
-    };
-    if linked == Reason::ToBackend {
-        write_flow(md, packet, backend, id);
-        packet.send_to_backend(backend);
+        write_reply(packet, backend, packet.tuple.source, packet.tuple.source_port);
     }
-    linked
+    write_flow(md, packet, backend, id);
+    packet.send_to_backend(backend);
+    Reason::ToBackend
 }
 
-/// Fills in the flow; source and source port are those of the reply tuple that was linked.
+/// What the backend will answer to `source`.
+#[inline(always)]
+fn write_reply(packet: &mut Packet, backend: &Backend, source: Address, port: Port) {
+    let backend_port = table::backend_port(backend, packet.tuple.destination_port);
+    packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
+}
+
+/// Fills in the flow; source and source port are those of the reply tuple.
 #[inline(always)]
 fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) {
     packet.flow = Flow {
@@ -96,49 +137,4 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler),
         granularity: packet.service.granularity,
     };
-}
-
-/// No reply will come this way: nothing to link. The backend sees the client as it is.
-#[inline(always)]
-fn one_sided(packet: &mut Packet) -> Reason {
-    packet.reply_tuple.destination = packet.tuple.source;
-    packet.reply_tuple.destination_port = packet.tuple.source_port;
-    Reason::ToBackend
-}
-
-/// Links the reply with a source port that neither a flow nor a socket of the host uses.
-#[inline(always)]
-fn lease(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32, index: u32) -> Reason {
-    let port = ports::take_port(backend.port_pool, packet.now);
-    if port == 0 {
-        events::ports_exhausted(id, backend.address);
-        return Reason::PortsExhausted;
-    }
-    let port = Port::new(port as u16);
-    let linked = link(packet, backend, backend.source, port, index);
-    if linked == Reason::TableFull {
-        ports::free(backend.port_pool, port);
-        return linked;
-    }
-    if linked == Reason::ToBackend {
-        if ports::host_socket(md) == 0 {
-            return linked;
-        }
-        table::unlink_reply(&packet.reply_tuple, index);
-    }
-    // Somebody else has the port. It stays taken, so that the next attempt gets another; the
-    // agent's audit gives it back.
-    Reason::PortsExhausted
-}
-
-/// Makes the flow findable by what the backend answers to `source`.
-#[inline(always)]
-fn link(packet: &mut Packet, backend: &Backend, source: Address, port: Port, index: u32) -> Reason {
-    let backend_port = table::backend_port(backend, packet.tuple.destination_port);
-    packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
-    match table::link_reply(index) {
-        table::LINKED => Reason::ToBackend,
-        table::TAKEN => Reason::TupleTaken,
-        _ => Reason::TableFull,
-    }
 }

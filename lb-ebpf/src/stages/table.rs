@@ -371,12 +371,12 @@ pub extern "C" fn end() -> u32 {
     0
 }
 
-/// Frees what the flow of a way that was `word` and is busy now holds elsewhere: its reply word, its source port and its part of the
-/// backend's load.
+/// Frees what the flow of a way that was `word` and is busy now holds elsewhere: its reply word, its
+/// source port and its part of the backend's load.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn forget(index: u32, word: u64) -> u32 {
-    let Some(flow) = flow(index) else { return 0 };
+    let (Some(packet), Some(flow)) = (Packet::current(), flow(index)) else { return 0 };
     let Some(backend) = BACKENDS.get(flow.backend_id) else { return 0 };
     if backend.generation != flow.backend_generation {
         // The agent emptied the backend only when no flow was left; nothing is held.
@@ -384,8 +384,9 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
     }
     if !Mode::is_one_sided(flow.mode) {
         let port = backend_port(backend, flow.service_port);
-        let tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
-        unlink_reply(&tuple, index);
+        // Not on the stack, which is short here. The packet's own reply comes after this.
+        packet.reply_tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
+        unlink_reply(&packet.reply_tuple, index);
         ports::give_back(flow, backend.port_pool);
     }
     load::changed(flow, Word(word), Word::EMPTY);

@@ -7,12 +7,12 @@ use std::{
 
 use lb_common::{
     abi::{Address, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceValue},
-    flow::{TCP_RST, TCP_SYN},
+    flow::{TCP_ACK, TCP_RST, TCP_SYN},
     hash::{selection_hash, selection_slot, source_hash},
 };
 use lb_userspace::dataplane::{Dataplane as _, Op};
 
-use crate::lab::{Lab, Served, Side, Spec, client, from_client, lab, packet, request, vip};
+use crate::lab::{Lab, Served, Side, Spec, backend, client, from_backend, from_client, lab, packet, request, vip};
 
 fn spec(scheduler: Scheduler) -> Spec {
     Spec { backends: 3, scheduler, ..Spec::new(true, Protocol::Tcp, Mode::Nat) }
@@ -41,12 +41,14 @@ fn loads(lab: &Lab, served: &Served) -> Vec<i64> {
     served.backends.iter().map(|&id| lab.data.backend_load(id).unwrap()).collect()
 }
 
-/// Closes every connection to backend `n`; gives how many there were.
+/// Backend `n` resets every connection to it; gives how many there were.
 fn reset_all(lab: &mut Lab, served: &Served, n: u8) -> usize {
     let id = served.backends[usize::from(n) - 1];
     let flows: Vec<_> = lab.flows().into_iter().filter(|flow| flow.backend_id == id).collect();
+    let Spec { v4, protocol, .. } = served.spec;
     for flow in &flows {
-        assert_eq!(send(lab, served, flow.client, TCP_RST), n);
+        let reset = packet((backend(v4, n), 8080).into(), flow.source, 64, protocol, TCP_RST | TCP_ACK);
+        assert_eq!(lab.send(Side::Back, &from_backend(n, &reset)).exit, "redirect");
     }
     flows.len()
 }

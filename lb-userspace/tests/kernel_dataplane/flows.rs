@@ -59,7 +59,7 @@ fn a_walk_mends_the_load_of_the_backends() {
     let counted = Flow { flags: Flow::COUNTED, ..flow(2001) };
     let (first, _) = table.store(&client(1, counted), begun(1));
     table.store(&client(2, flow(2002)), begun(1));
-    let closed = |tag| begun(1)(tag).after(Seen { tcp: true, reply: false, tcp_flags: 0x04 }, ago(0));
+    let closed = |tag| begun(1)(tag).after(Seen { tcp: true, reply: true, tcp_flags: 0x04 }, ago(0));
     table.store(&client(3, flow(2003)), closed);
     assert_eq!(dataplane.backend_load(5), Some(0), "nobody has counted");
     assert_eq!(dataplane.sweep().unwrap().live, 3);

@@ -30,11 +30,17 @@ impl Apt {
         if !Self::is_here() {
             return Ok(false);
         }
-        if has_candidate(package)? {
+        if Self::has_candidate(package)? {
             return Ok(true);
         }
         self.update(report)?;
-        has_candidate(package)
+        Self::has_candidate(package)
+    }
+
+    /// Whether the lists as they are offer the package.
+    pub(crate) fn has_candidate(package: &str) -> Result<bool> {
+        let policy = shell::output(shell::tool("apt-cache").env("LC_ALL", "C").args(["policy", package]))?;
+        Ok(policy.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)")))
     }
 
     pub(crate) fn install(&mut self, packages: &[&str], report: &Report) -> Result<()> {
@@ -54,7 +60,8 @@ impl Apt {
         installed
     }
 
-    fn update(&mut self, report: &Report) -> Result<()> {
+    /// Fetches fresh package lists, once.
+    pub(crate) fn update(&mut self, report: &Report) -> Result<()> {
         if !self.updated {
             report.doing("apt-get update");
             shell::output(apt_get()?.args(["update", "--quiet", "--quiet"]))?;
@@ -68,11 +75,6 @@ fn apt_get() -> Result<std::process::Command> {
     let mut command = shell::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".as_ref())])?;
     command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Options::=--force-confold", "-o", "Dpkg::Use-Pty=0"]);
     Ok(command)
-}
-
-fn has_candidate(package: &str) -> Result<bool> {
-    let policy = shell::output(shell::tool("apt-cache").env("LC_ALL", "C").args(["policy", package]))?;
-    Ok(policy.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)")))
 }
 
 /// While this lives, packages do not start their services. A policy that is there already stays.

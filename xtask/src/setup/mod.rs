@@ -6,7 +6,7 @@ pub mod ebpf;
 
 use anyhow::{Result, bail};
 
-use self::apt::Apt;
+pub(crate) use self::apt::Apt;
 use crate::shell;
 
 /// How much is needed.
@@ -16,6 +16,8 @@ pub enum Level {
     Run,
     /// To run every test and lint too.
     Test,
+    /// To run tests on other kernels too.
+    Vm,
 }
 
 /// A program that a Debian package brings.
@@ -40,6 +42,14 @@ const TOOLS: &[Tool] = &[
     Tool { program: "bpftool", package: "bpftool", why: "reads maps and programs from outside", level: Level::Test },
     Tool { program: "setpriv", package: "util-linux", why: "runs without rights", level: Level::Test },
     Tool { program: "setcap", package: "libcap2-bin", why: "runs with single capabilities", level: Level::Test },
+    Tool { program: "dpkg-deb", package: "dpkg", why: "unpacks kernels without installing them", level: Level::Vm },
+    Tool { program: "xz", package: "xz-utils", why: "decompresses kernel modules", level: Level::Vm },
+    Tool {
+        program: "strip",
+        package: "binutils",
+        why: "makes programs small for a machine's memory",
+        level: Level::Vm,
+    },
 ];
 
 /// Prints what was found and done.
