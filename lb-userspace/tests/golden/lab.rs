@@ -78,10 +78,13 @@ pub fn backend(v4: bool, n: u8) -> IpAddr {
     if v4 { format!("10.0.0.1{n}") } else { format!("2001:db8:2::1{n}") }.parse().unwrap()
 }
 
+/// The far ends have no IPv6 address: they would solicit and report, and that would be counted.
 const SETUP: &str = "
 link set lo up
 link add front address 02:00:00:00:01:01 type veth peer name front-far
 link add back address 02:00:00:00:02:01 type veth peer name back-far
+link set front-far addrgenmode none
+link set back-far addrgenmode none
 addr add 192.0.2.1/24 dev front
 addr add 2001:db8:1::1/64 dev front nodad
 addr add 10.0.0.1/24 dev back
