@@ -192,7 +192,8 @@ fn debian_linker(apt: &mut Apt, report: &Report) -> Result<String> {
     let about = shell::output(std::process::Command::new(DEBIAN_RUSTC).arg("-vV"))?;
     let llvm = llvm_major(&about).with_context(|| format!("{DEBIAN_RUSTC} -vV names no LLVM version"))?;
     let prefix = format!("/usr/lib/llvm-{llvm}");
-    if !PathBuf::from(&prefix).join("bin/llvm-config").exists() {
+    // Each from another package of which only one may be there.
+    if ["bin/llvm-config", "lib/libLLVM.so"].iter().any(|part| !PathBuf::from(&prefix).join(part).exists()) {
         apt.install(&[&format!("llvm-{llvm}-dev"), &format!("libclang-{llvm}-dev")], report)?;
     }
     report.doing(&format!("cargo install bpf-linker {LINKER_VERSION} against {prefix}"));
