@@ -290,8 +290,10 @@ impl Word {
         if seen.tcp_flags & TCP_RST != 0 {
             // The client answers an ACK that the backend sent from a connection before on the same
             // tuple (RFC 9293, 3.5.2), and begins again: its next SYN must meet the same backend,
-            // where the reset has cleared the way.
-            let begins_again = matches!(was, State::Opening) && !seen.reply && flags & Self::FLAG_REPLY == 0;
+            // where the reset has cleared the way. Where the SYN-ACK takes another way, the reset may as
+            // well refuse that: the flow is over.
+            let unanswered = flags & (Self::FLAG_REPLY | Self::FLAG_ONE_SIDED) == 0;
+            let begins_again = matches!(was, State::Opening) && !seen.reply && unanswered;
             return (if begins_again { State::Opening } else { State::Closed }, flags);
         }
         let syn = seen.tcp_flags & TCP_SYN != 0;

@@ -3,7 +3,11 @@
 
 mod stage;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
 
 use stage::{
     MODES, Stage,
@@ -149,6 +153,7 @@ fn what_is_not_for_a_service_reaches_the_balancers_own_host() {
     let mut command = stage.world.lb.command(stage::XTASK);
     command.args(["serve", "--name", "the-host", "--port", "2222"]);
     let _host_server = xtask::world::Process::start("serve", &mut command, &stage.folder().join("host.log")).unwrap();
+    wait_until_served(&stage.world.client, (Family::V4.lb_client_side(), 2222).into());
     for family in Family::BOTH {
         for address in [family.lb_client_side(), family.service()] {
             let names = curl_names(&stage.world.client, (address, 2222).into(), 1);
@@ -162,6 +167,15 @@ fn what_is_not_for_a_service_reaches_the_balancers_own_host() {
                     .unwrap();
             }
         }
+    }
+}
+
+/// Waits for a server that was just started.
+fn wait_until_served(client: &Namespace, address: SocketAddr) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = client.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1))) {
+        assert!(Instant::now() < deadline, "{address}: {error}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -178,8 +178,13 @@ pub fn lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
 
 /// The same with room for so many flows.
 pub fn lab_of(flows: u32, test: impl FnOnce(&mut Lab) + Send + 'static) {
-    // The namespace ends with the thread.
-    let result = thread::spawn(move || test(&mut Lab::new(flows))).join();
+    // The namespace ends with the thread. It stays on its CPU, because each CPU takes its own turns.
+    let result = thread::spawn(move || {
+        // SAFETY: has no arguments.
+        pin_to(unsafe { libc::sched_getcpu() } as usize);
+        test(&mut Lab::new(flows));
+    })
+    .join();
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
@@ -352,7 +357,7 @@ impl Lab {
     ) -> BTreeMap<&'static str, usize> {
         let ifindex = ifindex(side);
         let program = self.loaded.program().expect("the program");
-        let cpus = thread::available_parallelism().expect("the number of CPUs").get();
+        let cpus = cpus();
         // Threads started from here are in this thread's network namespace.
         let work = |cpu: usize| {
             let frames = frames(cpu);
@@ -458,6 +463,12 @@ fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
         other => panic!("verdict {other} for {frame:02x?}"),
     };
     (exit, out)
+}
+
+/// CPUs of the machine; a test itself stays on one.
+pub fn cpus() -> usize {
+    // SAFETY: asks for a number.
+    unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) as usize }
 }
 
 fn pin_to(cpu: usize) {

@@ -10,7 +10,7 @@ use lb_common::{
     flow::{State, TCP_SYN},
 };
 
-use crate::lab::{PORTS, Served, Side, Spec, from_client, lab_of, packet, vip};
+use crate::lab::{PORTS, Served, Side, Spec, cpus, from_client, lab_of, packet, vip};
 
 /// The first packet of client number `n` (of 2^24).
 fn hello(served: &Served, n: u32) -> Vec<u8> {
@@ -24,7 +24,7 @@ fn hello(served: &Served, n: u32) -> Vec<u8> {
 fn every_backend_gets_its_share_of_100_000_flows_within_one_percent() {
     lab_of(1024, |lab| {
         let served = lab.serve(Spec { backends: 3, ..Spec::new(true, Protocol::Tcp, Mode::Nat) });
-        let cpus = std::thread::available_parallelism().unwrap().get();
+        let cpus = cpus();
         let each = 100_000 / cpus;
         let frames = |cpu: usize| (0..each).map(|n| hello(&served, (cpu * each + n) as u32)).collect();
         let exits = lab.send_from_all_cpus(Side::Front, frames);
