@@ -16,7 +16,7 @@ pub const SELECTION_SLOTS: u32 = 524_288;
 pub const MAGLEV_TABLE: u32 = 65_537;
 /// Slots that `least-connections` compares for one new flow: the effort of one packet stays bounded.
 pub const LEAST_SCAN: u32 = 64;
-/// Places for flows: a power of two, at least 64. About 3/4 of it can be live before live flows
+/// Places for flows: a power of two, at least 64. About two thirds of it can be live before live flows
 /// are evicted.
 pub const FLOWS: u32 = 262_144;
 /// `reply_words` has this many times the buckets of `flow_words`: it never evicts.

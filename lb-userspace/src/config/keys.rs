@@ -154,7 +154,7 @@ pub(super) static LIMIT_FLOWS: Key<u32> = limit(
     "flows",
     &FLOWS_RANGE,
     limits::FLOWS,
-    "Places for flows. About three quarters can be live before the least valuable flows are evicted.",
+    "Places for flows. About two thirds can be live before the least valuable flows are evicted.",
 );
 
 pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
