@@ -161,7 +161,7 @@ fn sum_quotation<P: PacketAccess>(frame: &P, start: usize, len: usize, mut sum: 
 }
 
 #[inline(always)]
-fn swap_ethernet<P: PacketAccess>(frame: &mut P) -> Option<()> {
+pub(crate) fn swap_ethernet<P: PacketAccess>(frame: &mut P) -> Option<()> {
     let ethernet: EthHdr = frame.read(0)?;
     frame.write(0, EthHdr { dst_addr: ethernet.src_addr, src_addr: ethernet.dst_addr, ether_type: ethernet.ether_type })
 }

@@ -118,6 +118,17 @@ impl State {
         }
     }
 
+    /// [`Self::timeout`] of each state, by its number.
+    pub const TIMEOUTS: [u32; 8] = {
+        let mut timeouts = [0; 8];
+        let mut i = 0;
+        while i < timeouts.len() {
+            timeouts[i] = Self::ALL[i].timeout();
+            i += 1;
+        }
+        timeouts
+    };
+
     /// The word used in `lb flows`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -14,6 +14,7 @@ pub mod flow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod hash;
+pub mod icmp;
 pub mod packet;
 pub mod parse;
 pub mod ports;

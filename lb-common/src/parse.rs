@@ -19,7 +19,9 @@ pub const NETWORK_OFFSET: usize = size_of::<EthHdr>();
 const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
 
-/// IPv6 next header numbers (IANA protocol numbers).
+/// Protocol numbers and IPv6 next header numbers (IANA).
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -50,6 +52,8 @@ pub enum NotOurs {
 pub enum Problem {
     /// Neither TCP nor UDP, or on its way to further nodes (IPv6 routing header).
     NotTransport,
+    /// ICMP in IPv4, ICMPv6 in IPv6.
+    Icmp,
     Fragment,
     /// Too short or contradictory.
     Malformed,
@@ -114,6 +118,9 @@ fn transport_v4<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
     if u16::from_be_bytes(header.frags) & 0x3fff != 0 {
         return Err(Problem::Fragment);
     }
+    if header.proto == ICMP {
+        return Err(Problem::Icmp);
+    }
     ports(frame, header.proto, NETWORK_OFFSET + header_len, packet_len, header.ttl)
 }
 
@@ -152,6 +159,9 @@ fn transport_v6<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
     // The last: every field that will be rewritten is within reach.
     if is_extension(next) || offset > NETWORK_OFFSET + packet_len || offset > HEADERS_MAX - size_of::<TcpHdr>() {
         return Err(Problem::Malformed);
+    }
+    if next == ICMPV6 {
+        return Err(Problem::Icmp);
     }
     ports(frame, next, offset, packet_len as u16, header.hop_limit)
 }

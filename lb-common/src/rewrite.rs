@@ -96,6 +96,8 @@ unsafe impl Field for V6Rest {}
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
 pub(crate) struct Words(pub u32, pub u32, pub u32, pub u32);
+// SAFETY: integers, packed.
+unsafe impl Field for Words {}
 
 /// Gives the change of the addresses, for the checksums of the pseudo-header.
 #[inline(always)]

@@ -7,6 +7,8 @@ pub enum Action {
     Pass,
     /// Rewritten and sent on.
     Forward,
+    /// Answered to its sender with what it asked for.
+    Answer,
     /// Answered to its sender with a TCP reset or an ICMP error.
     Refuse,
     Drop,
@@ -17,6 +19,7 @@ impl Action {
         match self {
             Self::Pass => "pass",
             Self::Forward => "forward",
+            Self::Answer => "answer",
             Self::Refuse => "refuse",
             Self::Drop => "drop",
         }
@@ -106,45 +109,118 @@ reasons! {
     Evicted = 24, Drop, "evicted";
     /// The backend of a `dsr-l2` service is behind a gateway, not on a segment with the balancer.
     NotOnSegment = 25, Drop, "not_on_segment";
+    /// An echo request (ping) to a service's address.
+    Echo = 26, Answer, "echo";
 }
 
 /// How a packet leaves.
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
     /// To the stack.
-    Pass,
+    Pass = 0,
     /// Out of the interface it came from.
-    Transmit,
+    Transmit = 1,
     /// Out of another interface, named by the verdict.
-    Redirect,
-    Drop,
+    Redirect = 2,
+    Drop = 3,
+    /// Not over yet: the program of a [`Stage`], named by the verdict, goes on with it.
+    Continue = 4,
 }
 
-/// The end of a packet's way through the program.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Verdict {
-    pub reason: Reason,
-    pub exit: Exit,
-    /// For [`Exit::Redirect`], otherwise 0. Not inside the variant: a payload that is not always
-    /// written is a register the verifier will not let be read.
-    pub ifindex: u32,
+macro_rules! stages {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $value:literal, $program:literal;)+) => {
+        /// What is rare has a program of its own, reached by a tail call: it costs the common packet
+        /// nothing, and has stack and verifier budget for itself. The value is the index in the map
+        /// `stages`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Stage { $($(#[doc = $doc])+ $variant = $value),+ }
+
+        impl Stage {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// Elements of `stages`.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The program's name.
+            pub const fn program(self) -> &'static str {
+                match self { $(Self::$variant => $program),+ }
+            }
+        }
+    };
 }
+
+stages! {
+    /// ICMP and ICMPv6 to one of our addresses.
+    Icmp = 0, "lb_icmp";
+}
+
+/// The end of a packet's way through the program: reason, exit and target in one number, because
+/// the compiler would spread a struct over the stack in ways that the verifier refuses.
+///
+/// ```text
+/// 63          32 31    24 23         0
+/// | target      | exit   | reason    |
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict(u64);
 
 impl Verdict {
+    #[inline(always)]
+    const fn new(reason: Reason, exit: Exit, target: u32) -> Self {
+        Self(reason as u64 | (exit as u64) << 24 | (target as u64) << 32)
+    }
+
     /// A verdict that sends nothing: pass or drop, as the reason says.
     #[inline(always)]
     pub const fn of(reason: Reason) -> Self {
         let exit = match reason.action() {
             Action::Pass => Exit::Pass,
-            Action::Forward | Action::Refuse | Action::Drop => Exit::Drop,
+            Action::Forward | Action::Answer | Action::Refuse | Action::Drop => Exit::Drop,
         };
-        Self { reason, exit, ifindex: 0 }
+        Self::new(reason, exit, 0)
     }
 
     /// A verdict that sends the frame out of the interface it came from.
     #[inline(always)]
     pub const fn transmit(reason: Reason) -> Self {
-        Self { reason, exit: Exit::Transmit, ifindex: 0 }
+        Self::new(reason, Exit::Transmit, 0)
+    }
+
+    /// A verdict that sends the frame out of another interface.
+    #[inline(always)]
+    pub const fn redirect(reason: Reason, ifindex: u32) -> Self {
+        Self::new(reason, Exit::Redirect, ifindex)
+    }
+
+    /// Hands the packet to a stage, which finds the verdict.
+    #[inline(always)]
+    pub const fn go_on(stage: Stage) -> Self {
+        Self::new(Reason::Internal, Exit::Continue, stage as u32)
+    }
+
+    /// Number of the [`Reason`].
+    #[inline(always)]
+    pub const fn reason(self) -> u32 {
+        self.0 as u32 & 0xff_ffff
+    }
+
+    #[inline(always)]
+    pub const fn exit(self) -> Exit {
+        match (self.0 >> 24) as u8 {
+            0 => Exit::Pass,
+            1 => Exit::Transmit,
+            2 => Exit::Redirect,
+            4 => Exit::Continue,
+            _ => Exit::Drop,
+        }
+    }
+
+    /// For [`Exit::Redirect`] the interface's index, for [`Exit::Continue`] the stage's number,
+    /// otherwise 0.
+    #[inline(always)]
+    pub const fn target(self) -> u32 {
+        (self.0 >> 32) as u32
     }
 }
 
@@ -159,6 +235,16 @@ mod tests {
             assert_eq!(*reason as usize, i);
             assert!(names.insert(reason.name()));
             assert!(reason.meaning().starts_with(char::is_uppercase) && reason.meaning().ends_with('.'));
+        }
+    }
+
+    #[test]
+    fn a_verdict_keeps_what_it_was_made_of() {
+        for reason in Reason::ALL {
+            for exit in [Exit::Pass, Exit::Transmit, Exit::Redirect, Exit::Drop, Exit::Continue] {
+                let verdict = Verdict::new(*reason, exit, u32::MAX - 1);
+                assert_eq!((verdict.reason(), verdict.exit(), verdict.target()), (*reason as u32, exit, u32::MAX - 1));
+            }
         }
     }
 }

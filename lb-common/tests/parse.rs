@@ -283,9 +283,10 @@ fn other_protocols_are_not_transport() {
     // ICMP, IPIP, GRE, ESP, ICMPv6, "no next header", SCTP, UDP-Lite.
     for protocol in [1, 4, 47, 50, 58, 59, 132, 136] {
         let segment = Segment::Other { protocol, bytes: vec![0; 16] };
-        assert_eq!(problem(Packet::v4(segment.clone()).frame()), Problem::NotTransport);
-        assert_eq!(problem(Packet::v6(segment.clone()).frame()), Problem::NotTransport);
-        assert_eq!(problem(Packet::v6(segment).extension(extension(60, 1)).frame()), Problem::NotTransport);
+        let of = |icmp| if protocol == icmp { Problem::Icmp } else { Problem::NotTransport };
+        assert_eq!(problem(Packet::v4(segment.clone()).frame()), of(1));
+        assert_eq!(problem(Packet::v6(segment.clone()).frame()), of(58));
+        assert_eq!(problem(Packet::v6(segment).extension(extension(60, 1)).frame()), of(58));
     }
     // IPv6 extension headers mean nothing under IPv4.
     let hop_by_hop = Segment::Other { protocol: 0, bytes: vec![6; 16] };

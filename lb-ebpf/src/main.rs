@@ -1,5 +1,6 @@
 //! The data path. A packet's way: [`lb`] -> [`pipeline::run`] -> one file per stage ->
-//! [`transmit`]; a verdict comes back and is counted here.
+//! [`transmit`]; a verdict comes back and is counted here. What is rare goes on in a program of its
+//! own ([`Stage`](lb_common::verdict::Stage)), and ends here as well.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -18,23 +19,43 @@ mod transmit;
 
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::verdict::Exit;
+use lb_common::verdict::{Exit, Reason, Verdict};
 
-use crate::ctx::Frame;
+use crate::{ctx::Frame, maps::STAGES, stages::icmp};
 
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = pipeline::run(&frame);
-    stats::verdict(verdict.reason, bytes);
-    debug!(&ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason as u32);
-    match verdict.exit {
+    if verdict.exit() == Exit::Continue {
+        // SAFETY: nothing here waits to be dropped.
+        unsafe { STAGES.tail_call(&ctx, verdict.target()) };
+        // The stage is not there.
+        return finish(&ctx, bytes, Verdict::of(Reason::Internal));
+    }
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp]
+pub fn lb_icmp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = icmp::run(&mut frame);
+    finish(&ctx, bytes, verdict)
+}
+
+/// Counts a verdict, for a frame of `bytes` as received, and says it in the kernel's words.
+#[inline(always)]
+fn finish(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
+    stats::count(verdict.reason(), bytes);
+    debug!(ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason());
+    match verdict.exit() {
         Exit::Pass => xdp_action::XDP_PASS,
-        Exit::Drop => xdp_action::XDP_DROP,
+        Exit::Drop | Exit::Continue => xdp_action::XDP_DROP,
         Exit::Transmit => xdp_action::XDP_TX,
         // SAFETY: takes two numbers; an interface that is gone makes the driver drop the frame.
-        Exit::Redirect => (unsafe { bpf_redirect(verdict.ifindex, 0) }) as u32,
+        Exit::Redirect => (unsafe { bpf_redirect(verdict.target(), 0) }) as u32,
     }
 }
 

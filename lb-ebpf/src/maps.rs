@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
@@ -11,7 +11,7 @@ use lb_common::{
         Address, AddressRoles, Backend, BackendCounters, Event, Flow, Interface, PortPool, ServiceCounters,
         ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, limits,
     },
-    verdict::Reason,
+    verdict::{Reason, Stage},
 };
 
 /// The agent ages and lists flows through a memory mapping.
@@ -97,6 +97,11 @@ pub static BACKEND_STATS: PerCpuArray<BackendCounters, { limits::BACKENDS as usi
 
 #[btf_map(name = "verdict_stats")]
 pub static VERDICT_STATS: PerCpuArray<VerdictCounters, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Programs by [`Stage`]. Written by the loader before the program is attached; each program has its
+/// own, so that no packet meets stages of two versions.
+#[btf_map(name = "stages")]
+pub static STAGES: ProgramArray<{ Stage::COUNT }> = ProgramArray::new();
 
 /// Working memory; not pinned.
 #[btf_map(name = "scratch")]

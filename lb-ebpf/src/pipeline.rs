@@ -6,7 +6,7 @@ use lb_common::{
     abi::{AddressRoles, BackendState, Granularity, Protocol},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
     parse::{self, NotOurs, Problem, Transport},
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use crate::{
@@ -34,6 +34,7 @@ pub fn run(frame: &Frame) -> Verdict {
     let transport = match parse::transport(frame, &network) {
         Ok(transport) => transport,
         Err(Problem::NotTransport) => return Verdict::of(Reason::NotTransport),
+        Err(Problem::Icmp) => return Verdict::go_on(Stage::Icmp),
         Err(Problem::Fragment) => return Verdict::of(Reason::Fragment),
         Err(Problem::Malformed) if is_forward => return Verdict::of(Reason::Malformed),
         Err(Problem::Malformed) => return Verdict::of(Reason::MalformedPassed),
@@ -52,7 +53,7 @@ pub fn run(frame: &Frame) -> Verdict {
             stats::dropped(packet.service.id);
             Verdict::of(reason)
         }
-        Action::Pass => Verdict::of(reason),
+        Action::Pass | Action::Answer => Verdict::of(reason),
     }
 }
 

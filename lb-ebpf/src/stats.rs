@@ -7,7 +7,13 @@ use crate::maps::{BACKEND_STATS, SERVICE_STATS, VERDICT_STATS};
 /// Counts the one verdict of a packet of `bytes` as received.
 #[inline(always)]
 pub fn verdict(reason: Reason, bytes: u64) {
-    if let Some(counters) = VERDICT_STATS.get_ptr_mut(reason as u32) {
+    count(reason as u32, bytes);
+}
+
+/// The same by the reason's number.
+#[inline(always)]
+pub fn count(reason: u32, bytes: u64) {
+    if let Some(counters) = VERDICT_STATS.get_ptr_mut(reason) {
         // SAFETY: the pointer is of this CPU's element, and the program is not preempted on it.
         unsafe {
             (*counters).packets += 1;
@@ -20,13 +26,13 @@ pub fn verdict(reason: Reason, bytes: u64) {
 #[inline(always)]
 pub fn sent(service_id: u32, backend_id: u32, reply: bool, bytes: u64) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
-        // SAFETY: as in `verdict`.
+        // SAFETY: as in `count`.
         unsafe {
             add(if reply { &raw mut (*counters).reply } else { &raw mut (*counters).forward }, bytes);
         }
     }
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
-        // SAFETY: as in `verdict`.
+        // SAFETY: as in `count`.
         unsafe {
             add(if reply { &raw mut (*counters).reply } else { &raw mut (*counters).forward }, bytes);
         }
@@ -37,11 +43,11 @@ pub fn sent(service_id: u32, backend_id: u32, reply: bool, bytes: u64) {
 #[inline(always)]
 pub fn flow_begun(service_id: u32, backend_id: u32) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
-        // SAFETY: as in `verdict`.
+        // SAFETY: as in `count`.
         unsafe { (*counters).flows += 1 };
     }
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
-        // SAFETY: as in `verdict`.
+        // SAFETY: as in `count`.
         unsafe { (*counters).flows += 1 };
     }
 }
@@ -50,7 +56,7 @@ pub fn flow_begun(service_id: u32, backend_id: u32) {
 #[inline(always)]
 pub fn refused(service_id: u32) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
-        // SAFETY: as in `verdict`.
+        // SAFETY: as in `count`.
         unsafe { (*counters).refused += 1 };
     }
 }
@@ -59,7 +65,7 @@ pub fn refused(service_id: u32) {
 #[inline(always)]
 pub fn dropped(service_id: u32) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
-        // SAFETY: as in `verdict`.
+        // SAFETY: as in `count`.
         unsafe { (*counters).dropped += 1 };
     }
 }

@@ -12,7 +12,7 @@ use lb_common::{
     encap::encapsulate,
     packet::PacketAccess,
     rewrite::{lower_ttl, translate},
-    verdict::{Action, Exit, Reason, Verdict},
+    verdict::{Action, Reason, Verdict},
 };
 
 use crate::{
@@ -38,11 +38,7 @@ pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
         return Verdict::of(reason);
     }
     let ifindex = packet.hop.ifindex;
-    if ifindex == Frame::of(md).ifindex() {
-        Verdict::transmit(reason)
-    } else {
-        Verdict { reason, exit: Exit::Redirect, ifindex }
-    }
+    if ifindex == Frame::of(md).ifindex() { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
 }
 
 /// A function of its own, so that what it needs does not lie on the stack of all others.

@@ -6,6 +6,7 @@ use super::{
     Address, Port,
     limits::{PORT_POOL_WORDS, PORT_RANGES},
 };
+use crate::flow::State;
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -67,7 +68,35 @@ pub struct ServiceValue {
     pub scheduler: u8,
     /// [`Granularity`]
     pub granularity: u8,
-    pub zero: u8,
+    /// Bits, for what few services have.
+    pub flags: u8,
+    /// Largest TCP segment that clients and backends may announce; 0: as they like.
+    pub mss: u16,
+    /// [`Granularity::Client`]: bits of an address that name one client.
+    pub client_prefix_v4: u8,
+    pub client_prefix_v6: u8,
+    /// QUIC: bytes of the server id in a connection ID; 0: connection IDs are not looked at.
+    pub quic_server_id: u8,
+    pub reserved: [u8; 7],
+}
+
+impl ServiceValue {
+    /// A value without slots, flags and options.
+    pub const EMPTY: Self = Self {
+        id: 0,
+        selection_base: 0,
+        selection_len: 0,
+        generation: 0,
+        mode: 0,
+        scheduler: 0,
+        granularity: 0,
+        flags: 0,
+        mss: 0,
+        client_prefix_v4: 32,
+        client_prefix_v6: 128,
+        quic_server_id: 0,
+        reserved: [0; 7],
+    };
 }
 
 /// Value of the array `service_info`: the constant part of a service, found by its id from a flow.
@@ -81,6 +110,16 @@ pub struct ServiceInfo {
     /// [`Mode`]; 0xff in an unused element.
     pub mode: u8,
     pub zero: u32,
+    /// Idle time in ticks after which a flow is over, by [`crate::flow::State`].
+    pub timeouts: [u32; 8],
+    pub reserved: [u32; 2],
+}
+
+impl ServiceInfo {
+    /// With the timeouts that nobody changed.
+    pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
+        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, reserved: [0; 2] }
+    }
 }
 
 macro_rules! abi_enum {
@@ -216,7 +255,10 @@ pub struct Backend {
     pub port_pool: u32,
     /// Share of the new flows, for schedulers that compare loads; 0 counts as 1.
     pub weight: u32,
-    pub reserved: [u32; 3],
+    /// `dsr-gue`: UDP destination port of the tunnel.
+    pub tunnel_port: Port,
+    pub zero_too: [u8; 2],
+    pub reserved: [u32; 2],
 }
 
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see

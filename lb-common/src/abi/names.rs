@@ -31,3 +31,7 @@ names! {
 
 /// The XDP program.
 pub const PROGRAM: &str = "lb";
+
+/// The programs it goes on with, by [`Stage`](crate::verdict::Stage): one map for each program that
+/// was loaded.
+pub const STAGES: &str = "stages";

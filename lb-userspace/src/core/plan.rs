@@ -227,7 +227,7 @@ mod tests {
             mode: 0,
             scheduler: 0,
             granularity: 0,
-            zero: 0,
+            ..ServiceValue::EMPTY
         }
     }
 
@@ -237,7 +237,7 @@ mod tests {
 
     /// One `nat` service with one backend and a table at slot 4.
     fn tables() -> Tables {
-        let info = ServiceInfo { address: VIP, port: Port::new(80), protocol: 6, mode: 0, zero: 0 };
+        let info = ServiceInfo::new(VIP, Port::new(80), 6, 0);
         Tables {
             generation: 1,
             addresses: [(VIP, AddressRoles::SERVICE), (SERVER, AddressRoles::NAT_BACKEND)]

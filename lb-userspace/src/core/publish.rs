@@ -74,13 +74,7 @@ impl Round<'_> {
         service.id = Some(id);
         service.holds_address = true;
         self.ledger.hold_roles(me.key.address, me.own_roles());
-        let info = ServiceInfo {
-            address: me.key.address,
-            port: me.key.port,
-            protocol: me.key.protocol,
-            mode: me.mode,
-            zero: 0,
-        };
+        let info = ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode);
         self.ledger.set_service_info(id, info);
         Ok(())
     }
@@ -286,7 +280,7 @@ impl Round<'_> {
             mode: me.mode,
             scheduler: config.map_or(Scheduler::RoundRobin, |config| config.scheduler) as u8,
             granularity: config.map_or(Granularity::Flow, |config| config.granularity) as u8,
-            zero: 0,
+            ..ServiceValue::EMPTY
         };
         self.ledger.set_service(me.key, value);
         fits

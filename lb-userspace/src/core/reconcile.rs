@@ -169,7 +169,7 @@ mod tests {
             mode: 0,
             scheduler: 0,
             granularity: 0,
-            zero: 0,
+            ..ServiceValue::EMPTY
         };
         let key = |port| ServiceKey::new(Address::v4([203, 0, 113, 1]), Port::new(port), 6);
         let of = |second| Tables { services: [(key(1), value(0, 4)), (key(2), second)].into(), ..Tables::default() };

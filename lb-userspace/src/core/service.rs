@@ -230,7 +230,9 @@ impl Member {
             service_id,
             port_pool: place.pool.unwrap_or(0),
             weight: self.weight.into(),
-            reserved: [0; 3],
+            tunnel_port: Port::ANY,
+            zero_too: [0; 2],
+            reserved: [0; 2],
         }
     }
 }
@@ -263,6 +265,8 @@ pub(super) fn empty_entry(generation: u32) -> Backend {
         service_id: 0,
         port_pool: 0,
         weight: 0,
-        reserved: [0; 3],
+        tunnel_port: Port::ANY,
+        zero_too: [0; 2],
+        reserved: [0; 2],
     }
 }

@@ -239,7 +239,9 @@ impl Lab {
                 service_id: number,
                 port_pool: pool,
                 weight: 1,
-                reserved: [0; 3],
+                tunnel_port: Port::ANY,
+                zero_too: [0; 2],
+                reserved: [0; 2],
             };
             self.apply(Op::SetBackend { id, backend: entry });
             if spec.mode == Mode::Nat {
@@ -249,7 +251,7 @@ impl Lab {
         }
         let address = Address::from(vip(spec.v4));
         let port = Port::new(spec.port);
-        let info = ServiceInfo { address, port, protocol: spec.protocol as u8, mode: spec.mode as u8, zero: 0 };
+        let info = ServiceInfo::new(address, port, spec.protocol as u8, spec.mode as u8);
         self.apply(Op::SetServiceInfo { id: number, info });
         let base = number * 16;
         if !backends.is_empty() {
@@ -263,7 +265,7 @@ impl Lab {
             mode: spec.mode as u8,
             scheduler: spec.scheduler as u8,
             granularity: spec.granularity as u8,
-            zero: 0,
+            ..ServiceValue::EMPTY
         };
         let served = Served { spec, id: number, backends, value };
         self.publish(&served, value);

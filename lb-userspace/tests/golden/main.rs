@@ -10,6 +10,7 @@ mod lab;
 mod dsr;
 mod flows;
 mod forward;
+mod icmp;
 mod passed;
 mod ports;
 mod refused;

@@ -86,8 +86,8 @@ fn other_ports_and_protocols_of_a_service_address_belong_to_the_host() {
         let to = |segment| between("198.51.100.7", "203.0.113.10", segment);
         assert_passed(lab, Side::Front, &to(Segment::tcp(40_000, 22, TCP_SYN, b"")), "no_service");
         assert_passed(lab, Side::Front, &to(Segment::udp(40_000, 80, b"")), "no_service");
-        let echo = Segment::Other { protocol: 1, bytes: vec![8, 0, 0xf7, 0xff, 0, 0, 0, 0] };
-        assert_passed(lab, Side::Front, &to(echo), "not_transport");
+        let timestamp = Segment::Other { protocol: 1, bytes: vec![13, 0, 0xf2, 0xff, 0, 0, 0, 0] };
+        assert_passed(lab, Side::Front, &to(timestamp), "not_transport");
         let sctp = Segment::Other { protocol: 132, bytes: vec![0; 32] };
         assert_passed(lab, Side::Front, &to(sctp), "not_transport");
     });

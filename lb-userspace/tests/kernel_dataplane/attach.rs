@@ -107,12 +107,18 @@ fn a_new_agent_replaces_the_program_on_the_same_link() {
         drop(first);
         let mut second = pins.load();
         assert_eq!(on("a.1"), [(AttachedMode::Native, before.program_id)], "the old one works until it is replaced");
+        assert!(stages(&pins, before.program_id), "and so do its stages, though nobody in userspace holds them");
         let after = second.attach("a.1", XdpMode::Auto).unwrap();
         assert!(after.replaced);
         assert_ne!(after.program_id, before.program_id);
         assert_eq!(on("a.1"), [(AttachedMode::Native, after.program_id)]);
         assert_eq!(pinned_link_id(&pins), link_id);
+        assert!(stages(&pins, after.program_id) && !stages(&pins, before.program_id));
     });
+}
+
+fn stages(pins: &PinDir, program_id: u32) -> bool {
+    Pins::new(&pins.0).stages(program_id).exists()
 }
 
 fn pinned_link_id(pins: &PinDir) -> u32 {

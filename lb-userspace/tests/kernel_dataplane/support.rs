@@ -144,7 +144,9 @@ pub const BACKEND: Backend = Backend {
     service_id: 2,
     port_pool: 1,
     weight: 0,
-    reserved: [0; 3],
+    tunnel_port: Port::ANY,
+    zero_too: [0; 2],
+    reserved: [0; 2],
 };
 
 /// A full-nat flow over [`BACKEND`], whose id is 5.

@@ -89,8 +89,7 @@ fn counters_begin_anew_with_another_owner_only() {
     let pins = PinDir::new();
     let _loaded = pins.load();
     let mut dataplane = pins.open();
-    let info =
-        ServiceInfo { address: Address::v4([203, 0, 113, 10]), port: Port::new(80), protocol: 6, mode: 1, zero: 0 };
+    let info = ServiceInfo::new(Address::v4([203, 0, 113, 10]), Port::new(80), 6, 1);
     dataplane.apply(&Op::SetServiceInfo { id: 2, info }).unwrap();
     dataplane.apply(&Op::SetBackend { id: 5, backend: BACKEND }).unwrap();
     crate::observe::count(&pins, 2, 5);
@@ -190,13 +189,7 @@ fn any_key() -> impl Strategy<Value = ServiceKey> {
 }
 
 fn any_info() -> impl Strategy<Value = ServiceInfo> {
-    (any_key(), 0u8..2).prop_map(|(key, mode)| ServiceInfo {
-        address: key.address,
-        port: key.port,
-        protocol: key.protocol,
-        mode,
-        zero: 0,
-    })
+    (any_key(), 0u8..2).prop_map(|(key, mode)| ServiceInfo::new(key.address, key.port, key.protocol, mode))
 }
 
 fn any_backend() -> impl Strategy<Value = Backend> {
@@ -212,7 +205,9 @@ fn any_backend() -> impl Strategy<Value = Backend> {
             service_id,
             port_pool,
             weight: service_id + 1,
-            reserved: [0; 3],
+            tunnel_port: Port::ANY,
+            zero_too: [0; 2],
+            reserved: [0; 2],
         },
     )
 }

@@ -9,16 +9,22 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
-use lb_common::abi::{ABI_VERSION, Interface, Settings, names};
+use lb_common::{
+    abi::{ABI_VERSION, Interface, Settings, names},
+    verdict::Stage,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     attach::{self, Attachment},
     netlink, object,
     pins::{self, Pins},
-    sys,
+    stages, sys,
 };
 use crate::config::{Limits, XdpMode};
+
+/// Instructions that the verifier walked, by program.
+pub type Verified = Vec<(&'static str, Option<u32>)>;
 
 /// What is fixed when the data path is loaded.
 #[derive(Clone, Debug)]
@@ -36,8 +42,9 @@ pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
     pub program_id: u32,
-    /// Instructions that the verifier walked; its limit is one million (Linux 5.16 tells).
-    pub verified_instructions: Option<u32>,
+    /// For each program, the main one first, the instructions that the verifier walked; its limit is
+    /// one million each (Linux 5.16 tells).
+    pub verified: Verified,
 }
 
 /// Loads the data path, with the maps that are pinned already if they fit.
@@ -68,8 +75,8 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
     let mut ebpf = loader.load(object::object()?).context("making the maps of the data path")?;
     // The seed is stored before the program runs, so that every flow in the maps follows it.
     store_settings(&mut ebpf, &settings)?;
-    let (program_id, verified_instructions) = load_program(&mut ebpf, &pins)?;
-    Ok(Loaded { ebpf, pins, program_id, verified_instructions })
+    let (program_id, verified) = load_programs(&mut ebpf, &pins)?;
+    Ok(Loaded { ebpf, pins, program_id, verified })
 }
 
 impl Loaded {
@@ -80,7 +87,9 @@ impl Loaded {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         // The program may answer from here as soon as it is attached.
         self.announce(attach::ifindex(interface)?).with_context(|| format!("preparing the interface {interface}"))?;
-        attach::attach(program(&mut self.ebpf)?, &self.pins, interface, mode)
+        let attachment = attach::attach(program(&mut self.ebpf, names::PROGRAM)?, &self.pins, interface, mode)?;
+        stages::retire(&self.pins, self.program_id)?;
+        Ok(attachment)
     }
 
     /// Tells the program the address of an interface, and forgets interfaces that are gone.
@@ -102,7 +111,7 @@ impl Loaded {
     /// # Errors
     /// The object has no program of that name.
     pub fn program(&mut self) -> Result<&Xdp> {
-        Ok(program(&mut self.ebpf)?)
+        Ok(program(&mut self.ebpf, names::PROGRAM)?)
     }
 
     pub fn pins(&self) -> &Pins {
@@ -163,9 +172,21 @@ fn store_settings(ebpf: &mut Ebpf, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-fn load_program(ebpf: &mut Ebpf, pins: &Pins) -> Result<(u32, Option<u32>)> {
-    let program = program(ebpf)?;
-    program.load().map_err(explain_refusal)?;
+/// The main program's id, and what the verifier walked in each program.
+fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(u32, Verified)> {
+    let mut verified = Vec::new();
+    for name in [names::PROGRAM].into_iter().chain(Stage::ALL.iter().map(|stage| stage.program())) {
+        let program = program(ebpf, name)?;
+        program.load().map_err(explain_refusal).with_context(|| format!("loading the program `{name}`"))?;
+        verified.push((name, program.info()?.verified_instruction_count()));
+    }
+    let id = pin_program(program(ebpf, names::PROGRAM)?, pins)?;
+    // Before the program is attached anywhere: it never misses a stage.
+    stages::fill(ebpf, pins, id)?;
+    Ok((id, verified))
+}
+
+fn pin_program(program: &mut Xdp, pins: &Pins) -> Result<u32> {
     let path = pins.program();
     match fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -174,8 +195,7 @@ fn load_program(ebpf: &mut Ebpf, pins: &Pins) -> Result<(u32, Option<u32>)> {
         _ => {}
     }
     program.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
-    let info = program.info()?;
-    Ok((info.id(), info.verified_instruction_count()))
+    Ok(program.info()?.id())
 }
 
 fn explain_refusal(error: ProgramError) -> anyhow::Error {
@@ -191,7 +211,7 @@ fn explain_refusal(error: ProgramError) -> anyhow::Error {
     }
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = ebpf.program_mut(names::PROGRAM).context("the data path has no program `lb`")?;
+pub(super) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the data path has no program `{name}`"))?;
     Ok(program.try_into()?)
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! <pin_dir>/v<ABI_VERSION>/<map name>      every map of `names::PINNED`
 //!                          prog-lb         the program that was loaded last
+//!                          stages-<id>     what the program of that number goes on with
 //!                          link-<if>       one attachment; `.` in the interface's name stands as `:`
 //! ```
 
@@ -23,6 +24,7 @@ use crate::host::{self, BPFFS, Bpffs};
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
 pub(super) const LINK_PREFIX: &str = "link-";
 const PROGRAM_PREFIX: &str = "prog-";
+const STAGES_PREFIX: &str = "stages-";
 
 /// Paths under one pin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +54,11 @@ impl Pins {
 
     pub fn program(&self) -> PathBuf {
         self.version.join(format!("{PROGRAM_PREFIX}{}", names::PROGRAM))
+    }
+
+    /// The pin of the map of stages of the program with that number.
+    pub fn stages(&self, program_id: u32) -> PathBuf {
+        self.version.join(format!("{STAGES_PREFIX}{program_id}"))
     }
 
     /// The pin of the attachment to `interface`. bpffs refuses names with a dot, and no interface
@@ -91,6 +98,11 @@ impl Pins {
 /// The interface that a pin's file name stands for; `None` for pins of another kind.
 pub(super) fn interface_of(file_name: &str) -> Option<String> {
     file_name.strip_prefix(LINK_PREFIX).map(|name| name.replace(':', "."))
+}
+
+/// The number of the program whose stages a pin's file name stands for.
+pub(super) fn stages_of(file_name: &str) -> Option<u32> {
+    file_name.strip_prefix(STAGES_PREFIX)?.parse().ok()
 }
 
 /// Whether nothing is pinned there.

@@ -1,0 +1,30 @@
+//! ICMP and ICMPv6 to one of our addresses: a program of its own, see `lb_icmp`.
+
+use lb_common::{
+    abi::AddressRoles,
+    answer::answerable,
+    icmp::{echo, is_echo_request},
+    packet::PacketAccess,
+    parse,
+    verdict::{Reason, Verdict},
+};
+use network_types::eth::EthHdr;
+
+use super::admit;
+use crate::ctx::Frame;
+
+/// Answers an echo request to a service's address; the kernel gets everything else.
+#[inline(always)]
+pub fn run(frame: &mut Frame) -> Verdict {
+    let (Ok(network), Some(ethernet)) = (parse::network(frame), frame.read::<EthHdr>(0)) else {
+        return Verdict::of(Reason::MalformedPassed);
+    };
+    let to_service = admit::roles(&network.destination).has(AddressRoles::SERVICE);
+    if !to_service || !is_echo_request(frame, &network) || !answerable(&ethernet, &network) {
+        return Verdict::of(Reason::NotTransport);
+    }
+    match echo(frame, &network) {
+        Some(()) => Verdict::transmit(Reason::Echo),
+        None => Verdict::of(Reason::Internal),
+    }
+}
