@@ -17,9 +17,10 @@ use crate::{
     stats, transmit,
 };
 
-/// Decides a packet's verdict and carries it out on the frame.
+/// Decides a packet's verdict and carries it out on the frame. Sets `bytes` to the frame's length
+/// before anything changes it.
 #[inline(always)]
-pub fn run(frame: &Frame) -> Verdict {
+pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     let network = match parse::network(frame) {
         Ok(network) => network,
         Err(NotOurs::NotIp) => return Verdict::of(Reason::NotIp),
@@ -39,6 +40,7 @@ pub fn run(frame: &Frame) -> Verdict {
         Err(Problem::Malformed) if is_forward => return Verdict::of(Reason::Malformed),
         Err(Problem::Malformed) => return Verdict::of(Reason::MalformedPassed),
     };
+    *bytes = frame.bytes_of(&transport);
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
     let mut reason = Reason::NoService;
     if is_forward && admit::service(packet, to) {
