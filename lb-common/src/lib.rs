@@ -20,3 +20,4 @@ pub mod parse;
 pub mod ports;
 pub mod rewrite;
 pub mod verdict;
+pub mod vlan;

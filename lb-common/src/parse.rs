@@ -9,15 +9,17 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Port, Protocol, limits::EXTENSION_HEADERS},
+    abi::{Address, Port, Protocol, VlanTag, limits::EXTENSION_HEADERS},
     packet::{HEADERS_MAX, PacketAccess},
 };
 
-/// Where the network header begins: frames with a VLAN tag are not ours.
+/// Where the network header begins. Frames with VLAN tags are handled without them ([`crate::vlan`]).
 pub const NETWORK_OFFSET: usize = size_of::<EthHdr>();
 
 const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
+const ETHERTYPE_QTAG: u16 = VlanTag::CUSTOMER.to_be();
+const ETHERTYPE_STAG: u16 = VlanTag::SERVICE.to_be();
 
 /// Protocol numbers and IPv6 next header numbers (IANA).
 pub(crate) const ICMP: u8 = 1;
@@ -43,6 +45,8 @@ pub enum NotOurs {
     /// Neither IPv4 nor IPv6, or IPv6 with a mapped IPv4 address, which has no place on the wire
     /// and would look like an IPv4 packet's.
     NotIp,
+    /// Has VLAN tags, and what is behind them was not looked at.
+    Tagged,
     /// Says it is IP, but ends before the addresses do.
     Short,
 }
@@ -92,6 +96,7 @@ pub fn network<P: PacketAccess>(frame: &P) -> Result<Network, NotOurs> {
             }
             Ok(Network { v4: false, source, destination })
         }
+        ETHERTYPE_QTAG | ETHERTYPE_STAG => Err(NotOurs::Tagged),
         _ => Err(NotOurs::NotIp),
     }
 }

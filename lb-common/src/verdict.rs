@@ -43,6 +43,12 @@ macro_rules! reasons {
                 match self { $(Self::$variant => Action::$action),+ }
             }
 
+            /// The reason of that number, [`Self::Internal`] for a number without one.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Self {
+                match number { $($value => Self::$variant,)+ _ => Self::Internal }
+            }
+
             /// The word used in CLI and metrics.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
@@ -57,7 +63,7 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Neither IPv4 nor IPv6 in plain Ethernet: ARP, VLAN tags and the rest.
+    /// Neither IPv4 nor IPv6: ARP, more than two VLAN tags and the rest.
     NotIp = 0, Pass, "not_ip";
     /// An address that is neither a service's nor of a backend's reply.
     NotForUs = 1, Pass, "not_for_us";
@@ -153,6 +159,8 @@ macro_rules! stages {
 stages! {
     /// ICMP and ICMPv6 to one of our addresses.
     Icmp = 0, "lb_icmp";
+    /// Frames with VLAN tags, and fragments: the whole way once more, with what they need besides.
+    Unusual = 1, "lb_unusual";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because
@@ -199,6 +207,24 @@ impl Verdict {
         Self::new(Reason::Internal, Exit::Continue, stage as u32)
     }
 
+    /// The same reason with another way out; of a frame that leaves by other means than its way says.
+    #[inline(always)]
+    pub const fn leaving(self, exit: Exit, target: u32) -> Self {
+        Self(self.0 & 0xff_ffff | (exit as u64) << 24 | (target as u64) << 32)
+    }
+
+    /// The whole verdict as a number, and back: for functions that are verified on their own.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// From what [`Self::bits`] gave.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// Number of the [`Reason`].
     #[inline(always)]
     pub const fn reason(self) -> u32 {
@@ -233,6 +259,7 @@ mod tests {
         let mut names = std::collections::BTreeSet::new();
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
+            assert_eq!(Reason::from_number(i as u32), *reason);
             assert!(names.insert(reason.name()));
             assert!(reason.meaning().starts_with(char::is_uppercase) && reason.meaning().ends_with('.'));
         }
@@ -244,6 +271,8 @@ mod tests {
             for exit in [Exit::Pass, Exit::Transmit, Exit::Redirect, Exit::Drop, Exit::Continue] {
                 let verdict = Verdict::new(*reason, exit, u32::MAX - 1);
                 assert_eq!((verdict.reason(), verdict.exit(), verdict.target()), (*reason as u32, exit, u32::MAX - 1));
+                assert_eq!(Verdict::of(*reason).leaving(exit, u32::MAX - 1), verdict);
+                assert_eq!(Verdict::from_bits(verdict.bits()), verdict);
             }
         }
     }

@@ -78,11 +78,13 @@ fn every_tcp_flag_is_read() {
 
 #[test]
 fn what_is_not_ip_is_not_ours() {
-    // ARP, VLAN tags of both kinds, MPLS, and a length instead of a type (IEEE 802.3).
-    for ethertype in [0x0806u16, 0x8100, 0x88a8, 0x8847, 60] {
+    // ARP, MPLS, and a length instead of a type (IEEE 802.3); VLAN tags of both kinds.
+    let plain = [0x0806u16, 0x8847, 60].map(|ethertype| (ethertype, NotOurs::NotIp));
+    let tagged = [0x8100, 0x88a8].map(|ethertype| (ethertype, NotOurs::Tagged));
+    for (ethertype, wanted) in plain.into_iter().chain(tagged) {
         let mut frame = Packet::v4(tcp()).frame();
         frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
-        assert_eq!(network(frame), Err(NotOurs::NotIp), "{ethertype:#x}");
+        assert_eq!(network(frame), Err(wanted), "{ethertype:#x}");
     }
     for len in 0..ETHERNET {
         assert_eq!(network(Packet::v4(tcp()).frame()[..len].to_vec()), Err(NotOurs::NotIp), "{len} bytes");

@@ -17,23 +17,33 @@ mod stages;
 mod stats;
 mod transmit;
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext, bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext,
+};
 use aya_log_ebpf::debug;
 use lb_common::verdict::{Exit, Reason, Verdict};
 
-use crate::{ctx::Frame, maps::STAGES, stages::icmp};
+use crate::{
+    ctx::Frame,
+    maps::STAGES,
+    stages::{icmp, tagged, unusual},
+};
 
 #[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut bytes = UNTOUCHED;
     let verdict = pipeline::run(&Frame::new(&ctx), &mut bytes);
-    if verdict.exit() == Exit::Continue {
-        // SAFETY: nothing here waits to be dropped.
-        unsafe { STAGES.tail_call(&ctx, verdict.target()) };
-        // The stage is not there.
-        return finish(&ctx, bytes, Verdict::of(Reason::Internal));
+    match verdict.exit() {
+        Exit::Continue => {
+            tagged::none(ctx.as_ptr().cast());
+            go_on(&ctx, bytes, verdict)
+        }
+        Exit::Redirect if tagged::may_be_vlan(verdict.target()) => {
+            tagged::none(ctx.as_ptr().cast());
+            finish(&ctx, bytes, verdict)
+        }
+        _ => end(&ctx, bytes, verdict),
     }
-    finish(&ctx, bytes, verdict)
 }
 
 #[xdp(frags)]
@@ -44,13 +54,39 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     finish(&ctx, bytes, verdict)
 }
 
+#[xdp(frags)]
+pub fn lb_unusual(ctx: XdpContext) -> u32 {
+    let mut bytes = UNTOUCHED;
+    let verdict = unusual::run(ctx.as_ptr().cast(), &mut bytes);
+    match verdict.exit() {
+        Exit::Continue => go_on(&ctx, bytes, verdict),
+        _ => finish(&ctx, bytes, verdict),
+    }
+}
+
 /// In the place of a frame's length: it is as it came, so the kernel can be asked for its length.
 const UNTOUCHED: u64 = 0;
+
+/// Hands the packet to the stage that the verdict names.
+#[inline(always)]
+fn go_on(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
+    // SAFETY: nothing here waits to be dropped.
+    unsafe { STAGES.tail_call(ctx, verdict.target()) };
+    // The stage is not there.
+    finish(ctx, bytes, Verdict::of(Reason::Internal))
+}
+
+/// The end of a stage, which may have a frame whose tags were taken off. `bytes` as in [`end`].
+#[inline(always)]
+fn finish(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
+    let bytes = if bytes == UNTOUCHED { Frame::new(ctx).bytes() } else { bytes };
+    end(ctx, bytes, tagged::leave(ctx.as_ptr().cast(), verdict))
+}
 
 /// Counts a verdict, for a frame of `bytes` as received or [`UNTOUCHED`], and says it in the kernel's
 /// words.
 #[inline(always)]
-fn finish(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
+fn end(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
     let bytes = if bytes == UNTOUCHED { Frame::new(ctx).bytes() } else { bytes };
     stats::count(verdict.reason(), bytes);
     debug!(ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason());

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendCounters, Event, Flow, Interface, PortPool, ServiceCounters,
-        ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, limits,
+        ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, VlanKey, VlanLink, limits,
     },
     verdict::{Reason, Stage},
 };
@@ -81,9 +81,21 @@ pub static PORT_POOLS: Array<PortPool, { limits::PORT_POOLS as usize }, MAPPED> 
 #[btf_map(name = "settings")]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 
-/// Written by the agent when it attaches.
+/// Written by the agent when it attaches, and for VLAN interfaces as they come and go.
 #[btf_map(name = "interfaces")]
-pub static INTERFACES: HashMap<u32, Interface, { limits::INTERFACES as usize }> = HashMap::new();
+pub static INTERFACES: HashMap<u32, Interface, { (limits::INTERFACES + limits::VLANS) as usize }> = HashMap::new();
+
+/// Written by the agent as VLAN interfaces come and go: those that frames come in by.
+#[btf_map(name = "vlans_in")]
+pub static VLANS_IN: HashMap<VlanKey, u32, { limits::VLANS as usize }> = HashMap::new();
+
+/// The same, for those that frames leave by.
+#[btf_map(name = "vlans_out")]
+pub static VLANS_OUT: HashMap<u32, VlanLink, { limits::VLANS as usize }> = HashMap::new();
+
+/// [`vlan_bit`](lb_common::abi::vlan_bit) of each element of `vlans_out`, set before it is there.
+#[btf_map(name = "vlan_bits")]
+pub static VLAN_BITS: Array<u64, 1> = Array::new();
 
 /// Full: the record is lost, and a later packet asks again.
 #[btf_map(name = "events")]

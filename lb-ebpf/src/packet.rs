@@ -5,7 +5,7 @@ use core::{cell::UnsafeCell, marker::PhantomPinned};
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
-    abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
+    abi::{Address, Backend, Flow, Mode, Port, ServiceValue, VlanTags},
     encap::Tunnel,
     parse::{Network, Transport},
     rewrite::Translation,
@@ -21,6 +21,11 @@ pub struct Packet {
     /// Functions that find the packet by [`Packet::current`] change it while their callers hold a
     /// reference: with these two the compiler does not take that for impossible.
     shared: (PhantomPinned, UnsafeCell<()>),
+    /// The interface that the packet came in by, as the host's routes see it: the VLAN's where the
+    /// host has one for the frame's tags.
+    pub ingress: u32,
+    /// The tags that the frame came with; only set where a stage goes on with the packet.
+    pub tags: VlanTags,
     pub network: Network,
     pub transport: Transport,
     pub service: ServiceValue,

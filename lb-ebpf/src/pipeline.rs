@@ -24,6 +24,7 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     let network = match parse::network(frame) {
         Ok(network) => network,
         Err(NotOurs::NotIp) => return Verdict::of(Reason::NotIp),
+        Err(NotOurs::Tagged) => return Verdict::go_on(Stage::Unusual),
         Err(NotOurs::Short) => return Verdict::of(Reason::MalformedPassed),
     };
     let to = admit::roles(&network.destination);
@@ -40,17 +41,25 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
         Err(Problem::Malformed) if is_forward => return Verdict::of(Reason::Malformed),
         Err(Problem::Malformed) => return Verdict::of(Reason::MalformedPassed),
     };
-    *bytes = frame.bytes_of(&transport);
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
+    packet.ingress = frame.ifindex();
+    *bytes = frame.bytes_of(&packet.transport);
+    let to_service = is_forward && admit::service(packet, to);
+    go(frame.md(), packet, to_service, is_reply)
+}
+
+/// The rest of the way of a packet whose ports are known.
+#[inline(always)]
+pub fn go(md: *mut xdp_md, packet: &mut Packet, to_service: bool, is_reply: bool) -> Verdict {
     let mut reason = Reason::NoService;
-    if is_forward && admit::service(packet, to) {
-        reason = forward(frame.md(), packet);
+    if to_service {
+        reason = forward(md, packet);
     } else if is_reply {
         reason = reply(packet);
     }
     match reason.action() {
-        Action::Forward => transmit::send(frame.md(), packet, reason),
-        Action::Refuse => refuse(frame.md(), packet, reason),
+        Action::Forward => transmit::send(md, packet, reason),
+        Action::Refuse => refuse(md, packet, reason),
         Action::Drop => {
             stats::dropped(packet.service.id);
             Verdict::of(reason)

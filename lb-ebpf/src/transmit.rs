@@ -38,7 +38,7 @@ pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
         return Verdict::of(reason);
     }
     let ifindex = packet.hop.ifindex;
-    if ifindex == Frame::of(md).ifindex() { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
+    if ifindex == packet.ingress { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
 }
 
 /// A function of its own, so that what it needs does not lie on the stack of all others.
@@ -93,7 +93,7 @@ fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
 /// its hop.
 #[inline(never)]
 fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
-    request(md, packet);
+    request(packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };
     let found = matches!(answer as u32, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH);
@@ -115,7 +115,7 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
 }
 
 #[inline(always)]
-fn request(md: *mut xdp_md, packet: &mut Packet) {
+fn request(packet: &mut Packet) {
     // SAFETY: all-zero bytes are a valid request.
     packet.fib = unsafe { core::mem::zeroed() };
     let (fib, to) = (&mut packet.fib, &packet.to);
@@ -129,7 +129,7 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
         tot_len = tot_len.saturating_add(packet.tunnel.growth() as u16);
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
-    fib.ifindex = Frame::of(md).ifindex();
+    fib.ifindex = packet.ingress;
     if to.destination.is_v4() {
         fib.family = INET;
         fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: to.source.words()[3] };

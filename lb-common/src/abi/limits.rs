@@ -29,6 +29,8 @@ pub const PORT_POOL_WORDS: usize = 1024;
 pub const PORT_RANGES: usize = 14;
 /// Interfaces the program can be attached to.
 pub const INTERFACES: u32 = 64;
+/// VLAN interfaces of the host that tagged frames are matched with.
+pub const VLANS: u32 = 4096;
 /// Bytes of the ring buffer `events`: a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 65_536;
 

@@ -10,6 +10,7 @@ mod entries;
 mod events;
 pub mod limits;
 pub mod names;
+mod vlan;
 
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
@@ -18,6 +19,7 @@ pub use entries::{
     ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
+pub use vlan::{VlanKey, VlanLink, VlanTag, VlanTags, vlan_bit};
 
 /// Number of this layout; part of the pin path (`/sys/fs/bpf/lb/v1`).
 pub const ABI_VERSION: u32 = 1;
@@ -43,6 +45,8 @@ assert_size! {
     PortPool = 8 * 1024 + 64,
     Settings = 64,
     Interface = 8,
+    VlanKey = 12,
+    VlanLink = 12,
     DirectionCounters = 16,
     ServiceCounters = 64,
     BackendCounters = 64,

@@ -8,3 +8,5 @@ pub mod ports;
 pub mod refuse;
 pub mod select;
 pub mod table;
+pub mod tagged;
+pub mod unusual;

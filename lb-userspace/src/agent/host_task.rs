@@ -4,10 +4,10 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::sync::mpsc;
 
-use super::run_loop::Finding;
+use super::{run_loop::Finding, vlan_sync::VlanSync};
 use crate::{
     config::Config,
-    host::{Host, LinkEvents, Netlink},
+    host::{Host, Link, LinkEvents, Netlink},
 };
 
 /// One thing to do.
@@ -21,16 +21,36 @@ pub enum HostJob {
     Resolve { ifindex: u32, next_hop: IpAddr },
 }
 
-/// Does jobs until the last sender is gone, and announces addresses again after a link came up.
-pub async fn run(mut host: Host, mut jobs: mpsc::Receiver<HostJob>, findings: mpsc::Sender<Finding>) {
+/// Does jobs until the last sender is gone. When a link changes, tells the data path of VLANs, and
+/// announces addresses again if it came up.
+pub async fn run(
+    mut host: Host,
+    mut vlans: VlanSync,
+    mut jobs: mpsc::Receiver<HostJob>,
+    findings: mpsc::Sender<Finding>,
+) {
     let mut links = Links::watch();
     loop {
-        tokio::select! {
+        let look_at_vlans = tokio::select! {
             job = jobs.recv() => match job {
-                Some(job) => do_job(&mut host, job, &findings).await,
+                Some(job) => {
+                    let regular = matches!(job, HostJob::Place(_));
+                    do_job(&mut host, job, &findings).await;
+                    regular
+                }
                 None => return,
             },
-            came_up = links.came_up() => host.announce_again(&came_up),
+            (link, came_up) = links.changed() => {
+                if came_up {
+                    host.announce_again(&link);
+                }
+                link.vlan.is_some()
+            }
+        };
+        if look_at_vlans {
+            for warning in vlans.run(&host.netlink()).await {
+                drop(findings.send(Finding::Warning(warning)).await);
+            }
         }
     }
 }
@@ -122,17 +142,19 @@ impl Links {
         Self { events, up: BTreeSet::new() }
     }
 
-    /// The next link that was down and is up. Never returns when links are not watched.
-    async fn came_up(&mut self) -> crate::host::Link {
+    /// The next link that changed, and whether it was down and is up. Never returns when links are not
+    /// watched.
+    async fn changed(&mut self) -> (Link, bool) {
         loop {
             let Some(events) = &mut self.events else { std::future::pending().await };
             match events.next().await {
-                Some(link) if link.up => {
-                    if self.up.insert(link.ifindex) {
-                        return link;
+                Some(link) => {
+                    let came_up = link.up && self.up.insert(link.ifindex);
+                    if !link.up {
+                        self.up.remove(&link.ifindex);
                     }
+                    return (link, came_up);
                 }
-                Some(link) => _ = self.up.remove(&link.ifindex),
                 None => self.events = None,
             }
         }

@@ -24,4 +24,5 @@ mod reload;
 pub mod run_loop;
 pub mod start;
 mod sweep_thread;
+mod vlan_sync;
 pub mod watch;

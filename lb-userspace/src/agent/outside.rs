@@ -10,6 +10,7 @@ use super::{
     host_task::{self, HostJob},
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
+    vlan_sync::VlanSync,
 };
 use crate::{
     config::Config,
@@ -43,6 +44,7 @@ impl World {
         findings: mpsc::Sender<Finding>,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Probed>)> {
         let events = Events::open(pin_dir)?;
+        let vlans = VlanSync::open(pin_dir)?;
         let sweeps = SweepThread::start(pin_dir, findings.clone())?;
         let (outcomes, results) = mpsc::channel(WAITING);
         let (probed, probes) = mpsc::channel(WAITING);
@@ -50,7 +52,7 @@ impl World {
         let spawn = |task| AbortOnDropHandle::new(task);
         let tasks = [
             spawn(tokio::spawn(stamp(results, probed))),
-            spawn(tokio::spawn(host_task::run(host, inbox, findings.clone()))),
+            spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
         Ok((Self { prober: Prober::new(outcomes), host: jobs, sweeps, findings, _tasks: tasks }, probes))

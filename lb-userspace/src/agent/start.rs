@@ -22,13 +22,14 @@ use super::{
     operations::Operations,
     outside::World,
     run_loop::{AgentLoop, Finding, Inputs},
+    vlan_sync::VlanSync,
 };
 use crate::{
     api::{self, ApiSocket, Handle, model::InterfaceStatus},
     config::{self, Config, ConfigError, Severity},
     core::OperatorLayer,
     dataplane::kernel::{self, Attachment, KernelDataplane, LoadOptions, Loaded, Pins},
-    host::{self, Bpffs, Host},
+    host::{self, Bpffs, Host, Link},
 };
 
 /// Messages that may wait for the loop.
@@ -131,13 +132,17 @@ async fn bring_up(
     if let Some(failed) = engine.last_error() {
         anyhow::bail!("the maps cannot be written: {}", failed.error);
     }
+    for warning in VlanSync::open(&options.pin_dir)?.run(&netlink).await {
+        engine.notices.warning(warning);
+    }
+    let links = netlink.below_vlans(&prepared.links).await?;
     let mut interfaces = Vec::new();
-    for link in &prepared.links {
+    for link in &links {
         host.record().note_attached(&link.name)?;
         interfaces.push(attached(&loaded.attach(&link.name, config.xdp_mode)?));
     }
     engine.set_interfaces(interfaces);
-    detach_others(options, config, host)?;
+    detach_others(options, &links, host)?;
     host.place(config).await?;
     for warning in prepared.warnings {
         engine.notices.logged_warning(warning);
@@ -147,10 +152,10 @@ async fn bring_up(
 }
 
 /// Interfaces that an agent before was attached to, and that are configured no more.
-fn detach_others(options: &Options, config: &Config, host: &mut Host) -> anyhow::Result<()> {
+fn detach_others(options: &Options, links: &[Link], host: &mut Host) -> anyhow::Result<()> {
     let pins = Pins::new(&options.pin_dir);
     for Attachment { interface, .. } in kernel::attachments(&pins)? {
-        if !config.interfaces.contains(&interface) {
+        if links.iter().all(|link| link.name != interface) {
             kernel::detach_interface(&pins, &interface)?;
             host.record().forget_attached(&interface)?;
             tracing::info!(%interface, "XDP program taken off: the interface is configured no more");

@@ -56,7 +56,8 @@ pub(super) static INTERFACES: Key<Vec<String>> = Key {
     form: &Special { allowed: value::INTERFACES_ALLOWED, read: value::interfaces },
     left_out: LeftOut::Required,
     doc: "Where packets come in: the XDP program is attached to each. One for one-arm, two or more where clients \
-          and backends are on different sides.",
+          and backends are on different sides. Of a VLAN interface the one below is attached to, and frames keep \
+          their tags.",
 };
 
 pub(super) static XDP_MODE: Key<XdpMode> = Key {

@@ -3,7 +3,10 @@
 use std::io;
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use lb_common::abi::VlanTag;
+use netlink_packet_route::link::{
+    InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, VlanProtocol,
+};
 
 use super::{HostError, Netlink, error::to_io};
 
@@ -22,6 +25,16 @@ pub struct Link {
     pub up: bool,
     /// `veth`, `bond`, ...; `ethernet` for a plain NIC.
     pub kind: String,
+    /// Of a VLAN interface.
+    pub vlan: Option<VlanOf>,
+}
+
+/// What makes an interface a VLAN's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanOf {
+    /// The interface it is on, in this network namespace.
+    pub parent: u32,
+    pub tag: VlanTag,
 }
 
 impl Netlink {
@@ -70,6 +83,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         mtu: 0,
         up: header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         kind: header.link_layer_type.to_string().to_lowercase(),
+        vlan: vlan(message),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -93,6 +107,33 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         "ethernet".clone_into(&mut link.kind);
     }
     link
+}
+
+/// `None` also where the interface below is in another namespace: its number means nothing here.
+fn vlan(message: &LinkMessage) -> Option<VlanOf> {
+    let (mut parent, mut data) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(ifindex) => parent = Some(*ifindex),
+            LinkAttribute::LinkNetNsId(_) => return None,
+            LinkAttribute::LinkInfo(infos) => {
+                data = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let (mut id, mut protocol) = (None, VlanProtocol::Ieee8021Q);
+    for attribute in data? {
+        match attribute {
+            InfoVlan::Id(number) => id = Some(*number),
+            InfoVlan::Protocol(number) => protocol = *number,
+            _ => {}
+        }
+    }
+    Some(VlanOf { parent: parent?, tag: VlanTag::new(protocol.into(), id?) })
 }
 
 fn advice(name: &str, names: &[String]) -> String {

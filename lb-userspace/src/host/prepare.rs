@@ -392,6 +392,7 @@ mod tests {
             mtu: 1500,
             up: true,
             kind: "ethernet".to_owned(),
+            vlan: None,
         }
     }
 

@@ -31,9 +31,14 @@ impl LinkEvents {
         let (tx, changes) = mpsc::channel(WAITING);
         let reader = async move {
             while let Some((message, _)) = messages.next().await {
-                if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) = message.payload
-                    && tx.send(link(&message)).await.is_err()
-                {
+                let change = match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => link(&message),
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
+                        Link { up: false, ..link(&message) }
+                    }
+                    _ => continue,
+                };
+                if tx.send(change).await.is_err() {
                     return;
                 }
             }
@@ -45,7 +50,7 @@ impl LinkEvents {
         })
     }
 
-    /// The next change: the interface as it is now. `None`: the kernel closed the socket.
+    /// The next change: the interface as it is now, down where it is gone. `None`: the kernel closed the socket.
     pub async fn next(&mut self) -> Option<Link> {
         self.changes.recv().await
     }

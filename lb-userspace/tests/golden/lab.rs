@@ -31,10 +31,13 @@ use lb_userspace::{
     dataplane::{
         Dataplane as _, Op,
         kernel::{
-            FlowFilter, FlowRecord, Flows, KernelDataplane, LoadOptions, Loaded, Pins, SharedArray, Stats, detach, load,
+            FlowFilter, FlowRecord, Flows, KernelDataplane, LoadOptions, Loaded, Pins, SharedArray, Stats, Vlans,
+            detach, load,
         },
     },
 };
+
+use lb_userspace::host::VlanDevice;
 
 use crate::{
     counters::Counters,
@@ -119,6 +122,8 @@ pub struct Lab {
     stats: Stats,
     pin_dir: PinDir,
     served: u32,
+    /// VLAN interfaces of the host, once they are told.
+    pub vlans: Vec<VlanDevice>,
 }
 
 /// What became of a frame.
@@ -215,7 +220,7 @@ impl Lab {
         }
         let data = KernelDataplane::open(&pin_dir.0).expect("the maps open");
         let stats = Stats::open(&pin_dir.0).expect("the counters open");
-        Self { limits, loaded, data, stats, pin_dir, served: 0 }
+        Self { limits, loaded, data, stats, pin_dir, served: 0, vlans: vec![] }
     }
 
     /// Publishes a service whose backends are all ready.
@@ -308,6 +313,11 @@ impl Lab {
         let id = served.backends[usize::from(n) - 1];
         let backend = Backend { weight, ..self.data.read().unwrap().backends[&id] };
         self.apply(Op::SetBackend { id, backend });
+    }
+
+    /// Tells the program what VLAN interfaces there are.
+    pub fn tell_vlans(&self) {
+        Vlans::open(&self.pin_dir.0).unwrap().reconcile(&self.vlans).unwrap();
     }
 
     pub fn apply(&mut self, op: Op) {

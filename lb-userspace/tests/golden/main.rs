@@ -20,3 +20,4 @@ mod schedule;
 mod schedulers;
 mod table;
 mod tunnel;
+mod vlan;

@@ -10,6 +10,9 @@ use crate::build::{self, Artifact, Profile};
 /// measure time run alone, because under emulation there is none to spare.
 const TESTS: &[(&str, u8)] = &[("golden", 2), ("kernel_dataplane", 2), ("host_namespaces", 1), ("agent_namespaces", 1)];
 
+/// What tests go without, and say so, on kernels that do not have it: these kernels do.
+const REQUIRED: [&str; 1] = ["LB_TEST_VLAN_DEVICES=yes"];
+
 /// One program.
 pub(super) struct Suite {
     pub(super) name: String,
@@ -61,7 +64,7 @@ pub(super) fn suites(filter: Option<&str>) -> Result<Vec<Suite>> {
             name: (*name).to_owned(),
             program: test.executable.clone(),
             is_test: true,
-            variables: Vec::new(),
+            variables: REQUIRED.map(str::to_owned).into(),
             arguments: vec!["--show-output".to_owned(), format!("--test-threads={threads}")],
             files: started.chain([test.executable.clone()]).collect(),
         });

@@ -28,6 +28,7 @@ mod stats;
 mod sweep;
 mod sys;
 mod tables;
+mod vlans;
 
 pub use attach::{Attachment, attachments, ifindex};
 pub use detach::{Detached, detach, detach_interface};
@@ -41,3 +42,4 @@ pub use pins::{DEFAULT_PIN_DIR, Pins};
 pub use stats::Stats;
 pub use sweep::{Audit, Sweeper};
 pub use tables::KernelDataplane;
+pub use vlans::Vlans;
