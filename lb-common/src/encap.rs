@@ -9,7 +9,7 @@ use crate::{
     abi::{Address, Port, Protocol},
     checksum::Sum,
     packet::{Field, HEADERS_MAX, PacketAccess},
-    parse::{NETWORK_OFFSET, Network, Transport},
+    parse::{NETWORK_OFFSET, Network, Part, Transport},
     rewrite::Words,
 };
 
@@ -218,7 +218,7 @@ fn outer_v6<P: PacketAccess>(
 /// that was damaged before it came to us has a wrong outer checksum too: nothing is hidden.
 ///
 /// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6 allowed
-/// for tunnels, RFC 6935, 5).
+/// for tunnels, RFC 6935, 5), or a fragment, whose checksum is about all of them.
 #[inline(always)]
 fn gue_checksum<P: PacketAccess>(
     frame: &P,
@@ -227,6 +227,9 @@ fn gue_checksum<P: PacketAccess>(
     tunnel: &Tunnel,
     length: u16,
 ) -> Option<[u8; 2]> {
+    if transport.part != Part::Whole {
+        return Some([0; 2]);
+    }
     let growth = tunnel.growth();
     let segment = growth + transport.offset as usize;
     if transport.protocol == Protocol::Udp {

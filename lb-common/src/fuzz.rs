@@ -7,8 +7,9 @@ use crate::{
     abi::{Address, Port, Protocol},
     answer,
     flow::{TCP_ACK, TCP_RST},
+    fragment,
     packet::HEADERS_MAX,
-    parse::{self, NETWORK_OFFSET, Network, Transport},
+    parse::{self, NETWORK_OFFSET, Network, Part, Problem, Transport},
     rewrite::{self, Translation},
 };
 
@@ -33,6 +34,9 @@ pub fn check(data: &[u8]) -> Depth {
     assert_eq!(network.v4, network.destination.is_v4(), "the family of the destination");
     let result = parse::transport(&arena.frame(), &network);
     assert_eq!(arena.frame(), original, "the parser writes");
+    if result == Err(Problem::Fragment) {
+        return check_fragment(original, &network);
+    }
     let Ok(transport) = result else { return Depth::Problem };
 
     check_bounds(original, &network, &transport);
@@ -43,6 +47,40 @@ pub fn check(data: &[u8]) -> Depth {
         check_reset(original, &network, &transport);
     }
     check_unreachable(original, &network, &transport);
+    Depth::Transport
+}
+
+/// A fragment lies within the frame, a first one has its transport header, and what is written into
+/// either stays within its headers.
+fn check_fragment(original: &[u8], network: &Network) -> Depth {
+    let mut arena = Arena::new(original, 0);
+    let Ok(found) = fragment::read(&arena.frame(), network) else { return Depth::Problem };
+    let (start, end) = (found.start as usize, NETWORK_OFFSET + found.packet_len as usize);
+    assert!(start < end && end <= original.len() && found.offset as usize + (end - start) <= 65_535);
+    let transport = if found.is_first() {
+        let Ok(first) = fragment::first(&arena.frame(), network, &found) else { return Depth::Problem };
+        check_bounds(original, network, &first);
+        check_unreachable(original, network, &first);
+        first
+    } else {
+        let (source_port, destination_port) = (Port::new(1), Port::new(2));
+        let (protocol, tcp_flags, ttl, packet_len) = (Protocol::Udp, 0, found.ttl, found.packet_len);
+        Transport { protocol, source_port, destination_port, tcp_flags, ttl, part: Part::Later, offset: 0, packet_len }
+    };
+    assert_eq!(arena.frame(), original, "the parser writes");
+    let to = Translation {
+        source: network.destination,
+        destination: network.source,
+        source_port: transport.destination_port,
+        destination_port: transport.source_port,
+    };
+    rewrite::translate(&mut arena.frame(), network, &transport, &to).expect("the parser saw every field");
+    if network.v4 {
+        fragment::renumber(&mut arena.frame(), [0xab, 0xcd]).expect("the parser saw the field");
+    }
+    let after = arena.into_frame();
+    let headers = if found.is_first() { transport.offset as usize + 20 } else { NETWORK_OFFSET + 40 };
+    assert_eq!(after[headers.min(end)..], original[headers.min(end)..], "data is written to");
     Depth::Transport
 }
 

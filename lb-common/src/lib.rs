@@ -11,6 +11,7 @@ pub mod answer;
 pub mod checksum;
 pub mod encap;
 pub mod flow;
+pub mod fragment;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod hash;

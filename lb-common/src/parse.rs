@@ -25,9 +25,9 @@ const ETHERTYPE_STAG: u16 = VlanTag::SERVICE.to_be();
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
+pub(crate) const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 const MOBILITY: u8 = 135;
 
@@ -63,6 +63,17 @@ pub enum Problem {
     Malformed,
 }
 
+/// How much of a datagram a packet holds.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Whole = 0,
+    /// The first fragment: it has the transport header.
+    First = 1,
+    /// A fragment behind it, which has none.
+    Later = 2,
+}
+
 /// The transport header, checked against the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Transport {
@@ -73,7 +84,9 @@ pub struct Transport {
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Bytes from the start of the frame to the transport header.
+    /// All but [`Part::Whole`] come from [`crate::fragment`].
+    pub part: Part,
+    /// Bytes from the start of the frame to the transport header; 0 where there is none.
     pub offset: u16,
     /// Bytes of the IP packet, without link-layer header and padding.
     pub packet_len: u16,
@@ -172,7 +185,7 @@ fn transport_v6<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
 }
 
 #[inline(always)]
-const fn is_extension(next: u8) -> bool {
+pub(crate) const fn is_extension(next: u8) -> bool {
     matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY)
 }
 
@@ -200,6 +213,7 @@ fn ports<P: PacketAccess>(
                 destination_port: Port::from_wire([header[2], header[3]]),
                 tcp_flags: header[13],
                 ttl,
+                part: Part::Whole,
                 offset: offset as u16,
                 packet_len,
             })
@@ -216,6 +230,7 @@ fn ports<P: PacketAccess>(
                 destination_port: Port::from_wire(header.dst),
                 tcp_flags: 0,
                 ttl,
+                part: Part::Whole,
                 offset: offset as u16,
                 packet_len,
             })

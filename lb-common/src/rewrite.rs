@@ -4,7 +4,7 @@ use crate::{
     abi::{Address, Port, Protocol},
     checksum::Delta,
     packet::{Field, PacketAccess},
-    parse::{NETWORK_OFFSET, Network, Transport},
+    parse::{NETWORK_OFFSET, Network, Part, Transport},
 };
 
 /// What the packet carries after [`translate`]. Both addresses are of the packet's own family.
@@ -36,6 +36,10 @@ pub fn translate<P: PacketAccess>(
     let addresses =
         if network.v4 { network_v4(frame, network, to)? } else { network_v6(frame, network, transport, to)? };
 
+    // The first fragment's checksum is the whole datagram's, and has taken in the change.
+    if transport.part == Part::Later {
+        return Some(());
+    }
     let delta =
         addresses.port(transport.source_port, to.source_port).port(transport.destination_port, to.destination_port);
     let offset = transport.offset as usize;

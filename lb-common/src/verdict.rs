@@ -71,7 +71,7 @@ reasons! {
     NoService = 2, Pass, "no_service";
     /// To one of our addresses, neither TCP nor UDP, or with a route to further nodes.
     NotTransport = 3, Pass, "not_transport";
-    /// To one of our addresses, a fragment of a larger packet.
+    /// To one of our addresses, a fragment of what is not balanced, or of no flow.
     Fragment = 4, Pass, "fragment";
     /// TTL or hop limit used up: the kernel answers.
     TtlExpired = 5, Pass, "ttl_expired";
@@ -117,6 +117,8 @@ reasons! {
     NotOnSegment = 25, Drop, "not_on_segment";
     /// An echo request (ping) to a service's address.
     Echo = 26, Answer, "echo";
+    /// To a service, a fragment whose first one has not come by, or was not sent on.
+    FragmentEarly = 27, Drop, "fragment_early";
 }
 
 /// How a packet leaves.

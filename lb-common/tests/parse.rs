@@ -5,7 +5,7 @@ use frames::{ETHERNET, Packet, Segment, address, authentication, extension, frag
 use lb_common::{
     abi::{Port, Protocol},
     packet::HEADERS_MAX,
-    parse::{self, Network, NotOurs, Problem, Transport},
+    parse::{self, Network, NotOurs, Part, Problem, Transport},
     rewrite,
 };
 
@@ -51,6 +51,7 @@ fn plain_tcp_and_udp_of_both_families_are_read() {
                     source_port: Port::new(40_000),
                     destination_port: Port::new(if protocol == Protocol::Tcp { 80 } else { 53 }),
                     tcp_flags: flags,
+                    part: Part::Whole,
                     ttl: 64,
                     offset: packet.transport_offset() as u16,
                     packet_len: (frame.len() - ETHERNET) as u16,

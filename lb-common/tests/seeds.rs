@@ -4,7 +4,7 @@ mod frames;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use frames::{Packet, Segment, authentication, extension, fragment, routing};
+use frames::{Packet, Segment, authentication, extension, fragment, fragments, routing};
 
 const V4: [u8; 36] = [
     192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xee, 0x48,
@@ -67,13 +67,18 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
         packet.extensions = chain;
         packets.push((format!("v6-{name}"), packet));
     }
-    packets
-        .into_iter()
-        .map(|(name, packet)| {
-            let prefix = if packet.source.is_ipv4() { V4 } else { V6 };
-            (format!("{name}.seed"), [prefix.as_slice(), &packet.frame()].concat())
-        })
-        .collect()
+    let mut frames: Vec<_> = packets.into_iter().map(|(name, packet)| (name, packet.frame())).collect();
+    for v4 in [true, false] {
+        let whole = Packet::of_family(v4, udp(&[7; 100])).frame();
+        for (n, piece) in fragments(&whole, 48, 0xbeef).into_iter().enumerate() {
+            frames.push((format!("{}-piece-{n}", if v4 { "v4" } else { "v6" }), piece));
+        }
+    }
+    let named = |(name, frame): (String, Vec<u8>)| {
+        let prefix = if frame[12] == 8 { V4 } else { V6 };
+        (format!("{name}.seed"), [prefix.as_slice(), &frame].concat())
+    };
+    frames.into_iter().map(named).collect()
 }
 
 #[test]

@@ -58,6 +58,24 @@ pub unsafe fn fetch_and(place: *mut u64, mask: u64) -> u64 {
     value
 }
 
+/// Adds to a number; returns the value before.
+///
+/// # Safety
+/// As for [`compare_exchange`].
+#[inline(always)]
+pub unsafe fn fetch_add(place: *mut u64, change: u64) -> u64 {
+    let mut value = change;
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_add((u64 *)({place} + 0), {value})",
+            place = in(reg) place,
+            value = inout(reg) value,
+        );
+    }
+    value
+}
+
 /// Adds to a number; nobody asks for the old value.
 ///
 /// # Safety

@@ -3,13 +3,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Address, AddressRoles, Backend, BackendCounters, Event, Flow, Interface, PortPool, ServiceCounters,
-        ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, VlanKey, VlanLink, limits,
+        Address, AddressRoles, Backend, BackendCounters, Event, Flow, FragmentFlow, FragmentKey, Interface, PortPool,
+        ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, VlanKey, VlanLink, limits,
     },
     verdict::{Reason, Stage},
 };
@@ -109,6 +109,15 @@ pub static BACKEND_STATS: PerCpuArray<BackendCounters, { limits::BACKENDS as usi
 
 #[btf_map(name = "verdict_stats")]
 pub static VERDICT_STATS: PerCpuArray<VerdictCounters, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Written here, by first fragments. Full: the least used is forgotten, and fragments that follow it
+/// are dropped as early.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentFlow, { limits::FRAGMENTS as usize }> = LruHashMap::new();
+
+/// The next identification of fragments that are translated; not pinned.
+#[btf_map(name = "fragment_ids")]
+pub static FRAGMENT_IDS: Array<u64, 1> = Array::new();
 
 /// Programs by [`Stage`]. Written by the loader before the program is attached; each program has its
 /// own, so that no packet meets stages of two versions.

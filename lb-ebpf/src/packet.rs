@@ -13,7 +13,10 @@ use lb_common::{
 
 use crate::{
     maps::SCRATCH,
-    stages::table::{self, Place, Tuple},
+    stages::{
+        fragment::Fragmented,
+        table::{self, Place, Tuple},
+    },
 };
 
 #[repr(C)]
@@ -28,6 +31,7 @@ pub struct Packet {
     pub tags: VlanTags,
     pub network: Network,
     pub transport: Transport,
+    pub fragmented: Fragmented,
     pub service: ServiceValue,
     /// The packet's own tuple.
     pub tuple: Tuple,

@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
     abi::{AddressRoles, BackendState, Granularity, Protocol},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
-    parse::{self, NotOurs, Problem, Transport},
+    parse::{self, NotOurs, Part, Problem, Transport},
     verdict::{Action, Reason, Stage, Verdict},
 };
 
@@ -37,7 +37,7 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
         Ok(transport) => transport,
         Err(Problem::NotTransport) => return Verdict::of(Reason::NotTransport),
         Err(Problem::Icmp) => return Verdict::go_on(Stage::Icmp),
-        Err(Problem::Fragment) => return Verdict::of(Reason::Fragment),
+        Err(Problem::Fragment) => return Verdict::go_on(Stage::Unusual),
         Err(Problem::Malformed) if is_forward => return Verdict::of(Reason::Malformed),
         Err(Problem::Malformed) => return Verdict::of(Reason::MalformedPassed),
     };
@@ -77,7 +77,10 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.now = now();
     packet.backend_id = NO_BACKEND;
     if packet.service.granularity == Granularity::Packet as u8 {
-        packet.backend_id = select::pick(0);
+        packet.backend_id = match packet.transport.part {
+            Part::Later => packet.fragmented.flow.backend_id,
+            Part::Whole | Part::First => select::pick(0),
+        };
         if packet.backend_id == NO_BACKEND {
             return Reason::NoBackend;
         }
@@ -149,8 +152,9 @@ fn reply(packet: &mut Packet) -> Reason {
     Reason::ToClient
 }
 
+/// Ticks of the coarse clock.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: has no arguments. The coarse clock costs 1 ns where the fine one costs 23, and ticks
     // are 134 ms.
     ticks(unsafe { bpf_ktime_get_coarse_ns() })

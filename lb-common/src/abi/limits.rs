@@ -31,6 +31,12 @@ pub const PORT_RANGES: usize = 14;
 pub const INTERFACES: u32 = 64;
 /// VLAN interfaces of the host that tagged frames are matched with.
 pub const VLANS: u32 = 4096;
+/// Fragmented datagrams under way at a time; of more, the least used is forgotten.
+pub const FRAGMENTS: u32 = 16_384;
+/// Ticks (134 ms) for which the first fragment of a datagram is remembered: about 5 s, enough for
+/// 64 KiB at 100 kbit/s. Identifications come again the sooner the faster a sender is (RFC 4963), so
+/// this is less than the 15 s to 60 s for which receivers wait (RFC 791, 3.2; RFC 8200, 4.5).
+pub const FRAGMENT_TICKS: u32 = 37;
 /// Bytes of the ring buffer `events`: a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 65_536;
 

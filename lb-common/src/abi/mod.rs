@@ -8,6 +8,7 @@ mod address;
 mod counters;
 mod entries;
 mod events;
+mod fragment;
 pub mod limits;
 pub mod names;
 mod vlan;
@@ -19,6 +20,7 @@ pub use entries::{
     ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
+pub use fragment::{FragmentFlow, FragmentKey};
 pub use vlan::{VlanKey, VlanLink, VlanTag, VlanTags, vlan_bit};
 
 /// Number of this layout; part of the pin path (`/sys/fs/bpf/lb/v1`).
@@ -47,6 +49,8 @@ assert_size! {
     Interface = 8,
     VlanKey = 12,
     VlanLink = 12,
+    FragmentKey = 40,
+    FragmentFlow = 20,
     DirectionCounters = 16,
     ServiceCounters = 64,
     BackendCounters = 64,

@@ -26,6 +26,7 @@ names! {
     VLANS_IN = "vlans_in",
     VLANS_OUT = "vlans_out",
     VLAN_BITS = "vlan_bits",
+    FRAGMENTS = "fragments",
     EVENTS = "events",
     SERVICE_STATS = "service_stats",
     BACKEND_STATS = "backend_stats",

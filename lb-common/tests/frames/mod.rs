@@ -353,3 +353,74 @@ pub fn verified(frame: &[u8]) -> SlicedPacket<'_> {
     }
     packet
 }
+
+/// The frame's packet, which has no options or extension headers, in fragments of `chunk` bytes of
+/// data (a multiple of 8), with this identification.
+pub fn fragments(frame: &[u8], chunk: usize, id: u32) -> Vec<Vec<u8>> {
+    let v4 = frame[ETHERNET] >> 4 == 4;
+    let (head, data) = frame.split_at(ETHERNET + if v4 { 20 } else { 40 });
+    let cut = |(n, piece): (usize, &[u8])| {
+        let (offset, more) = (n * chunk, (n + 1) * chunk < data.len());
+        let mut head = head.to_vec();
+        if v4 {
+            head[16..18].copy_from_slice(&(20 + piece.len() as u16).to_be_bytes());
+            head[18..20].copy_from_slice(&(id as u16).to_be_bytes());
+            head[20..22].copy_from_slice(&((offset as u16) >> 3 | (more as u16) << 13).to_be_bytes());
+            right_header(&mut head);
+        } else {
+            head[18..20].copy_from_slice(&(8 + piece.len() as u16).to_be_bytes());
+            let [a, b] = (offset as u16 | more as u16).to_be_bytes();
+            head.extend([head[20], 0, a, b]);
+            head.extend(id.to_be_bytes());
+            head[20] = 44;
+        }
+        [head.as_slice(), piece].concat()
+    };
+    data.chunks(chunk).enumerate().map(cut).collect()
+}
+
+/// The whole of what [`fragments`] cut, from pieces in any order, and their identification. Panics
+/// where something is missing or overlaps, or where a header's checksum is wrong.
+pub fn reassembled(pieces: &[Vec<u8>]) -> (Vec<u8>, u32) {
+    let v4 = pieces[0][ETHERNET] >> 4 == 4;
+    let start = ETHERNET + if v4 { 20 } else { 48 };
+    let place = |piece: &[u8]| {
+        let bits = if v4 { [piece[20], piece[21]] } else { [piece[56], piece[57]] };
+        let bits = u16::from_be_bytes(bits);
+        if v4 { ((bits & 0x1fff) << 3, bits & 0x2000 != 0) } else { (bits & 0xfff8, bits & 1 != 0) }
+    };
+    let id = |piece: &[u8]| match v4 {
+        true => u16::from_be_bytes([piece[18], piece[19]]) as u32,
+        false => u32::from_be_bytes(piece[58..62].try_into().unwrap()),
+    };
+    let mut sorted: Vec<_> = pieces.iter().collect();
+    sorted.sort_by_key(|piece| place(piece).0);
+    let mut head = sorted[0][..start.min(ETHERNET + 40)].to_vec();
+    let mut data: Vec<u8> = vec![];
+    for (n, piece) in sorted.iter().enumerate() {
+        assert_eq!(place(piece), (data.len() as u16, n + 1 < sorted.len()), "fragment {n}");
+        assert_eq!(id(piece), id(sorted[0]), "one identification");
+        if v4 {
+            let (header, _) = Ipv4Header::from_slice(&piece[ETHERNET..]).unwrap();
+            assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 header checksum");
+        }
+        data.extend(&piece[start..]);
+    }
+    if v4 {
+        head[16..18].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
+        // As a packet's is, "don't fragment" included.
+        head[18..22].copy_from_slice(&[0, 0, 0x40, 0]);
+        right_header(&mut head);
+    } else {
+        head[18..20].copy_from_slice(&(data.len() as u16).to_be_bytes());
+        head[20] = sorted[0][ETHERNET + 40];
+    }
+    head.extend(data);
+    (head, id(sorted[0]))
+}
+
+/// Sums the IPv4 header anew.
+pub fn right_header(frame: &mut [u8]) {
+    let (header, _) = Ipv4Header::from_slice(&frame[ETHERNET..]).unwrap();
+    frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+}

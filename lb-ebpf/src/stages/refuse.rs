@@ -6,6 +6,7 @@ use lb_common::{
     answer,
     flow::TCP_RST,
     packet::PacketAccess,
+    parse::Part,
     verdict::{Action, Reason, Verdict},
 };
 use network_types::eth::EthHdr;
@@ -29,6 +30,10 @@ pub fn refuse(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
 /// A function of its own, so that the headers it builds do not lie on the stack of all others.
 #[inline(never)]
 fn answer(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
+    // RFC 1122, 3.2.2: nothing is said about a fragment behind the first.
+    if packet.transport.part == Part::Later {
+        return Reason::FragmentEarly;
+    }
     let mut frame = Frame::of(md);
     let Some(ethernet) = frame.read::<EthHdr>(0) else { return Reason::Internal };
     if !answer::answerable(&ethernet, &packet.network) {

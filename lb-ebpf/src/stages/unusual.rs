@@ -4,14 +4,14 @@
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::AddressRoles,
-    parse::{self, NotOurs, Problem},
+    parse::{self, NotOurs, Part, Problem},
     verdict::{Reason, Stage, Verdict},
 };
 
-use super::{admit, tagged};
+use super::{admit, fragment, tagged};
 use crate::{ctx::Frame, packet::Packet, pipeline};
 
-/// Takes VLAN tags off and goes the whole way. Sets `bytes` as [`pipeline::run`] does; tags count
+/// Takes VLAN tags off, finds out where a fragment belongs, and goes the whole way. Sets `bytes` as [`pipeline::run`] does; tags count
 /// nowhere, as a card that takes them off would not count them either.
 #[inline(always)]
 pub fn run(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
@@ -22,7 +22,11 @@ pub fn run(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
     }
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
     *bytes = Frame::of(md).bytes();
-    pipeline::go(md, packet, met & TO_SERVICE != 0, met & IS_REPLY != 0)
+    let verdict = pipeline::go(md, packet, met & TO_SERVICE != 0, met & IS_REPLY != 0);
+    if packet.transport.part == Part::Whole {
+        return verdict;
+    }
+    Verdict::from_bits(fragment::settle(md, verdict.bits()))
 }
 
 /// In what [`meet`] gives: the packet may be of a flow.
@@ -47,20 +51,33 @@ extern "C" fn meet(md: *mut xdp_md) -> u32 {
         Err(NotOurs::Short) => return Reason::MalformedPassed as u32,
     };
     let to = admit::roles(&network.destination);
-    let is_forward = to.has(AddressRoles::SERVICE);
     let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !is_forward && !is_reply {
+    if !to.has(AddressRoles::SERVICE) && !is_reply {
         return Reason::NotForUs as u32;
     }
     let transport = match parse::transport(&frame, &network) {
         Ok(transport) => transport,
         Err(Problem::NotTransport) => return Reason::NotTransport as u32,
         Err(Problem::Icmp) => return ICMP,
-        Err(Problem::Fragment) => return Reason::Fragment as u32,
-        Err(Problem::Malformed) if is_forward => return Reason::Malformed as u32,
-        Err(Problem::Malformed) => return Reason::MalformedPassed as u32,
+        Err(Problem::Fragment) => {
+            packet.network = network;
+            return fragment::meet_fragment(md, to.0, is_reply as u32);
+        }
+        Err(Problem::Malformed) => return malformed(to) as u32,
     };
     (packet.network, packet.transport) = (network, transport);
-    let to_service = is_forward && admit::service(packet, to);
+    on_its_way(packet, to, is_reply)
+}
+
+/// The bits of a packet whose headers are known; finds its service.
+#[inline(always)]
+pub fn on_its_way(packet: &mut Packet, to: AddressRoles, is_reply: bool) -> u32 {
+    let to_service = to.has(AddressRoles::SERVICE) && admit::service(packet, to);
     ON_ITS_WAY | if to_service { TO_SERVICE } else { 0 } | if is_reply { IS_REPLY } else { 0 }
+}
+
+/// Why the way of a malformed packet ends.
+#[inline(always)]
+pub const fn malformed(to: AddressRoles) -> Reason {
+    if to.has(AddressRoles::SERVICE) { Reason::Malformed } else { Reason::MalformedPassed }
 }

@@ -113,6 +113,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         hash(names::VLANS_IN, limits::VLANS, size_of::<abi::VlanKey>(), size_of::<u32>()),
         hash(names::VLANS_OUT, limits::VLANS, size_of::<u32>(), size_of::<abi::VlanLink>()),
         array(names::VLAN_BITS, 1, size_of::<u64>()),
+        hash(names::FRAGMENTS, limits::FRAGMENTS, size_of::<abi::FragmentKey>(), size_of::<abi::FragmentFlow>()),
         MapMemory { name: names::EVENTS, entries: 1, bytes: limits::EVENTS_BYTES.into() },
         per_cpu(names::SERVICE_STATS, services, size_of::<abi::ServiceCounters>()),
         per_cpu(names::BACKEND_STATS, backends, size_of::<abi::BackendCounters>()),

@@ -30,8 +30,8 @@ pub const VIP: &str = "10.98.0.100";
 pub const ONE: &str = "10.97.0.11:8080";
 pub const TWO: &str = "10.97.0.12:8080";
 
-/// Waiting for anything takes at most this long.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Waiting for anything takes at most this long: under emulation the verifier alone takes half a minute.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 pub struct World {
     pub balancer: Namespace,

@@ -10,6 +10,7 @@ mod lab;
 mod dsr;
 mod flows;
 mod forward;
+mod fragment;
 mod icmp;
 mod jumbo;
 mod passed;

@@ -94,21 +94,9 @@ fn other_ports_and_protocols_of_a_service_address_belong_to_the_host() {
 }
 
 #[test]
-fn fragments_to_a_service_are_left_to_the_host() {
-    lab(|lab| {
-        let served = served(lab, true);
-        for (high, low) in [(0x20, 0), (0x20, 0xb9), (0, 0xb9)] {
-            let mut frame = from_client(&request(&served, 40_000, TCP_SYN));
-            (frame[20], frame[21]) = (high, low);
-            assert_passed(lab, Side::Front, &frame, "fragment");
-        }
-    });
+fn packets_on_their_way_to_further_nodes_are_left_to_the_host() {
     lab(|lab| {
         let served = served(lab, false);
-        for extension in [fragment(0, true), fragment(185, false)] {
-            let frame = from_client(&request(&served, 40_000, TCP_SYN).extension(extension));
-            assert_passed(lab, Side::Front, &frame, "fragment");
-        }
         let routed = from_client(&request(&served, 40_000, TCP_SYN).extension(routing(1)));
         assert_passed(lab, Side::Front, &routed, "not_transport");
         // An atomic fragment is a whole packet.

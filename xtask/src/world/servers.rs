@@ -11,6 +11,9 @@ use crate::shell;
 pub const WEB_PORT: u16 = 8080;
 /// Where DNS servers listen.
 pub const DNS_PORT: u16 = 53;
+/// More than one packet of an ordinary network holds: texts of this length.
+pub const LARGE_RECORD: usize = 12 * LARGE_TEXT;
+const LARGE_TEXT: usize = 250;
 
 /// A web server on one backend: `/` answers the backend's name. With nginx also `/files/NAME` (GET
 /// and PUT) and `/slow/NAME` (GET at 20 MB/s per connection).
@@ -147,7 +150,8 @@ http {{
     )
 }
 
-/// dnsmasq on one backend: `whoami.test` has a TXT record with the backend's name.
+/// dnsmasq on one backend: `whoami.test` has a TXT record with the backend's name, `large.test` one of
+/// [`LARGE_RECORD`] bytes.
 ///
 /// # Errors
 /// It does not start; the error holds its log.
@@ -161,6 +165,8 @@ pub fn dns(world: &World, index: u8) -> Result<Process> {
     command.arg(format!("--port={DNS_PORT}"));
     command.arg(format!("--pid-file={}", folder.join("pid").display()));
     command.arg(format!("--txt-record=whoami.test,{name}"));
+    let texts = vec!["x".repeat(LARGE_TEXT); LARGE_RECORD / LARGE_TEXT];
+    command.arg(format!("--txt-record=large.test,{}", texts.join(","))).arg("--edns-packet-max=4096");
     for family in Family::BOTH {
         command.arg(format!("--listen-address={}", family.backend(index)));
     }
