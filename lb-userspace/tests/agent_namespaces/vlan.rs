@@ -27,7 +27,11 @@ fn has_vlan_devices(namespace: &Namespace, below: &str) -> bool {
 
 /// A VLAN device, with tags in its frames and not beside them.
 fn vlan(namespace: &Namespace, below: &str, name: &str, kind: &[&str]) {
-    namespace.run("ethtool", &["-K", below, "txvlan", "off", "rxvlan", "off"]);
+    if below != "outer" {
+        let offloads = ["txvlan", "rxvlan", "tx-vlan-stag-hw-insert", "rx-vlan-stag-hw-parse"];
+        let off: Vec<_> = offloads.iter().flat_map(|offload| [*offload, "off"]).collect();
+        namespace.run("ethtool", &[&["-K", below], &off[..]].concat());
+    }
     namespace.ip(&[&["link", "add", "link", below, "name", name, "type", "vlan"], kind].concat());
     namespace.ip(&["link", "set", name, "up"]);
 }
@@ -60,8 +64,8 @@ fn clients_and_servers_in_vlans_are_served_through_the_interfaces_below() {
         // XDP sends no frame that is longer than the interface below takes, with one tag.
         host.ip(&["link", "set", below, "mtu", "1504"]);
         vlan(host, below, "outer", &outer);
-        host.ip(&["link", "add", "link", "outer", "name", "inner", "mtu", "1500", "type", "vlan", inner[0], inner[1]]);
-        host.ip(&["link", "set", "inner", "up"]);
+        vlan(host, "outer", "inner", &inner);
+        host.ip(&["link", "set", "inner", "mtu", "1500"]);
     }
     move_addresses(&world.client, "c0", "c0.7", &["10.98.0.2/24"]);
     move_addresses(&world.balancer, "lbc", "lbc.7", &["10.98.0.1/24"]);
