@@ -350,6 +350,15 @@ impl Lab {
         Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) }
     }
 
+    /// Runs the program on a frame, without a look at the counters.
+    pub fn run(&mut self, side: Side, frame: &[u8]) -> (&'static str, Vec<u8>) {
+        run(self.loaded.program().expect("the program"), ifindex(side), frame)
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
     /// Runs the program on frames from several threads, each on a CPU of its own, all at once. Gives
     /// how often each exit was taken.
     pub fn send_from_all_cpus(

@@ -11,6 +11,7 @@ mod dsr;
 mod flows;
 mod forward;
 mod icmp;
+mod mutated;
 mod passed;
 mod ports;
 mod refused;
