@@ -126,7 +126,7 @@ pub(super) static LIMIT_SERVICES: Key<u32> =
 
 pub(super) static LIMIT_BACKENDS: Key<u32> = limit(
     "backends",
-    &Whole { min: 1, max: 65_536, unit: "" },
+    &Whole { min: 1, max: 1_048_576, unit: "" },
     limits::BACKENDS,
     "Backends of all services together, those that are still being drained included.",
 );
@@ -140,7 +140,7 @@ pub(super) static LIMIT_ADDRESSES: Key<u32> = limit(
 
 pub(super) static LIMIT_SELECTION_SLOTS: Key<u32> = limit(
     "selection-slots",
-    &Whole { min: 1, max: 16_777_216, unit: "" },
+    &Whole { min: 1, max: 268_435_456, unit: "" },
     limits::SELECTION_SLOTS,
     "Slots of all selection tables together. A service takes one per backend, with weights as many as they add up \
      to (divided by what they have in common, at most 4096), with `maglev` and `source-hash` \
@@ -148,7 +148,7 @@ pub(super) static LIMIT_SELECTION_SLOTS: Key<u32> = limit(
 );
 
 /// A power of two, which the reader of the limits checks on top.
-pub(super) const FLOWS_RANGE: Whole<u32> = Whole { min: 64, max: 16_777_216, unit: "a power of two" };
+pub(super) const FLOWS_RANGE: Whole<u32> = Whole { min: 64, max: 67_108_864, unit: "a power of two" };
 
 pub(super) static LIMIT_FLOWS: Key<u32> = limit(
     "flows",
@@ -159,7 +159,7 @@ pub(super) static LIMIT_FLOWS: Key<u32> = limit(
 
 pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
     "port-pools",
-    &Whole { min: 1, max: 16_384, unit: "" },
+    &Whole { min: 1, max: 262_144, unit: "" },
     limits::PORT_POOLS,
     "Different backend endpoints (address, port, protocol) of `full-nat` services; 8 KiB each.",
 );

@@ -58,6 +58,20 @@ pub struct Limits {
     pub port_pools: u32,
 }
 
+impl Limits {
+    /// Each limit with its key, in the order of the reference.
+    pub const fn by_setting(&self) -> [(&'static str, u32); 6] {
+        [
+            ("services", self.services),
+            ("backends", self.backends),
+            ("addresses", self.addresses),
+            ("selection-slots", self.selection_slots),
+            ("flows", self.flows),
+            ("port-pools", self.port_pools),
+        ]
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

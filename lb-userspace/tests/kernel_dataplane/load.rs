@@ -31,6 +31,24 @@ fn the_default_limits_load() {
 }
 
 #[test]
+fn ten_thousand_services_with_a_hundred_thousand_backends_and_sixteen_million_flows_fit() {
+    let pins = PinDir::new();
+    let limits = Limits {
+        services: 10_000,
+        backends: 100_000,
+        addresses: 131_072,
+        selection_slots: 1 << 22,
+        flows: 1 << 24,
+        ..Limits::default()
+    };
+    drop(pins.try_load(&limits).unwrap());
+    assert_eq!(pins.open().read().unwrap(), Default::default());
+    for spec in map_specs(&limits).unwrap() {
+        assert_eq!(pins.map(spec.name).info().unwrap().max_entries(), spec.max_entries, "{}", spec.name);
+    }
+}
+
+#[test]
 fn maps_and_seed_outlive_the_agent() {
     let pins = PinDir::new();
     let first = pins.load();

@@ -20,7 +20,7 @@ mod loads;
 mod maps;
 mod mmap;
 mod netlink;
-mod object;
+pub(crate) mod object;
 mod pins;
 mod ports;
 mod stages;
