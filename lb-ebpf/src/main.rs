@@ -8,6 +8,7 @@
 mod atomic;
 mod ctx;
 mod events;
+mod hops;
 mod maps;
 mod opaque;
 mod packet;

@@ -14,6 +14,8 @@ use lb_common::{
     verdict::{Reason, Stage},
 };
 
+use crate::hops::Known;
+
 /// The agent ages and lists flows through a memory mapping.
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
@@ -102,6 +104,10 @@ pub static VERDICT_STATS: PerCpuArray<VerdictCounters, { Reason::COUNT as usize 
 /// own, so that no packet meets stages of two versions.
 #[btf_map(name = "stages")]
 pub static STAGES: ProgramArray<{ Stage::COUNT }> = ProgramArray::new();
+
+/// By backend id; not pinned. Written here.
+#[btf_map(name = "hops")]
+pub static HOPS: PerCpuArray<Known, { limits::BACKENDS as usize }> = PerCpuArray::new();
 
 /// Working memory; not pinned.
 #[btf_map(name = "scratch")]

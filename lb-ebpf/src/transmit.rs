@@ -17,7 +17,7 @@ use lb_common::{
 
 use crate::{
     ctx::Frame,
-    events,
+    events, hops,
     maps::INTERFACES,
     packet::{Hop, Packet},
     stages::table,
@@ -90,9 +90,17 @@ fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
 }
 
 /// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
-/// its hop.
-#[inline(never)]
+/// its hop. Of the way to a backend the answer holds for the rest of the tick.
+#[inline(always)]
 fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+    if !reply && hops::recall(md, packet) {
+        return Reason::ToBackend;
+    }
+    look_up(md, packet, reply)
+}
+
+#[inline(never)]
+fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(md, packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };
@@ -103,7 +111,11 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             packet.hop = Hop { ifindex: packet.fib.ifindex, source: packet.fib.smac, destination: packet.fib.dmac };
-            if reply { Reason::ToClient } else { Reason::ToBackend }
+            if reply {
+                return Reason::ToClient;
+            }
+            hops::keep(md, packet);
+            Reason::ToBackend
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             events::neighbour_missing(packet.fib.ifindex, gateway(packet));
@@ -118,15 +130,14 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
 fn request(md: *mut xdp_md, packet: &mut Packet) {
     // SAFETY: all-zero bytes are a valid request.
     packet.fib = unsafe { core::mem::zeroed() };
+    let tot_len = length(packet);
     let (fib, to) = (&mut packet.fib, &packet.to);
     fib.l4_protocol = packet.transport.protocol as u8;
     fib.sport = u16::from_ne_bytes(to.source_port.to_wire());
     fib.dport = u16::from_ne_bytes(to.destination_port.to_wire());
-    let mut tot_len = packet.transport.packet_len;
     if Mode::is_tunnel(packet.flow.mode) {
         fib.l4_protocol = packet.tunnel.protocol(&packet.network);
         (fib.sport, fib.dport) = (0, 0);
-        tot_len = tot_len.saturating_add(packet.tunnel.growth() as u16);
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = Frame::of(md).ifindex();
@@ -139,6 +150,13 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
         fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.source.words() };
         fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.destination.words() };
     }
+}
+
+/// Bytes of the IP packet as it will leave.
+#[inline(always)]
+pub fn length(packet: &Packet) -> u16 {
+    let growth = if Mode::is_tunnel(packet.flow.mode) { packet.tunnel.growth() } else { 0 };
+    packet.transport.packet_len.saturating_add(growth as u16)
 }
 
 /// The next hop that the lookup found no link-layer address for: it has put the gateway, or the

@@ -336,5 +336,14 @@ pub struct Settings {
     pub generation: u32,
     /// Random; keys of the flow table are mixed with it, so that nobody outside can aim at a bucket.
     pub hash_seed: u64,
-    pub reserved: [u64; 6],
+    /// [`Settings::ROUTES_VARY`]
+    pub flags: u32,
+    pub zero: u32,
+    pub reserved: [u64; 5],
+}
+
+impl Settings {
+    /// Packets to one backend may take different ways, by more than their destination: the host has
+    /// routes with several next hops, or rules. Written by the agent at any time.
+    pub const ROUTES_VARY: u32 = 1;
 }

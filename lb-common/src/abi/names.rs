@@ -29,6 +29,9 @@ names! {
     VERDICT_STATS = "verdict_stats",
 }
 
+/// By backend, like `backends`; working memory of the program, not pinned.
+pub const HOPS: &str = "hops";
+
 /// The XDP program.
 pub const PROGRAM: &str = "lb";
 
