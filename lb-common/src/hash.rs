@@ -1,6 +1,6 @@
 //! The hash of a flow's 5-tuple, for the flow table and for schedulers.
 
-use crate::abi::{Address, Port};
+use crate::abi::{Address, Port, limits::ADDRESS_BITS};
 
 /// Keeps a seed of zero from meaning nothing: 2^64 divided by the golden ratio.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -36,6 +36,16 @@ pub fn source_hash(source: &Address) -> u64 {
 pub fn selection_slot(hash: u64, attempt: u32, len: u32) -> u32 {
     let bits = hash.rotate_left((attempt & 3) * 16) >> 32;
     (bits.wrapping_mul(len as u64) >> 32) as u32
+}
+
+/// The bit of an address in the map `address_bits`: set where the address may be ours. It need not be a
+/// secret: who aims at it makes the packet look up what others look up too.
+#[inline(always)]
+pub const fn address_bit(address: &Address) -> u32 {
+    let [a, b, c, d] = address.words();
+    let high = (a as u64 | (b as u64) << 32).wrapping_mul(FINISH);
+    let hash = (high ^ (c as u64 | (d as u64) << 32)).wrapping_mul(START);
+    (hash >> (64 - ADDRESS_BITS.trailing_zeros())) as u32
 }
 
 /// 64 bits of hash over a 5-tuple in packet order (source, destination), mixed with a secret

@@ -29,7 +29,11 @@ pub struct Bucket {
     pub words: [u64; limits::WAYS],
 }
 
-/// Written by the agent. Read for every packet: says whether it is ours.
+/// Written by the agent. Read for every packet: one bit says whether an address may be ours.
+#[btf_map(name = "address_bits")]
+pub static ADDRESS_BITS: Array<u64, { limits::ADDRESS_BITS as usize / 64 }, MAPPED> = Array::new();
+
+/// Written by the agent, after its bit was set.
 #[btf_map(name = "addresses")]
 pub static ADDRESSES: HashMap<Address, AddressRoles, { limits::ADDRESSES as usize }> = HashMap::new();
 

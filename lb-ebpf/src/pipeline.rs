@@ -5,7 +5,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
     abi::{AddressRoles, BackendState, Granularity, Protocol},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
-    parse::{self, NotOurs, Problem, Transport},
+    parse::{self, Network, NotOurs, Problem, Transport},
     verdict::{Action, Reason, Stage, Verdict},
 };
 
@@ -25,27 +25,17 @@ pub fn run(frame: &Frame) -> Verdict {
         Err(NotOurs::NotIp) => return Verdict::of(Reason::NotIp),
         Err(NotOurs::Short) => return Verdict::of(Reason::MalformedPassed),
     };
-    let to = admit::roles(&network.destination);
-    let is_forward = to.has(AddressRoles::SERVICE);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !is_forward && !is_reply {
+    let (to_us, from_us) = (admit::maybe_ours(&network.destination), admit::maybe_ours(&network.source));
+    if !to_us && !from_us {
         return Verdict::of(Reason::NotForUs);
     }
     let transport = match parse::transport(frame, &network) {
         Ok(transport) => transport,
-        Err(Problem::NotTransport) => return Verdict::of(Reason::NotTransport),
-        Err(Problem::Icmp) => return Verdict::go_on(Stage::Icmp),
-        Err(Problem::Fragment) => return Verdict::of(Reason::Fragment),
-        Err(Problem::Malformed) if is_forward => return Verdict::of(Reason::Malformed),
-        Err(Problem::Malformed) => return Verdict::of(Reason::MalformedPassed),
+        Err(problem) => return unbalanced(&network, problem),
     };
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
-    let mut reason = Reason::NoService;
-    if is_forward && admit::service(packet, to) {
-        reason = forward(frame.md(), packet);
-    } else if is_reply {
-        reason = reply(packet);
-    }
+    // What most packets are for is found by one look-up.
+    let reason = if to_us && admit::service(packet) { forward(frame.md(), packet) } else { other(frame.md(), packet) };
     match reason.action() {
         Action::Forward => transmit::send(frame.md(), packet, reason),
         Action::Refuse => refuse(frame.md(), packet, reason),
@@ -54,6 +44,37 @@ pub fn run(frame: &Frame) -> Verdict {
             Verdict::of(reason)
         }
         Action::Pass | Action::Answer => Verdict::of(reason),
+    }
+}
+
+/// What becomes of a packet that no service on its port takes.
+#[inline(always)]
+fn other(md: *mut xdp_md, packet: &mut Packet) -> Reason {
+    let to = admit::roles(&packet.network.destination);
+    if admit::service_of_any_port(packet, to) {
+        return forward(md, packet);
+    }
+    if to.has(AddressRoles::SOURCE) || admit::roles(&packet.network.source).has(AddressRoles::NAT_BACKEND) {
+        return reply(packet);
+    }
+    if to.has(AddressRoles::SERVICE) { Reason::NoService } else { Reason::NotForUs }
+}
+
+/// What becomes of a packet without ports.
+#[inline(always)]
+fn unbalanced(network: &Network, problem: Problem) -> Verdict {
+    let to = admit::roles(&network.destination);
+    let to_service = to.has(AddressRoles::SERVICE);
+    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
+    if !to_service && !is_reply {
+        return Verdict::of(Reason::NotForUs);
+    }
+    match problem {
+        Problem::NotTransport => Verdict::of(Reason::NotTransport),
+        Problem::Icmp => Verdict::go_on(Stage::Icmp),
+        Problem::Fragment => Verdict::of(Reason::Fragment),
+        Problem::Malformed if to_service => Verdict::of(Reason::Malformed),
+        Problem::Malformed => Verdict::of(Reason::MalformedPassed),
     }
 }
 

@@ -10,6 +10,7 @@ macro_rules! names {
 }
 
 names! {
+    ADDRESS_BITS = "address_bits",
     ADDRESSES = "addresses",
     SERVICES = "services",
     SERVICE_INFO = "service_info",

@@ -101,6 +101,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
     let per_cpu =
         |name, entries: u64, value: usize| MapMemory { name, entries, bytes: entries * aligned(value) * cpus };
     vec![
+        array(names::ADDRESS_BITS, u64::from(limits::ADDRESS_BITS) / 64, size_of::<u64>()),
         hash(names::ADDRESSES, limits.addresses, size_of::<abi::Address>(), size_of::<abi::AddressRoles>()),
         hash(names::SERVICES, limits.services, size_of::<abi::ServiceKey>(), size_of::<abi::ServiceValue>()),
         array(names::SERVICE_INFO, services, size_of::<abi::ServiceInfo>()),

@@ -16,13 +16,13 @@ use std::{
 
 use aya::{
     TestRun as _,
-    maps::MapData,
+    maps::{Array, Map, MapData},
     programs::{TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, limits::WAYS, names,
+        ServiceKey, ServiceValue, Settings, limits::WAYS, names,
     },
     flow::{Word, ticks},
 };
@@ -325,6 +325,23 @@ impl Lab {
         // SAFETY: writes the time to a place that is there.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
         ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    }
+
+    /// Says whether packets to one backend may take different ways.
+    pub fn set_routes_vary(&self, vary: bool) {
+        let map = MapData::from_pin(Pins::new(&self.pin_dir.0).map(names::SETTINGS)).unwrap();
+        let mut map: Array<_, Settings> = Array::try_from(Map::Array(map)).unwrap();
+        let settings = map.get(&0, 0).unwrap();
+        let flags = if vary { Settings::ROUTES_VARY } else { 0 };
+        map.set(0, Settings { flags, ..settings }, 0).unwrap();
+    }
+
+    /// Waits for the next tick of the program's clock.
+    pub fn next_tick(&self) {
+        let now = self.now();
+        while self.now() == now {
+            thread::sleep(std::time::Duration::from_millis(2));
+        }
     }
 
     /// Writes the whole flow table.

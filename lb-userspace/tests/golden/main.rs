@@ -10,6 +10,7 @@ mod lab;
 mod dsr;
 mod flows;
 mod forward;
+mod hops;
 mod icmp;
 mod mutated;
 mod passed;

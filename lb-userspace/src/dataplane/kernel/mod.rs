@@ -10,6 +10,7 @@
 //!
 //! Memory shared with the data path is reached through `mmap` only, and by atomic operations.
 
+mod address_bits;
 mod attach;
 mod detach;
 mod events;
