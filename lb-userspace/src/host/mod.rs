@@ -50,6 +50,7 @@ mod rights;
 mod routes;
 mod sysctl;
 mod undo;
+mod variety;
 mod watch;
 
 pub use addresses::{Added, HostAddress};
