@@ -41,6 +41,7 @@ mod bpffs;
 mod error;
 mod frames;
 mod links;
+mod namespace;
 mod neighbours;
 mod netlink;
 mod ports;

@@ -310,3 +310,17 @@ fn router_advertisement() -> Vec<u8> {
     frame.extend(message);
     frame
 }
+
+#[test]
+fn changes_of_another_namespace_are_refused_while_it_exists_and_forgotten_when_it_is_gone() {
+    let state = tempfile::tempdir().unwrap();
+    let first = World::new();
+    first.host.run(async || HostRecord::load(state.path()).unwrap().note_attached(UP).unwrap());
+    let other = World::new();
+    let error = other.host.run(async || HostRecord::load(state.path()).unwrap_err().to_string());
+    assert!(error.contains("nsenter --net=/") && error.contains("host.json"), "{error}");
+    first.host.run(async || assert!(HostRecord::load(state.path()).unwrap().changes().attached.contains(UP)));
+    drop(first);
+    let left = other.host.run(async || HostRecord::load(state.path()).unwrap().changes().attached.clone());
+    assert!(left.is_empty(), "{left:?}");
+}
