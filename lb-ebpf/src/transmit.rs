@@ -125,7 +125,8 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
     let mut tot_len = packet.transport.packet_len;
     if Mode::is_tunnel(packet.flow.mode) {
         fib.l4_protocol = packet.tunnel.protocol(&packet.network);
-        (fib.sport, fib.dport) = (0, 0);
+        let [source_port, port] = packet.tunnel.ports();
+        (fib.sport, fib.dport) = (u16::from_ne_bytes(source_port.to_wire()), u16::from_ne_bytes(port.to_wire()));
         tot_len = tot_len.saturating_add(packet.tunnel.growth() as u16);
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
