@@ -6,7 +6,7 @@
 //! headers there and the ether type. The link-layer addresses are the caller's.
 
 use crate::{
-    abi::{Address, Port, Protocol},
+    abi::{Address, DontFragment, Port, Protocol},
     checksum::Sum,
     packet::{Field, HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Network, Transport},
@@ -23,7 +23,7 @@ const PROTOCOL_IPIP: u8 = 4;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_IPV6: u8 = 41;
 
-const DONT_FRAGMENT: u8 = 0x40;
+const DF: u8 = 0x40;
 
 /// A tunnel from us to a backend.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,11 @@ pub struct Tunnel {
     /// The same for all packets of a flow, so that routers and network cards on the way spread
     /// flows and keep each in order: flow label (RFC 6438) and GUE source port.
     pub entropy: u32,
+    /// [`DontFragment`]
+    pub dont_fragment: u8,
+    /// IPv4: identification of a packet that may be fragmented on the way and brings none of its own;
+    /// used with [`DontFragment::Clear`] only.
+    pub id: u16,
 }
 
 impl Tunnel {
@@ -52,9 +57,23 @@ impl Tunnel {
         Port::new(0xc000 | (self.entropy & 0x3fff) as u16)
     }
 
+    /// UDP source and destination port; [`Port::ANY`] both without UDP.
+    #[inline(always)]
+    pub const fn ports(&self) -> [Port; 2] {
+        if self.is_gue() { [self.source_port(), self.gue_port] } else { [Port::ANY; 2] }
+    }
+
     #[inline(always)]
     const fn is_gue(&self) -> bool {
         self.gue_port.get() != 0
+    }
+
+    /// `prefix` with its last `bits` (at most 32, all zero) chosen by the entropy of a flow.
+    #[inline(always)]
+    pub const fn chosen_source(prefix: &Address, bits: u8, entropy: u32) -> Address {
+        let [a, b, c, d] = prefix.words();
+        let mask = ((1u64 << (bits & 63)) - 1) as u32;
+        Address::from_words([a, b, c, d | (entropy & mask).to_be()])
     }
 
     /// Protocol number after the outer IP header.
@@ -109,7 +128,7 @@ pub fn encapsulate<P: PacketAccess>(
 #[inline(always)]
 fn inner_v4<P: PacketAccess>(frame: &P, start: usize) -> Option<Inner> {
     let header: [u8; 8] = frame.read(start)?;
-    let dont_fragment = header[6] & DONT_FRAGMENT != 0;
+    let dont_fragment = header[6] & DF != 0;
     Some(Inner { traffic_class: header[1], id: [header[4], header[5]], dont_fragment })
 }
 
@@ -137,8 +156,9 @@ struct V4 {
 // SAFETY: bytes and integers, packed.
 unsafe impl Field for V4 {}
 
-/// The identification is that of the inner packet where a router may fragment the outer one, and 0
-/// where none may (RFC 6864, 4.1: an atomic datagram needs none).
+/// The identification is that of the inner packet where that may be fragmented too; otherwise the
+/// tunnel's where a router may fragment the outer one, and 0 where none may (RFC 6864, 4.1: an atomic
+/// datagram needs none).
 #[inline(always)]
 fn outer_v4<P: PacketAccess>(
     frame: &mut P,
@@ -148,7 +168,8 @@ fn outer_v4<P: PacketAccess>(
     payload: u16,
 ) -> Option<()> {
     let total_length = payload.checked_add(IPV4_LEN as u16)?.to_be_bytes();
-    let (id, fragment) = if inner.dont_fragment { ([0; 2], [DONT_FRAGMENT, 0]) } else { (inner.id, [0; 2]) };
+    let id = if inner.dont_fragment { tunnel.id.to_be_bytes() } else { inner.id };
+    let (id, fragment) = if dont_fragment(tunnel, inner) { ([0; 2], [DF, 0]) } else { (id, [0; 2]) };
     let (tos, protocol) = (inner.traffic_class, tunnel.protocol(network));
     let (source, destination) = (tunnel.source.words()[3], tunnel.destination.words()[3]);
     let check = Sum::ZERO
@@ -173,6 +194,12 @@ fn outer_v4<P: PacketAccess>(
         destination,
     };
     frame.write(NETWORK_OFFSET, header)
+}
+
+#[inline(always)]
+const fn dont_fragment(tunnel: &Tunnel, inner: &Inner) -> bool {
+    tunnel.dont_fragment == DontFragment::Set as u8
+        || tunnel.dont_fragment == DontFragment::Copy as u8 && inner.dont_fragment
 }
 
 /// An IPv6 header (RFC 8200, 3), written at once.

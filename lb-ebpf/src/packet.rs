@@ -3,9 +3,12 @@
 
 use core::{cell::UnsafeCell, marker::PhantomPinned};
 
-use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    helpers::generated::bpf_get_prandom_u32,
+};
 use lb_common::{
-    abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
+    abi::{Address, Backend, DontFragment, Flow, Mode, ServiceValue},
     encap::Tunnel,
     parse::{Network, Transport},
     rewrite::Translation,
@@ -119,14 +122,27 @@ impl Packet {
             destination_port: table::backend_port(backend, self.flow.service_port),
         };
         if Mode::is_tunnel(self.flow.mode) {
-            self.to.source = backend.source;
-            self.tunnel = Tunnel {
-                source: backend.source,
-                destination: backend.address,
-                gue_port: Port::ANY,
-                entropy: entropy(self.tuple.hash),
-            };
+            self.enter_tunnel(backend);
         }
+    }
+
+    #[inline(always)]
+    fn enter_tunnel(&mut self, backend: &Backend) {
+        let entropy = entropy(self.tuple.hash);
+        self.to.source = Tunnel::chosen_source(&backend.source, backend.source_bits, entropy);
+        let mut id = 0;
+        if backend.dont_fragment == DontFragment::Clear as u8 {
+            // SAFETY: has no arguments.
+            id = unsafe { bpf_get_prandom_u32() } as u16;
+        }
+        self.tunnel = Tunnel {
+            source: self.to.source,
+            destination: backend.address,
+            gue_port: backend.tunnel_port,
+            entropy,
+            dont_fragment: backend.dont_fragment,
+            id,
+        };
     }
 
     /// The packet goes to the client of its flow, from the address it knows.

@@ -137,7 +137,8 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
     fib.dport = u16::from_ne_bytes(to.destination_port.to_wire());
     if Mode::is_tunnel(packet.flow.mode) {
         fib.l4_protocol = packet.tunnel.protocol(&packet.network);
-        (fib.sport, fib.dport) = (0, 0);
+        let [source_port, port] = packet.tunnel.ports();
+        (fib.sport, fib.dport) = (u16::from_ne_bytes(source_port.to_wire()), u16::from_ne_bytes(port.to_wire()));
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = Frame::of(md).ifindex();

@@ -2,9 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler};
 use lb_userspace::config::{
-    Backend, Check, Config, EXAMPLE, Health, Limits, PortRange, Service, StatusRange, XdpMode, parse, reference,
+    Backend, Check, Config, EXAMPLE, Health, Limits, PortRange, Service, StatusRange, Tunnel, TunnelSource, XdpMode,
+    parse, reference,
 };
 
 /// The least that a file can say about a service.
@@ -47,6 +48,7 @@ fn what_is_left_out_has_its_default() {
         mode: Mode::FullNat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        tunnel: Tunnel::default(),
         health,
         backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
     };
@@ -98,7 +100,29 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
     // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 4 + 6 + 4 + 6 + 2, "{rows:#?}");
+    assert_eq!(rows.len(), 4 + 6 + 6 + 6 + 2, "{rows:#?}");
+}
+
+#[test]
+fn tunnels_have_a_source_for_each_family_fixed_or_chosen() {
+    let tunnel = |mode: &str, lines: &str| {
+        let text = LEAST.replace("name =", &format!("mode = \"{mode}\"\n{lines}\nname =")).replace(":8080", "");
+        accepted(&text).services[0].tunnel.clone()
+    };
+    let source =
+        |address: &str, chosen_bits| TunnelSource { address: address.parse().expect("an address"), chosen_bits };
+    assert_eq!(tunnel("dsr-ipip", ""), Tunnel::default());
+    assert_eq!(tunnel("dsr-gue", "gue-port = 9886\ntunnel-df = \"clear\""), {
+        Tunnel { gue_port: 9886, sources: vec![], dont_fragment: DontFragment::Clear }
+    });
+    let mixed = tunnel("dsr-ipip", "tunnel-source = [\"2001:db8::1\"]\ntunnel-source-entropy = \"10.77.0.0/16\"");
+    assert_eq!(mixed.sources, [source("2001:db8::1", 0), source("10.77.0.0", 16)]);
+    let both = tunnel("dsr-ipip", "tunnel-source-entropy = [\"2001:db8:77::/64\", \"10.0.0.0/8\"]");
+    assert_eq!(both.sources, [source("2001:db8:77::", 32), source("10.0.0.0", 24)]);
+    assert_eq!(both.source("192.0.2.1".parse().expect("an address")), Some(both.sources[1]));
+    let long = tunnel("dsr-ipip", "tunnel-source-entropy = \"2001:db8:77::/120\"");
+    assert_eq!(long.source("192.0.2.1".parse().expect("an address")), None);
+    assert_eq!(long.sources, [source("2001:db8:77::", 8)]);
 }
 
 #[test]

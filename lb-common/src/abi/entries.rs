@@ -158,6 +158,8 @@ abi_enum! {
         DsrL2 = 2 "dsr-l2",
         /// Direct server return through a tunnel, IP in IP: the backend unpacks and answers itself.
         DsrIpip = 3 "dsr-ipip",
+        /// The same, in UDP (GUE variant 1): networks spread it over paths and queues like any UDP.
+        DsrGue = 4 "dsr-gue",
     }
 }
 
@@ -223,6 +225,16 @@ abi_enum! {
 }
 
 abi_enum! {
+    /// "Don't fragment" in the outer IPv4 header of a tunnel.
+    DontFragment {
+        /// As in the inner packet; set for IPv6, which no router fragments.
+        Copy = 0 "copy",
+        Set = 1 "set",
+        Clear = 2 "clear",
+    }
+}
+
+abi_enum! {
     /// State of an element of `backends`.
     BackendState {
         /// Not in use; flows that name it are over.
@@ -236,7 +248,8 @@ abi_enum! {
 
 /// Value of the array `backends`, indexed by backend id. One element is one backend of one service.
 /// `address`, `port`, `service_id` and `port_pool` never change while `generation` stays the same;
-/// `source` and `weight` may: a flow keeps the source it began with.
+/// `source` and `weight` may, and how tunnels are: a flow of
+/// `full-nat` keeps the source it began with.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Backend {
@@ -257,7 +270,11 @@ pub struct Backend {
     pub weight: u32,
     /// `dsr-gue`: UDP destination port of the tunnel.
     pub tunnel_port: Port,
-    pub zero_too: [u8; 2],
+    /// Tunnels: [`DontFragment`] of an outer IPv4 header.
+    pub dont_fragment: u8,
+    /// Tunnels: how many of the last bits of `source` (which are zero) are chosen for each flow; at
+    /// most 32.
+    pub source_bits: u8,
     pub reserved: [u32; 2],
 }
 

@@ -14,8 +14,8 @@ pub mod names;
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, Flow, Granularity, Interface, Mode, PortPool, Scheduler, ServiceInfo,
-    ServiceKey, ServiceValue, Settings,
+    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, Interface, Mode, PortPool, Scheduler,
+    ServiceInfo, ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
 

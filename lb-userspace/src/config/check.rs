@@ -85,7 +85,7 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
             let message = format!("an {} backend cannot serve an {} service", family(theirs), family(ours));
             let finding = Finding::new(&endpoint.at, message)
                 .and(&listen.at, family(ours))
-                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" needs none")
+                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" and \"dsr-gue\" need none")
                 .help(format!("write the backend's {} address", family(ours)));
             findings.error(finding);
         }

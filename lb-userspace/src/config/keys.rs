@@ -3,14 +3,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits};
 
 use super::{
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Special, Time, Whole},
-    model::{PortRange, StatusRange, XdpMode},
+    model::{PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
-    value,
+    tunnel, value,
 };
 
 /// Kinds of health check, before their details are read.
@@ -166,7 +166,20 @@ pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
 
 pub(super) static SERVICE: Section = Section {
     header: "[[service]]",
-    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+    keys: &[
+        &SERVICE_NAME,
+        &LISTEN,
+        &PROTOCOL,
+        &MODE,
+        &SCHEDULER,
+        &GRANULARITY,
+        &GUE_PORT,
+        &TUNNEL_SOURCE,
+        &TUNNEL_SOURCE_ENTROPY,
+        &TUNNEL_DF,
+        &HEALTH_TABLE,
+        &BACKENDS_TABLE,
+    ],
 };
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
@@ -193,13 +206,14 @@ pub(super) static PROTOCOL: Key<Protocol> = Key {
 
 pub(super) static MODE: Key<Mode> = Key {
     name: "mode",
-    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &["dsr-gue"] },
+    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &[] },
     left_out: LeftOut::Value(Mode::FullNat),
     doc: "How packets reach the backends. `full-nat` rewrites source and destination: backends need no change. \
           `nat` keeps the client's address: backends must route their replies through the balancer. `dsr-l2` (direct \
           server return) leaves the packet as it is and sends it to the backend's link-layer address: backends on the \
           same segment have the service's address too and answer clients themselves. `dsr-ipip` does the same through \
-          a tunnel (IP in IP): backends may be anywhere.",
+          a tunnel (IP in IP): backends may be anywhere. `dsr-gue` puts UDP in between (GUE variant 1), which networks \
+          and network cards spread like any UDP.",
 };
 
 pub(super) static SCHEDULER: Key<Scheduler> = Key {
@@ -217,6 +231,37 @@ pub(super) static GRANULARITY: Key<Granularity> = Key {
     form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &["client"] },
     left_out: LeftOut::Value(Granularity::Flow),
     doc: "What is scheduled: each `flow` once, or each `packet` anew (UDP only).",
+};
+
+pub(super) static GUE_PORT: Key<u16> = Key {
+    name: "gue-port",
+    form: &Whole { min: 1, max: 65_535, unit: "" },
+    left_out: LeftOut::Value(Tunnel::GUE_PORT),
+    doc: "`dsr-gue`: UDP port that the backends' end of the tunnel listens on.",
+};
+
+pub(super) static TUNNEL_SOURCE: Key<Vec<TunnelSource>> = Key {
+    name: "tunnel-source",
+    form: &Special { allowed: tunnel::SOURCE_ALLOWED, read: tunnel::source },
+    left_out: LeftOut::Depends("the host's own address towards the backend"),
+    doc: "Tunnels: outer source address. Where it is not this host's, ICMP errors about the tunnel are lost.",
+};
+
+pub(super) static TUNNEL_SOURCE_ENTROPY: Key<Vec<TunnelSource>> = Key {
+    name: "tunnel-source-entropy",
+    form: &Special { allowed: tunnel::ENTROPY_ALLOWED, read: tunnel::entropy },
+    left_out: LeftOut::Depends("no address is chosen"),
+    doc: "Tunnels: outer source addresses are chosen from this prefix, one for each flow (at most the last 32 bits), so \
+          that backends' network cards spread `dsr-ipip` over their queues. Nothing may filter these addresses on the \
+          way, and reverse-path filters of the backends must be off.",
+};
+
+pub(super) static TUNNEL_DF: Key<DontFragment> = Key {
+    name: "tunnel-df",
+    form: &OneOf { all: DontFragment::ALL, name: DontFragment::name, planned: &[] },
+    left_out: LeftOut::Value(DontFragment::Copy),
+    doc: "Tunnels over IPv4: \"don't fragment\" of the outer header. `copy` takes the inner packet's (always set for \
+          IPv6), `set` always sets it, `clear` lets routers on the way fragment what is too big for a link.",
 };
 
 pub(super) static HEALTH_TABLE: Nested =
@@ -317,7 +362,7 @@ pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
     form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
     left_out: LeftOut::Required,
-    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`); unique within it. With direct server return (`dsr-...`) its port \
+    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`, `dsr-gue`); unique within it. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",
 };
 

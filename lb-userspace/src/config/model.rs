@@ -1,9 +1,12 @@
 //! What a valid configuration is. Everything here has been checked: names are unique, addresses of
 //! one service share a family (except in tunnels), numbers are in range.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -95,9 +98,44 @@ pub struct Service {
     pub mode: Mode,
     pub scheduler: Scheduler,
     pub granularity: Granularity,
+    pub tunnel: Tunnel,
     pub health: Health,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
+}
+
+/// How a service's tunnels to its backends are; without meaning in modes that have none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// `dsr-gue`: UDP destination port.
+    pub gue_port: u16,
+    /// At most one for each family; without one, the host's own address towards the backend.
+    pub sources: Vec<TunnelSource>,
+    pub dont_fragment: DontFragment,
+}
+
+impl Tunnel {
+    /// The port assigned to GUE (IANA).
+    pub const GUE_PORT: u16 = 6080;
+
+    /// The source towards a backend, where one is configured for its family.
+    pub fn source(&self, backend: IpAddr) -> Option<TunnelSource> {
+        self.sources.iter().copied().find(|source| source.address.is_ipv4() == backend.is_ipv4())
+    }
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self { gue_port: Self::GUE_PORT, sources: Vec::new(), dont_fragment: DontFragment::Copy }
+    }
+}
+
+/// Outer source addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelSource {
+    /// Its last `chosen_bits` (0 to 32) are zero, and chosen for each flow.
+    pub address: IpAddr,
+    pub chosen_bits: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use super::{
     health::Health,
     ledger::{Ledger, in_use},
     service::{Leave, Member, Place, Service, ServiceRef, Table},
+    tunnel::Tunnel,
 };
 use crate::dataplane::Tables;
 
@@ -135,6 +136,7 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
         source: me.needs_source().then_some(backend.source),
         old_sources: Vec::new(),
         pool: me.full_nat().then_some(backend.port_pool),
+        tunnel: Tunnel::adopted(backend),
     });
     member
 }

@@ -29,6 +29,7 @@ mod roles;
 mod rotation;
 mod service;
 mod state;
+mod tunnel;
 mod view;
 
 pub use commands::{Command, CommandError};

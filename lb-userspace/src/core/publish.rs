@@ -11,6 +11,7 @@ use super::{
     maglev::{self, Turn},
     rotation,
     service::{Leave, Made, Member, Place, Service, ServiceRef},
+    tunnel::Tunnel,
 };
 
 /// What came of it.
@@ -121,8 +122,13 @@ impl Round<'_> {
     fn publish_members(&mut self, me: ServiceRef, service: &mut Service, id: u32) {
         let name = service.name().to_owned();
         self.move_to_whole_pools(me, service);
+        let tunnels = service.config.as_ref().map(|config| config.tunnel.clone()).unwrap_or_default();
         for member in &mut service.members {
-            let problem = self.refresh_sources(&name, me, member).and_then(|()| self.place_member(me, member)).err();
+            let tunnel = Tunnel::configured(me, &tunnels, member.address.ip());
+            let problem = self
+                .refresh_sources(&name, me, member, tunnel)
+                .and_then(|()| self.place_member(me, member, tunnel))
+                .err();
             let mut known = member.problem.take();
             self.tell_problem(name.clone(), Some(member.address), &mut known, problem);
             member.problem = known;
@@ -166,13 +172,13 @@ impl Round<'_> {
     }
 
     /// A place in the maps for a backend that should have one and can have one.
-    fn place_member(&mut self, me: ServiceRef, member: &mut Member) -> Result<(), String> {
+    fn place_member(&mut self, me: ServiceRef, member: &mut Member, tunnel: Tunnel) -> Result<(), String> {
         if member.place.is_some() || member.leaving.is_some() {
             return Ok(());
         }
         let ledger = &mut *self.ledger;
         let source = match ledger.sources.get(&member.address.ip()) {
-            Some(Some(source)) if me.needs_source() => Some((*source).into()),
+            Some(Some(source)) if me.needs_source() => Some(tunnel.source.unwrap_or((*source).into())),
             _ if me.needs_source() => return Ok(()),
             _ => None,
         };
@@ -189,7 +195,7 @@ impl Round<'_> {
         }
         if let Some(id) = ledger.backend_ids.take() {
             let generation = ledger.backend_generation(id);
-            member.place = Some(Place { id, generation, source, old_sources: Vec::new(), pool });
+            member.place = Some(Place { id, generation, source, old_sources: Vec::new(), pool, tunnel });
             member.no_route = false;
         }
         if let Some((address, role)) = member.own_role(me) {
@@ -200,7 +206,13 @@ impl Round<'_> {
 
     /// Follows the host's source address. In `full-nat` older flows keep theirs, so its role stays
     /// until the backend has no flow left; in a tunnel nothing is answered to it.
-    fn refresh_sources(&mut self, name: &str, me: ServiceRef, member: &mut Member) -> Result<(), String> {
+    fn refresh_sources(
+        &mut self,
+        name: &str,
+        me: ServiceRef,
+        member: &mut Member,
+        tunnel: Tunnel,
+    ) -> Result<(), String> {
         let Some(place) = member.place.as_mut().filter(|_| me.needs_source()) else { return Ok(()) };
         let role = AddressRoles::SOURCE;
         place.old_sources.retain(|(address, leave)| {
@@ -212,12 +224,13 @@ impl Round<'_> {
         if member.leaving.is_some() {
             return Ok(());
         }
+        place.tunnel = tunnel;
         let told = self.ledger.sources.get(&member.address.ip()).copied();
         let no_route = told == Some(None);
         if let Some(Some(source)) = told
             && !me.full_nat()
         {
-            place.source = Some(source.into());
+            place.source = Some(tunnel.source.unwrap_or(source.into()));
         } else if let Some(Some(source)) = told
             && place.source != Some(source.into())
         {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, Scheduler, ServiceKey};
 
-use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health, maglev::Turn};
+use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health, maglev::Turn, tunnel::Tunnel};
 use crate::config::{self, Check};
 
 /// Who a service is: the same key in another mode is another service with an id of its own, because
@@ -164,6 +164,7 @@ pub(super) struct Place {
     /// `full-nat`: sources of older flows.
     pub old_sources: Vec<(Address, Leave)>,
     pub pool: Option<u32>,
+    pub tunnel: Tunnel,
 }
 
 impl Member {
@@ -214,7 +215,7 @@ impl Member {
             Mode::Nat => Some((self.ip(), AddressRoles::NAT_BACKEND)),
             Mode::FullNat => Some((self.place.as_ref()?.source?, AddressRoles::SOURCE)),
             // Its replies take another way.
-            Mode::DsrL2 | Mode::DsrIpip => None,
+            Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue => None,
         }
     }
 
@@ -230,8 +231,9 @@ impl Member {
             service_id,
             port_pool: place.pool.unwrap_or(0),
             weight: self.weight.into(),
-            tunnel_port: Port::ANY,
-            zero_too: [0; 2],
+            tunnel_port: place.tunnel.port,
+            dont_fragment: place.tunnel.dont_fragment,
+            source_bits: place.tunnel.source_bits,
             reserved: [0; 2],
         }
     }
@@ -266,7 +268,8 @@ pub(super) fn empty_entry(generation: u32) -> Backend {
         port_pool: 0,
         weight: 0,
         tunnel_port: Port::ANY,
-        zero_too: [0; 2],
+        dont_fragment: 0,
+        source_bits: 0,
         reserved: [0; 2],
     }
 }

@@ -240,7 +240,8 @@ impl Lab {
                 port_pool: pool,
                 weight: 1,
                 tunnel_port: Port::ANY,
-                zero_too: [0; 2],
+                dont_fragment: 0,
+                source_bits: 0,
                 reserved: [0; 2],
             };
             self.apply(Op::SetBackend { id, backend: entry });

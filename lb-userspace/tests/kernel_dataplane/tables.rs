@@ -206,7 +206,8 @@ fn any_backend() -> impl Strategy<Value = Backend> {
             port_pool,
             weight: service_id + 1,
             tunnel_port: Port::ANY,
-            zero_too: [0; 2],
+            dont_fragment: 0,
+            source_bits: 0,
             reserved: [0; 2],
         },
     )
