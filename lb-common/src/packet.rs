@@ -33,10 +33,16 @@ unsafe impl<const N: usize> Field for [u8; N] {}
 /// In XDP, check and access must go through the same register: the verifier knows the bounds of that
 /// one only, while the compiler takes a check for done when an earlier one implies it.
 pub trait PacketAccess {
-    /// Bytes of the whole frame.
+    /// Bytes of the whole frame, also of those behind what can be read.
     fn len(&self) -> usize;
     fn read<T: Field>(&self, offset: usize) -> Option<T>;
     fn write<T: Field>(&mut self, offset: usize, value: T) -> Option<()>;
+
+    /// Whether the whole frame has so many bytes.
+    #[inline(always)]
+    fn holds(&self, bytes: usize) -> bool {
+        bytes <= self.len()
+    }
 
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -110,7 +110,7 @@ fn transport_v4<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
     if header.vihl >> 4 != 4
         || header_len < size_of::<Ipv4Hdr>()
         || (packet_len as usize) < header_len
-        || NETWORK_OFFSET + packet_len as usize > frame.len()
+        || !frame.holds(NETWORK_OFFSET + packet_len as usize)
     {
         return Err(Problem::Malformed);
     }
@@ -129,7 +129,7 @@ fn transport_v6<P: PacketAccess>(frame: &P) -> Result<Transport, Problem> {
     let header: Ipv6Hdr = frame.read(NETWORK_OFFSET).ok_or(Problem::Malformed)?;
     let payload_len = u16::from_be_bytes(header.payload_len);
     let packet_len = size_of::<Ipv6Hdr>() + payload_len as usize;
-    if header.vcf[0] >> 4 != 6 || NETWORK_OFFSET + packet_len > frame.len() || packet_len > u16::MAX as usize {
+    if header.vcf[0] >> 4 != 6 || packet_len > u16::MAX as usize || !frame.holds(NETWORK_OFFSET + packet_len) {
         return Err(Problem::Malformed);
     }
     let mut next = header.next_hdr;

@@ -3,14 +3,19 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_common::packet::{Field, HEADERS_MAX, PacketAccess};
+use lb_common::{
+    packet::{Field, HEADERS_MAX, PacketAccess},
+    parse::{NETWORK_OFFSET, Transport},
+};
 
 use crate::opaque::opaque;
 
-/// The frame under way.
+/// The frame under way. What lies between `start` and `end` can be reached; a frame of several
+/// buffers goes on behind `end`, where only the kernel's helpers get at it. Drivers put at least the
+/// headers into the first buffer.
 pub struct Frame {
     md: *mut xdp_md,
     start: usize,
@@ -29,10 +34,19 @@ impl Frame {
         Self::new(&XdpContext::new(md))
     }
 
-    /// Length in bytes.
+    /// Length in bytes, over all buffers. A call of the kernel: see [`Self::bytes_of`].
     #[inline(always)]
     pub fn bytes(&self) -> u64 {
-        (self.end - self.start) as u64
+        // SAFETY: as in `ifindex`.
+        unsafe { bpf_xdp_get_buff_len(self.md) }
+    }
+
+    /// The same for a frame that holds this packet: where its first buffer has the whole packet,
+    /// there is no other, and nothing is asked.
+    #[inline(always)]
+    pub fn bytes_of(&self, transport: &Transport) -> u64 {
+        let linear = self.end - self.start;
+        if NETWORK_OFFSET + transport.packet_len as usize <= linear { linear as u64 } else { self.bytes() }
     }
 
     /// Link-layer source address.
@@ -62,7 +76,7 @@ impl Frame {
         (refused == 0).then_some(())
     }
 
-    /// Moves the end of the frame: negative cuts it.
+    /// Moves the end of the frame: negative cuts it, through as many buffers as it takes.
     #[inline(always)]
     pub fn adjust_tail(&mut self, delta: i32) -> Option<()> {
         // SAFETY: all pointers into the frame are derived anew below.
@@ -98,7 +112,12 @@ impl Frame {
 impl PacketAccess for Frame {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.end - self.start
+        self.bytes() as usize
+    }
+
+    #[inline(always)]
+    fn holds(&self, end: usize) -> bool {
+        end <= self.end - self.start || end <= self.len()
     }
 
     #[inline(always)]

@@ -24,11 +24,10 @@ use lb_common::verdict::{Exit, Reason, Verdict};
 
 use crate::{ctx::Frame, maps::STAGES, stages::icmp};
 
-#[xdp]
+#[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
-    let frame = Frame::new(&ctx);
-    let bytes = frame.bytes();
-    let verdict = pipeline::run(&frame);
+    let mut bytes = UNTOUCHED;
+    let verdict = pipeline::run(&Frame::new(&ctx), &mut bytes);
     if verdict.exit() == Exit::Continue {
         // SAFETY: nothing here waits to be dropped.
         unsafe { STAGES.tail_call(&ctx, verdict.target()) };
@@ -38,7 +37,7 @@ pub fn lb(ctx: XdpContext) -> u32 {
     finish(&ctx, bytes, verdict)
 }
 
-#[xdp]
+#[xdp(frags)]
 pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
@@ -46,9 +45,14 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     finish(&ctx, bytes, verdict)
 }
 
-/// Counts a verdict, for a frame of `bytes` as received, and says it in the kernel's words.
+/// In the place of a frame's length: it is as it came, so the kernel can be asked for its length.
+const UNTOUCHED: u64 = 0;
+
+/// Counts a verdict, for a frame of `bytes` as received or [`UNTOUCHED`], and says it in the kernel's
+/// words.
 #[inline(always)]
 fn finish(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
+    let bytes = if bytes == UNTOUCHED { Frame::new(ctx).bytes() } else { bytes };
     stats::count(verdict.reason(), bytes);
     debug!(ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason());
     match verdict.exit() {

@@ -17,9 +17,10 @@ use crate::{
     stats, transmit,
 };
 
-/// Decides a packet's verdict and carries it out on the frame.
+/// Decides a packet's verdict and carries it out on the frame. Sets `bytes` to the frame's length
+/// before anything changes it.
 #[inline(always)]
-pub fn run(frame: &Frame) -> Verdict {
+pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     let network = match parse::network(frame) {
         Ok(network) => network,
         Err(NotOurs::NotIp) => return Verdict::of(Reason::NotIp),
@@ -33,6 +34,7 @@ pub fn run(frame: &Frame) -> Verdict {
         Ok(transport) => transport,
         Err(problem) => return unbalanced(&network, problem),
     };
+    *bytes = frame.bytes_of(&transport);
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
     // What most packets are for is found by one look-up.
     let reason = if to_us && admit::service(packet) { forward(frame.md(), packet) } else { other(frame.md(), packet) };

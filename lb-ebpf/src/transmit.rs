@@ -53,7 +53,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     if table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
     }
-    stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes());
+    stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes_of(&packet.transport));
     if Mode::is_one_sided(packet.flow.mode) {
         return if hand_on(md) != 0 { reason } else { Reason::Internal };
     }

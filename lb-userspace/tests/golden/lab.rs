@@ -17,7 +17,7 @@ use std::{
 use aya::{
     TestRun as _,
     maps::{Array, Map, MapData},
-    programs::{TestRunOptions, Xdp},
+    programs::{ProgramError, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
@@ -377,6 +377,14 @@ impl Lab {
         &self.stats
     }
 
+    /// The same with only the first bytes of the frame in its first buffer; `None` where the kernel
+    /// takes test frames in no such parts.
+    pub fn send_in_parts(&mut self, side: Side, frame: &[u8], first: usize) -> Option<Sent> {
+        let before = Counters::read(&self.stats, &self.limits);
+        let (exit, out) = run_in_parts(self.loaded.program().expect("the program"), ifindex(side), frame, first)?;
+        Some(Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) })
+    }
+
     /// Runs the program on frames from several threads, each on a CPU of its own, all at once. Gives
     /// how often each exit was taken.
     pub fn send_from_all_cpus(
@@ -470,19 +478,30 @@ fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
 }
 
 fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
-    let mut out = vec![0xee; 2048];
+    run_in_parts(program, ifindex, frame, frame.len()).expect("the kernel runs the program")
+}
+
+fn run_in_parts(program: &Xdp, ifindex: u32, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
+    let mut out = vec![0xee; frame.len() + 1024];
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let mut context = [0u8; 24];
-    context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    context[4..8].copy_from_slice(&(first as u32).to_ne_bytes());
     context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
-    let result = program
-        .test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        })
-        .expect("the kernel runs the program");
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        ..TestRunOptions::new()
+    };
+    let result = match program.test_run(options) {
+        Ok(result) => result,
+        Err(ProgramError::SyscallError(error))
+            if first != frame.len() && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            return None;
+        }
+        Err(error) => panic!("the kernel runs the program: {error}"),
+    };
     out.truncate(result.data_size_out as usize);
     let exit = match result.return_value {
         1 => "drop",
@@ -491,7 +510,7 @@ fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
         4 => "redirect",
         other => panic!("verdict {other} for {frame:02x?}"),
     };
-    (exit, out)
+    Some((exit, out))
 }
 
 /// CPUs of the machine; a test itself stays on one.

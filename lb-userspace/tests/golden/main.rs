@@ -12,6 +12,7 @@ mod flows;
 mod forward;
 mod hops;
 mod icmp;
+mod jumbo;
 mod mutated;
 mod passed;
 mod ports;

@@ -52,15 +52,29 @@ fn the_program_is_told_the_addresses_of_its_interfaces() {
 }
 
 #[test]
-fn an_mtu_that_is_too_large_is_told_in_the_drivers_words() {
+fn jumbo_frames_are_taken_natively() {
     let (namespace, pins) = (Namespace::new(), PinDir::new());
     namespace.ip(&["link", "set", "side-b", "mtu", "9000"]);
     namespace.ip(&["link", "set", "a.1", "mtu", "9000"]);
     namespace.enter(|| {
-        let error = format!("{:#}", pins.load().attach("a.1", XdpMode::Native).unwrap_err());
-        assert!(error.contains("MTU is too large"), "{error}");
-        let note = pins.load().attach("a.1", XdpMode::Auto).unwrap().note.expect("says so");
-        assert!(note.contains("MTU is too large"), "{note}");
+        let attachment = pins.load().attach("a.1", XdpMode::Native).unwrap();
+        assert_eq!((attachment.mode, attachment.note), (AttachedMode::Native, None));
+    });
+    // And later: an interface may become larger while the program is on it.
+    namespace.ip(&["link", "set", "side-b", "mtu", "65535"]);
+}
+
+#[test]
+fn a_refusal_is_told_in_the_drivers_words() {
+    let (namespace, pins) = (Namespace::new(), PinDir::new());
+    // A veth with fewer queues to receive than its peer has to send.
+    namespace.ip(&["link", "add", "few", "type", "veth", "peer", "name", "many", "numtxqueues", "4"]);
+    namespace.enter(|| {
+        run("ethtool", &["-L", "many", "tx", "4"]);
+        let error = format!("{:#}", pins.load().attach("few", XdpMode::Native).unwrap_err());
+        assert!(error.contains("number of rx queues"), "{error}");
+        let note = pins.load().attach("few", XdpMode::Auto).unwrap().note.expect("says so");
+        assert!(note.contains("number of rx queues"), "{note}");
     });
 }
 

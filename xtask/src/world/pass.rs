@@ -17,6 +17,7 @@ const BPF_LINK_CREATE: u32 = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// `r0 = 2 (XDP_PASS); exit`, as `struct bpf_insn`s.
 const PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
@@ -64,6 +65,8 @@ fn load() -> io::Result<OwnedFd> {
         insn_cnt: PROGRAM.len() as u32,
         insns: PROGRAM.as_ptr() as u64,
         license: c"MIT".as_ptr() as u64,
+        // Frames of any size.
+        prog_flags: BPF_F_XDP_HAS_FRAGS,
         ..ProgramLoad::default()
     };
     bpf(BPF_PROG_LOAD, &attributes)

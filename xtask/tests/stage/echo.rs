@@ -18,6 +18,8 @@ use xtask::world::{Namespace, World};
 pub const ECHO_PORT: u16 = 7000;
 /// Room for a burst while the server's thread does not run.
 const BUFFER: usize = 16 << 20;
+/// No datagram is longer.
+const LONGEST: usize = 65_536;
 
 /// Answers each packet with `NAME:` and the packet, and remembers who asked how often.
 pub struct Echo {
@@ -71,7 +73,7 @@ pub fn udp_client(host: &Namespace, local_port: u16, server: SocketAddr) -> io::
 /// Sends and returns the name of the backend that answered this very packet.
 pub fn ask(socket: &UdpSocket, word: &str) -> io::Result<String> {
     socket.send(word.as_bytes())?;
-    let mut answer = [0; 2048];
+    let mut answer = [0; LONGEST];
     loop {
         let length = socket.recv(&mut answer)?;
         let text = String::from_utf8_lossy(&answer[..length]).into_owned();
@@ -101,7 +103,7 @@ fn force_receive_buffer(socket: &Socket) -> io::Result<()> {
 }
 
 fn serve(socket: &UdpSocket, name: &str, stop: &AtomicBool, peers: &Mutex<BTreeMap<SocketAddr, u32>>) {
-    let mut packet = [0; 2048];
+    let mut packet = [0; LONGEST];
     while !stop.load(Ordering::Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut packet) else { continue };
         *peers.lock().unwrap().entry(plain(peer)).or_default() += 1;
