@@ -10,6 +10,7 @@ use super::{
     form::{Flag, OneOf, Special, Time, Whole},
     model::{PortRange, StatusRange, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
+    timeouts::{self, TIMEOUTS_TABLE},
     value,
 };
 
@@ -35,7 +36,7 @@ impl CheckKind {
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
-    [&TOP, &LIMITS, &SERVICE, &HEALTH, &BACKEND].into_iter()
+    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &BACKEND].into_iter()
 }
 
 pub(super) static TOP: Section = Section {
@@ -166,7 +167,17 @@ pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
 
 pub(super) static SERVICE: Section = Section {
     header: "[[service]]",
-    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+    keys: &[
+        &SERVICE_NAME,
+        &LISTEN,
+        &PROTOCOL,
+        &MODE,
+        &SCHEDULER,
+        &GRANULARITY,
+        &HEALTH_TABLE,
+        &TIMEOUTS_TABLE,
+        &BACKENDS_TABLE,
+    ],
 };
 
 pub(super) static SERVICE_NAME: Key<String> = Key {

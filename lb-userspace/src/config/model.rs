@@ -3,7 +3,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::{
+    abi::{Granularity, Mode, Protocol, Scheduler, limits},
+    flow::Timeouts,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -82,6 +85,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     pub granularity: Granularity,
     pub health: Health,
+    /// How long silent flows are kept.
+    pub timeouts: Timeouts,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }

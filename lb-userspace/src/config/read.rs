@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+use lb_common::{
+    abi::{Granularity, Mode, Protocol, Scheduler},
+    flow::Timeouts,
+};
 use toml::de::DeTable;
 
 use super::{
@@ -12,6 +15,7 @@ use super::{
     model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
     prime::is_prime,
     reader::Table,
+    timeouts,
 };
 
 /// A configuration whose parts may be missing because they were wrong; each missing part has been
@@ -54,6 +58,7 @@ pub(super) struct ServiceDraft {
     pub(super) scheduler: Read<Located<Scheduler>>,
     pub(super) granularity: Read<Located<Granularity>>,
     pub(super) health: Read<Health>,
+    timeouts: Read<Timeouts>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -153,6 +158,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let scheduler = table.value(findings, &keys::SCHEDULER);
     let granularity = table.value(findings, &keys::GRANULARITY);
     let health = health::read(findings, table, &protocol, &listen);
+    let timeouts = timeouts::read(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
@@ -160,7 +166,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
-    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, backends, backends_read }
+    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, timeouts, backends, backends_read }
 }
 
 fn backend(
@@ -221,6 +227,7 @@ impl ServiceDraft {
             scheduler: self.scheduler?.value,
             granularity: self.granularity?.value,
             health: self.health?,
+            timeouts: self.timeouts?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }
