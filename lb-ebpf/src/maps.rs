@@ -41,7 +41,7 @@ pub static ADDRESSES: HashMap<Address, AddressRoles, { limits::ADDRESSES as usiz
 #[btf_map(name = "services")]
 pub static SERVICES: HashMap<ServiceKey, ServiceValue, { limits::SERVICES as usize }> = HashMap::new();
 
-/// Written by the agent before the id is published.
+/// Written by the agent before the id is published; later only the timeouts change.
 #[btf_map(name = "service_info")]
 pub static SERVICE_INFO: Array<ServiceInfo, { limits::SERVICES as usize }> = Array::new();
 

@@ -77,6 +77,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     terminal_escapes
     text_without_quotes
     timeout_longer_than_interval
+    timeouts
     times
     too_few_source_ports
     tunnel_sources

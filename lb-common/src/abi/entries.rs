@@ -6,7 +6,7 @@ use super::{
     Address, Port,
     limits::{PORT_POOL_WORDS, PORT_RANGES},
 };
-use crate::flow::State;
+use crate::flow::{State, Timeouts};
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -100,7 +100,8 @@ impl ServiceValue {
 }
 
 /// Value of the array `service_info`: the constant part of a service, found by its id from a flow.
-/// Written before the id is published and never changed while a flow may name the id.
+/// Written before the id is published; while a flow may name the id only the timeouts change, each by
+/// itself: a flow gets the new ones with its next packet.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct ServiceInfo {
@@ -111,7 +112,7 @@ pub struct ServiceInfo {
     pub mode: u8,
     pub zero: u32,
     /// Idle time in ticks after which a flow is over, by [`crate::flow::State`].
-    pub timeouts: [u32; 8],
+    pub timeouts: Timeouts,
     pub reserved: [u32; 2],
 }
 
@@ -119,6 +120,11 @@ impl ServiceInfo {
     /// With the timeouts that nobody changed.
     pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
         Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, reserved: [0; 2] }
+    }
+
+    /// The same service, whatever its timeouts.
+    pub fn is_same_service(&self, other: &Self) -> bool {
+        *self == Self { timeouts: self.timeouts, ..*other }
     }
 }
 

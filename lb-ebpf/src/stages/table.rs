@@ -15,7 +15,7 @@ use lb_common::{
 use super::{load, ports};
 use crate::{
     atomic::compare_exchange,
-    maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS},
+    maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
     settings::{flow_mask, hash_seed, reply_mask},
     stats,
@@ -315,10 +315,14 @@ pub fn publish(index: u32, now: u32, word: Word) {
 #[inline(always)]
 pub fn first_word(packet: &Packet) -> Word {
     let (tag, tcp) = (tag(packet.tuple.hash), packet.tuple.protocol == Protocol::Tcp as u8);
-    if Mode::is_one_sided(packet.flow.mode) {
+    let word = if Mode::is_one_sided(packet.flow.mode) {
         Word::begin_one_sided(tag, tcp, packet.now)
     } else {
         Word::begin(tag, tcp, packet.now)
+    };
+    match SERVICE_INFO.get(packet.flow.service_id) {
+        Some(info) => word.under(&info.timeouts, packet.now),
+        None => word,
     }
 }
 
@@ -331,9 +335,10 @@ pub extern "C" fn touch(reply: u32) -> u32 {
     let transport = &packet.transport;
     let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: reply != 0, tcp_flags: transport.tcp_flags };
     let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
+    let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return 0 };
     let mut word = packet.place.word;
     for _ in 0..ATTEMPTS {
-        let after = word.after(seen, packet.now);
+        let after = word.after_under(seen, packet.now, &info.timeouts);
         if after == word {
             return 0;
         }

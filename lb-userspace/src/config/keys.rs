@@ -10,6 +10,7 @@ use super::{
     form::{Flag, OneOf, Special, Time, Whole},
     model::{PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
+    timeouts::{self, TIMEOUTS_TABLE},
     tunnel, value,
 };
 
@@ -35,7 +36,7 @@ impl CheckKind {
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
-    [&TOP, &LIMITS, &SERVICE, &HEALTH, &BACKEND].into_iter()
+    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &BACKEND].into_iter()
 }
 
 pub(super) static TOP: Section = Section {
@@ -178,6 +179,7 @@ pub(super) static SERVICE: Section = Section {
         &TUNNEL_SOURCE_ENTROPY,
         &TUNNEL_DF,
         &HEALTH_TABLE,
+        &TIMEOUTS_TABLE,
         &BACKENDS_TABLE,
     ],
 };

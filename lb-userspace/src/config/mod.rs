@@ -21,6 +21,7 @@ mod report;
 mod source;
 mod suggest;
 mod summary;
+mod timeouts;
 mod tunnel;
 mod value;
 

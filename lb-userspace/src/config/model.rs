@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::{
+    abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits},
+    flow::Timeouts,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -100,6 +103,8 @@ pub struct Service {
     pub granularity: Granularity,
     pub tunnel: Tunnel,
     pub health: Health,
+    /// How long silent flows are kept.
+    pub timeouts: Timeouts,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }

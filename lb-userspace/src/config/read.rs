@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+use lb_common::{
+    abi::{Granularity, Mode, Protocol, Scheduler},
+    flow::Timeouts,
+};
 use toml::de::DeTable;
 
 use super::{
@@ -12,7 +15,7 @@ use super::{
     model::{Backend, Config, Health, Limits, PortRange, Service, Tunnel, XdpMode},
     prime::is_prime,
     reader::Table,
-    tunnel,
+    timeouts, tunnel,
 };
 
 /// A configuration whose parts may be missing because they were wrong; each missing part has been
@@ -56,6 +59,7 @@ pub(super) struct ServiceDraft {
     pub(super) granularity: Read<Located<Granularity>>,
     pub(super) tunnel: Read<Tunnel>,
     pub(super) health: Read<Health>,
+    timeouts: Read<Timeouts>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -156,6 +160,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let granularity = table.value(findings, &keys::GRANULARITY);
     let tunnel = tunnel::read(findings, table, &mode);
     let health = health::read(findings, table, &protocol, &listen);
+    let timeouts = timeouts::read(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
@@ -163,7 +168,20 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
-    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, tunnel, health, backends, backends_read }
+    ServiceDraft {
+        at,
+        name,
+        listen,
+        protocol,
+        mode,
+        scheduler,
+        granularity,
+        tunnel,
+        health,
+        timeouts,
+        backends,
+        backends_read,
+    }
 }
 
 fn backend(
@@ -225,6 +243,7 @@ impl ServiceDraft {
             granularity: self.granularity?.value,
             tunnel: self.tunnel?,
             health: self.health?,
+            timeouts: self.timeouts?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }

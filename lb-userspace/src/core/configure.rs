@@ -271,7 +271,10 @@ pub(super) fn word(admin: Admin) -> &'static str {
 mod tests {
     use std::time::Duration;
 
-    use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+    use lb_common::{
+        abi::{Granularity, Mode, Protocol, Scheduler},
+        flow::State,
+    };
 
     use super::*;
 
@@ -294,6 +297,7 @@ mod tests {
                 jitter_percent: 0,
                 port: None,
             },
+            timeouts: State::TIMEOUTS,
             backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],
         }
     }

@@ -50,6 +50,7 @@ impl Round<'_> {
             service.members.iter_mut().for_each(|member| self.indexes.set_probe(me, member, None));
             return Outcome::Over;
         };
+        self.publish_info(me, service, id);
         self.publish_members(me, service, id);
         let mut starved = !placed || service.members.iter().any(|member| member.problem.is_some());
         if keeps_key && placed {
@@ -75,9 +76,19 @@ impl Round<'_> {
         service.id = Some(id);
         service.holds_address = true;
         self.ledger.hold_roles(me.key.address, me.own_roles());
-        let info = ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode);
-        self.ledger.set_service_info(id, info);
         Ok(())
+    }
+
+    /// What flows find of their service. One that is leaving keeps the timeouts it had.
+    fn publish_info(&mut self, me: ServiceRef, service: &Service, id: u32) {
+        if service.leaving.is_some() {
+            return;
+        }
+        let mut info = ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode);
+        if let Some(config) = &service.config {
+            info.timeouts = config.timeouts;
+        }
+        self.ledger.set_service_info(id, info);
     }
 
     /// Takes the service's key, table and role of the address off the tables.

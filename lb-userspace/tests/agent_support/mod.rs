@@ -71,6 +71,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             jitter_percent: 10,
             port: None,
         },
+        timeouts: lb_common::flow::State::TIMEOUTS,
         backends: backends.iter().map(backend).collect(),
     }
 }

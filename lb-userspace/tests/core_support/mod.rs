@@ -81,6 +81,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             jitter_percent: 10,
             port: None,
         },
+        timeouts: lb_common::flow::State::TIMEOUTS,
         backends: backends.iter().map(|address| backend(address, 1, 0)).collect(),
     }
 }

@@ -21,4 +21,5 @@ mod scale;
 mod schedule;
 mod schedulers;
 mod table;
+mod timeouts;
 mod tunnel;

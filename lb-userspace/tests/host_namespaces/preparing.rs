@@ -53,6 +53,7 @@ pub fn service(listen: &str) -> Service {
             jitter_percent: 10,
             port: None,
         },
+        timeouts: lb_common::flow::State::TIMEOUTS,
         backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0 }],
     }
 }

@@ -98,7 +98,7 @@ fn counters_begin_anew_with_another_owner_only() {
     let backend = stats.backend(5).unwrap();
     assert!(service.flows > 0 && backend.flows > 0);
 
-    dataplane.apply(&Op::SetServiceInfo { id: 2, info }).unwrap();
+    dataplane.apply(&Op::SetServiceInfo { id: 2, info: ServiceInfo { timeouts: [7; 8], ..info } }).unwrap();
     dataplane.apply(&Op::SetBackend { id: 5, backend: Backend { state: 2, ..BACKEND } }).unwrap();
     assert_eq!((stats.service(2).unwrap(), stats.backend(5).unwrap()), (service, backend));
 

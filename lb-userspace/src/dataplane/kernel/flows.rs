@@ -1,17 +1,18 @@
 //! Listing live flows, for `lb flows`. Needs no agent.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
     time::Duration,
 };
 
 use lb_common::{
-    abi::{Flow, Port, Protocol},
-    flow::{State, TICK_SHIFT, Word},
+    abi::{Flow, Port, Protocol, ServiceInfo, names},
+    flow::{State, TICK_SHIFT, Timeouts, Word},
 };
 
-use super::{flow_table::FlowTable, pins::Pins};
+use super::{flow_table::FlowTable, maps::List, pins::Pins};
 use crate::dataplane::DataplaneError;
 
 /// One live flow.
@@ -28,7 +29,8 @@ pub struct FlowRecord {
     pub source: SocketAddr,
     pub protocol: Protocol,
     pub state: State,
-    /// Since the last packet; exact to 134 ms.
+    /// Since the last packet; exact to 134 ms, but for a flow that has seen none since the timeouts of
+    /// its service changed.
     pub idle: Duration,
 }
 
@@ -51,7 +53,11 @@ impl FlowFilter {
 }
 
 /// Reader of the flow table.
-pub struct Flows(FlowTable);
+pub struct Flows {
+    table: FlowTable,
+    /// By service id, as they were when the table was opened.
+    timeouts: BTreeMap<u32, Timeouts>,
+}
 
 impl Flows {
     /// From the pins of a data path that was loaded before, also by another process.
@@ -59,27 +65,36 @@ impl Flows {
     /// # Errors
     /// A map is not pinned or may not be opened.
     pub fn open(pin_dir: &Path) -> Result<Self, DataplaneError> {
-        FlowTable::open(&Pins::new(pin_dir)).map(Self)
+        let pins = &Pins::new(pin_dir);
+        let services: List<ServiceInfo> = List::open(pins, names::SERVICE_INFO)?;
+        let services = services.read_all().map_err(|source| {
+            let what = "reading the service infos".to_owned();
+            DataplaneError::Kernel { what, source }
+        })?;
+        let timeouts =
+            services.into_iter().filter(|(_, info)| info.protocol != 0).map(|(id, info)| (id, info.timeouts)).collect();
+        Ok(Self { table: FlowTable::open(pins)?, timeouts })
     }
 
     /// Places for flows.
     pub fn capacity(&self) -> u32 {
-        self.0.len()
+        self.table.len()
     }
 
     /// Live flows that the filter takes, in the order of the table. The table changes meanwhile: a
     /// flow that begins or ends during the walk may be missing, none is shown half-written.
     pub fn iter<'a>(&'a self, filter: &'a FlowFilter) -> impl Iterator<Item = FlowRecord> + 'a {
         let now = FlowTable::now();
-        self.0.taken().filter(move |(_, word)| word.live(now)).filter_map(move |(at, word)| {
-            let flow = self.0.whole_flow(at, word)?;
-            record(&flow, word, now).filter(|flow| filter.takes(flow))
+        self.table.taken().filter(move |(_, word)| word.live(now)).filter_map(move |(at, word)| {
+            let flow = self.table.whole_flow(at, word)?;
+            let timeouts = self.timeouts.get(&flow.service_id).unwrap_or(&State::TIMEOUTS);
+            record(&flow, word, now, timeouts).filter(|flow| filter.takes(flow))
         })
     }
 }
 
 /// `None` for a protocol that is not balanced.
-fn record(flow: &Flow, word: Word, now: u32) -> Option<FlowRecord> {
+fn record(flow: &Flow, word: Word, now: u32, timeouts: &Timeouts) -> Option<FlowRecord> {
     let socket = |address, port: Port| SocketAddr::new(IpAddr::from(address), port.get());
     Some(FlowRecord {
         service_id: flow.service_id,
@@ -90,6 +105,6 @@ fn record(flow: &Flow, word: Word, now: u32) -> Option<FlowRecord> {
         source: socket(flow.source, flow.source_port),
         protocol: Protocol::from_number(flow.protocol)?,
         state: word.state(),
-        idle: Duration::from_nanos(u64::from(word.age(now)) << TICK_SHIFT),
+        idle: Duration::from_nanos(u64::from(word.age(now, timeouts)) << TICK_SHIFT),
     })
 }

@@ -135,7 +135,7 @@ impl KernelDataplane {
         check("service id", id, self.service_info.map.len(), "services")?;
         let what = || format!("writing service info {id}");
         let before = self.service_info.map.get(&id, 0).map_err(|error| kernel(what(), error))?;
-        if before != *info && info.mode != UNUSED_MODE {
+        if !before.is_same_service(info) && info.mode != UNUSED_MODE {
             reset_counters(&mut self.service_stats, id, ServiceCounters::default())?;
         }
         self.service_info.map.set(id, info, 0).map_err(|error| kernel(what(), error))
