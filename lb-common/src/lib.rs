@@ -8,6 +8,8 @@
 
 pub mod abi;
 pub mod answer;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod checksum;
 pub mod encap;
 pub mod flow;
