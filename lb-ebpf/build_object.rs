@@ -54,7 +54,9 @@ fn skipped() -> bool {
 /// (32-bit arithmetic without 32-bit comparisons) makes it compare wrongly.
 fn build(package: &Path, binary: &str, features: &str, object: &Path) -> Result<()> {
     let toolchain = toolchain()?;
-    let target_dir = object.with_file_name("bpf-target");
+    // <profile>/build/<package>/out/<object>: one folder for all packages and for each time one of them
+    // changes its dependencies, or the procedural macros would be built again and again.
+    let target_dir = object.ancestors().nth(4).context("OUT_DIR is no build script's")?.join("bpf");
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
         Ok("big") => "bpfeb-unknown-none",

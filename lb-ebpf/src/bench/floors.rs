@@ -5,13 +5,13 @@ use lb_common::packet::PacketAccess;
 
 use crate::{ctx::Frame, maps::SINK};
 
-#[xdp]
+#[xdp(frags)]
 pub fn floor_pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
 /// Turns the frame round: both link-layer addresses are exchanged.
-#[xdp]
+#[xdp(frags)]
 pub fn floor_tx(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let turned = || -> Option<()> {
@@ -22,7 +22,7 @@ pub fn floor_tx(ctx: XdpContext) -> u32 {
 }
 
 /// Only makes room for an outer header: with the harness taking it back, two moves of the head.
-#[xdp]
+#[xdp(frags)]
 pub fn floor_grow_v4(ctx: XdpContext) -> u32 {
     match Frame::new(&ctx).adjust_head(-20) {
         Some(()) => xdp_action::XDP_TX,
@@ -30,7 +30,7 @@ pub fn floor_grow_v4(ctx: XdpContext) -> u32 {
     }
 }
 
-#[xdp]
+#[xdp(frags)]
 pub fn floor_grow_v6(ctx: XdpContext) -> u32 {
     match Frame::new(&ctx).adjust_head(-40) {
         Some(()) => xdp_action::XDP_TX,
@@ -39,18 +39,18 @@ pub fn floor_grow_v6(ctx: XdpContext) -> u32 {
 }
 
 /// Encapsulation with headers that are always the same.
-#[xdp]
+#[xdp(frags)]
 pub fn floor_ipip_v4(ctx: XdpContext) -> u32 {
     encapsulated(&ctx, &OUTER_V4).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
-#[xdp]
+#[xdp(frags)]
 pub fn floor_ipip_v6(ctx: XdpContext) -> u32 {
     encapsulated(&ctx, &OUTER_V6).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 /// Live frames: counts what comes back, and ends it.
-#[xdp]
+#[xdp(frags)]
 pub fn sink(_: XdpContext) -> u32 {
     if let Some(count) = SINK.get_ptr_mut(0) {
         // SAFETY: this CPU's element.

@@ -42,7 +42,7 @@ const ID_V4: usize = 18;
 
 macro_rules! harness {
     ($($run:ident, $capture:ident, $generate:ident: $layout:ident;)+) => { $(
-        #[xdp]
+        #[xdp(frags)]
         pub fn $run(ctx: XdpContext) -> u32 {
             if restore(&ctx).and_then(|start| next_flow(start, $layout)).is_some() {
                 call(&ctx);
@@ -51,7 +51,7 @@ macro_rules! harness {
         }
 
         /// Notes first what has become of the last frame.
-        #[xdp]
+        #[xdp(frags)]
         pub fn $capture(ctx: XdpContext) -> u32 {
             note(&ctx, $layout);
             if restore(&ctx).and_then(|start| next_flow(start, $layout)).is_some() {
@@ -61,7 +61,7 @@ macro_rules! harness {
         }
 
         /// Sends the frame out of an interface instead.
-        #[xdp]
+        #[xdp(frags)]
         pub fn $generate(ctx: XdpContext) -> u32 {
             match restore(&ctx).and_then(|start| next_flow(start, $layout)) {
                 // SAFETY: takes two numbers.
@@ -80,7 +80,7 @@ harness! {
 }
 
 /// The same frame each time, without flows: ARP, fragments.
-#[xdp]
+#[xdp(frags)]
 pub fn run_fixed(ctx: XdpContext) -> u32 {
     if restore(&ctx).is_some() {
         call(&ctx);

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext};
 use lb_common::{
-    abi::{DirectionCounters, Port, Protocol, ServiceKey},
+    abi::{DirectionCounters, DontFragment, Port, Protocol, ServiceKey},
     bench::{TextbookBackend, TextbookFlow, TextbookVip, TupleKey},
     encap::{Tunnel, encapsulate},
     flow::{TCP_ACK, TCP_SYN, ticks},
@@ -20,7 +20,7 @@ use crate::{
     maps::{BACKENDS, FLOWS, HOP, REAL_STATS, RING, TOTAL, VIP_STATS, VIPS},
 };
 
-#[xdp]
+#[xdp(frags)]
 pub fn textbook(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
@@ -137,5 +137,12 @@ fn begin(vip: &TextbookVip, network: &Network, transport: &Transport) -> Option<
 
 #[inline(always)]
 fn tunnel(backend: &TextbookBackend) -> Tunnel {
-    Tunnel { source: backend.source, destination: backend.address, gue_port: Port::ANY, entropy: 0 }
+    Tunnel {
+        source: backend.source,
+        destination: backend.address,
+        gue_port: Port::ANY,
+        entropy: 0,
+        dont_fragment: DontFragment::Copy as u8,
+        id: 0,
+    }
 }

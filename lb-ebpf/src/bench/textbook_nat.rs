@@ -22,7 +22,7 @@ use crate::{
     textbook::{count, is_syn, key, now, select, vip},
 };
 
-#[xdp]
+#[xdp(frags)]
 pub fn textbook_nat(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();

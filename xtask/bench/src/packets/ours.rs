@@ -70,7 +70,7 @@ impl Ours {
     /// # Errors
     /// The kernel tells nothing about the program.
     pub fn size(&mut self) -> Result<ProgramSize> {
-        let verified = self.loaded.verified_instructions.unwrap_or(0);
+        let verified = self.loaded.verified.first().and_then(|(_, walked)| *walked).unwrap_or(0);
         let info = self.loaded.program()?.info()?;
         let xlated_bytes = info.size_translated().unwrap_or(0);
         Ok(ProgramSize { verified, xlated_bytes, jited_bytes: info.size_jitted() })
