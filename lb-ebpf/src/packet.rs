@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
     abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
     encap::Tunnel,
+    icmp::quote::{IcmpError, Quoted},
     parse::{Network, Transport},
     rewrite::Translation,
 };
@@ -38,6 +39,10 @@ pub struct Packet {
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
+    /// In the stage for ICMP: the error, the packet it quotes, and what that one will be.
+    pub error: IcmpError,
+    pub quoted: Quoted,
+    pub quoted_to: Translation,
     /// While a place is searched: the least valuable way, a free reply way, and
     /// how many are taken.
     pub least: u64,

@@ -5,6 +5,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
     abi::{AddressRoles, BackendState, Granularity, Protocol},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
+    icmp,
     parse::{self, NotOurs, Problem, Transport},
     verdict::{Action, Reason, Stage, Verdict},
 };
@@ -29,7 +30,9 @@ pub fn run(frame: &Frame) -> Verdict {
     let is_forward = to.has(AddressRoles::SERVICE);
     let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
     if !is_forward && !is_reply {
-        return Verdict::of(Reason::NotForUs);
+        // Errors come from anywhere on the way, and go to whom a packet said it was from.
+        let icmp = icmp::is_icmp(frame, &network);
+        return if icmp { Verdict::go_on(Stage::Icmp) } else { Verdict::of(Reason::NotForUs) };
     }
     let transport = match parse::transport(frame, &network) {
         Ok(transport) => transport,
@@ -138,8 +141,9 @@ fn reply(packet: &mut Packet) -> Reason {
     Reason::ToClient
 }
 
+/// Ticks of the coarse clock.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: has no arguments. The coarse clock costs 1 ns where the fine one costs 23, and ticks
     // are 134 ms.
     ticks(unsafe { bpf_ktime_get_coarse_ns() })

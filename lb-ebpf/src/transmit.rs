@@ -12,7 +12,7 @@ use lb_common::{
     encap::encapsulate,
     packet::PacketAccess,
     rewrite::{lower_ttl, translate},
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use crate::{
@@ -33,10 +33,19 @@ const INET6: u8 = 10;
 #[inline(always)]
 pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     let reason = rewrite(md, packet, reason);
+    if reason == Reason::TooBig {
+        return Verdict::go_on(Stage::TooBig);
+    }
     if reason.action() != Action::Forward {
         stats::dropped(packet.flow.service_id);
         return Verdict::of(reason);
     }
+    leave(md, packet, reason)
+}
+
+/// The frame is as it should be: out of the interface of its next hop.
+#[inline(always)]
+pub fn leave(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
     let ifindex = packet.hop.ifindex;
     if ifindex == Frame::of(md).ifindex() { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
 }
@@ -66,7 +75,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
 /// it cannot be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
+pub extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let mut frame = Frame::of(md);
     if lower_ttl(&mut frame, &packet.network, &packet.transport).is_none() {
@@ -84,7 +93,7 @@ extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
+pub fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
     frame.write(0, hop.destination)?;
     frame.write(6, hop.source)
 }
@@ -92,7 +101,7 @@ fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
 /// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
 /// its hop.
 #[inline(never)]
-fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+pub fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(md, packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };

@@ -8,9 +8,11 @@ mod frames;
 mod lab;
 
 mod dsr;
+mod errors;
 mod flows;
 mod forward;
 mod icmp;
+mod icmp_wire;
 mod passed;
 mod ports;
 mod refused;
@@ -18,4 +20,6 @@ mod scale;
 mod schedule;
 mod schedulers;
 mod table;
+mod too_big;
 mod tunnel;
+mod tunnel_errors;
