@@ -8,6 +8,7 @@ use lb_common::{
     abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
     encap::Tunnel,
     icmp::quote::{IcmpError, Quoted},
+    mss::Cursor,
     parse::{Network, Transport},
     rewrite::Translation,
 };
@@ -43,6 +44,8 @@ pub struct Packet {
     pub error: IcmpError,
     pub quoted: Quoted,
     pub quoted_to: Translation,
+    /// Where the walk over TCP options is.
+    pub cursor: Cursor,
     /// While a place is searched: the least valuable way, a free reply way, and
     /// how many are taken.
     pub least: u64,

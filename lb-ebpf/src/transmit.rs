@@ -10,6 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Flow, Mode},
     encap::encapsulate,
+    flow::TCP_SYN,
     packet::PacketAccess,
     rewrite::{lower_ttl, translate},
     verdict::{Action, Reason, Stage, Verdict},
@@ -20,7 +21,7 @@ use crate::{
     events,
     maps::INTERFACES,
     packet::{Hop, Packet},
-    stages::table,
+    stages::{mss, table},
     stats,
 };
 
@@ -58,6 +59,9 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     let hop = next_hop(md, packet, reply);
     if hop != reason {
         return hop;
+    }
+    if packet.transport.tcp_flags & TCP_SYN != 0 {
+        mss::clamp(md, reply as u32);
     }
     if table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
@@ -139,14 +143,20 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = Frame::of(md).ifindex();
-    if to.destination.is_v4() {
+    between(fib, &to.source, &to.destination);
+}
+
+/// Asks for the way between two addresses.
+#[inline(always)]
+pub fn between(fib: &mut bpf_fib_lookup, source: &Address, destination: &Address) {
+    if destination.is_v4() {
         fib.family = INET;
-        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: to.source.words()[3] };
-        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: to.destination.words()[3] };
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: source.words()[3] };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: destination.words()[3] };
     } else {
         fib.family = INET6;
-        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.source.words() };
-        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.destination.words() };
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: source.words() };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: destination.words() };
     }
 }
 

@@ -5,6 +5,7 @@ pub mod begin;
 pub mod errors;
 pub mod icmp;
 pub mod load;
+pub mod mss;
 pub mod ports;
 pub mod refuse;
 pub mod select;

@@ -8,7 +8,7 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
 use super::{
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Special, Time, Whole},
-    model::{PortRange, StatusRange, XdpMode},
+    model::{MssClamp, PortRange, StatusRange, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
     value,
 };
@@ -166,7 +166,17 @@ pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
 
 pub(super) static SERVICE: Section = Section {
     header: "[[service]]",
-    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+    keys: &[
+        &SERVICE_NAME,
+        &LISTEN,
+        &PROTOCOL,
+        &MODE,
+        &SCHEDULER,
+        &GRANULARITY,
+        &MSS_CLAMP,
+        &HEALTH_TABLE,
+        &BACKENDS_TABLE,
+    ],
 };
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
@@ -217,6 +227,15 @@ pub(super) static GRANULARITY: Key<Granularity> = Key {
     form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &["client"] },
     left_out: LeftOut::Value(Granularity::Flow),
     doc: "What is scheduled: each `flow` once, or each `packet` anew (UDP only).",
+};
+
+pub(super) static MSS_CLAMP: Key<MssClamp> = Key {
+    name: "mss-clamp",
+    form: &Special { allowed: value::MSS_ALLOWED, read: value::mss_clamp },
+    left_out: LeftOut::Text("\"off\""),
+    doc: "Largest TCP segment that a client's SYN, and with `nat` and `full-nat` a backend's SYN-ACK, may announce; larger \
+          ones are lowered. `auto`: what fits the MTU towards both sides, less headers and tunnel. For ways whose ICMP \
+          errors get lost.",
 };
 
 pub(super) static HEALTH_TABLE: Nested =

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, ServiceValue, limits};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -81,9 +81,33 @@ pub struct Service {
     pub mode: Mode,
     pub scheduler: Scheduler,
     pub granularity: Granularity,
+    pub mss_clamp: MssClamp,
     pub health: Health,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
+}
+
+/// The largest TCP segments that SYNs of the service may announce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// As they like.
+    #[default]
+    Off,
+    /// What fits both ways.
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+impl MssClamp {
+    /// As it stands in `ServiceValue::mss`.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Off => 0,
+            Self::Auto => ServiceValue::MSS_AUTO,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

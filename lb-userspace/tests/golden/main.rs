@@ -13,6 +13,7 @@ mod flows;
 mod forward;
 mod icmp;
 mod icmp_wire;
+mod mss;
 mod passed;
 mod ports;
 mod refused;
