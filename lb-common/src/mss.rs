@@ -2,7 +2,7 @@
 
 use crate::{
     checksum::Delta,
-    packet::{HEADERS_MAX, PacketAccess},
+    packet::{HEADERS_MAX, PacketAccess, kept},
     parse::Transport,
 };
 
@@ -23,19 +23,19 @@ const MSS_LEN: usize = 4;
 /// Where a walk over options is. It is written to memory and read again at each step: in XDP the
 /// verifier does not follow it there, and the paths of its steps meet again instead of multiplying.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor(u32);
+pub struct Cursor(u16);
 
 impl Cursor {
     #[inline(always)]
     fn get(&self) -> usize {
         // SAFETY: a reference points to a valid number.
-        unsafe { (&raw const self.0).read_volatile() as usize }
+        kept(unsafe { (&raw const self.0).read_volatile() })
     }
 
     #[inline(always)]
     fn set(&mut self, at: usize) {
         // SAFETY: as in `get`.
-        unsafe { (&raw mut self.0).write_volatile(at as u32) };
+        unsafe { (&raw mut self.0).write_volatile(at as u16) };
     }
 }
 
@@ -45,14 +45,14 @@ impl Cursor {
 /// the receiver to judge.
 #[inline(always)]
 pub fn clamp<P: PacketAccess>(frame: &mut P, transport: &Transport, most: u16, cursor: &mut Cursor) -> Option<()> {
-    let header = transport.offset as usize;
+    let header = kept(transport.offset);
     let words: u8 = frame.read(header + 12)?;
     let end = header + (words >> 4) as usize * 4;
     cursor.set(header + TCP_LEN);
     for _ in 0..OPTIONS {
         let at = cursor.get();
         // Shorter options cannot be the one, nor come before it.
-        if at + MSS_LEN > end || at >= HEADERS_MAX {
+        if at + MSS_LEN > end {
             break;
         }
         let [kind, length, high, low]: [u8; MSS_LEN] = frame.read(at)?;
@@ -62,7 +62,11 @@ pub fn clamp<P: PacketAccess>(frame: &mut P, transport: &Transport, most: u16, c
         if kind == END || kind != NOTHING && length < 2 {
             break;
         }
-        cursor.set(at + if kind == NOTHING { 1 } else { length as usize });
+        let next = at + if kind == NOTHING { 1 } else { length as usize };
+        if next >= HEADERS_MAX {
+            break;
+        }
+        cursor.set(next);
     }
     Some(())
 }

@@ -13,6 +13,13 @@ use crate::checksum::Sum;
 /// are accepted. A power of two, so that an offset is bounded by a mask.
 pub const HEADERS_MAX: usize = 1024;
 
+/// An offset that was kept in memory. It is below [`HEADERS_MAX`] already, and is said to be once more:
+/// the verifier does not know what was kept.
+#[inline(always)]
+pub(crate) const fn kept(offset: u16) -> usize {
+    offset as usize & (HEADERS_MAX - 1)
+}
+
 /// Bytes that [`PacketAccess::sum`] takes at most; they begin before [`HEADERS_MAX`].
 pub const SUM_MAX: usize = 2047;
 

@@ -5,7 +5,7 @@ use super::quote::{IcmpError, Quoted};
 use crate::{
     abi::{Address, Protocol},
     checksum::Delta,
-    packet::PacketAccess,
+    packet::{PacketAccess, kept},
     rewrite::{self, Translation, words},
 };
 
@@ -36,7 +36,7 @@ pub fn translate<P: PacketAccess>(
         // The checksum covers a pseudo-header, unlike that of ICMP over IPv4 (RFC 4443, 2.3).
         change = change.and(rewrite::network_v6(frame, &error.outer, error.ttl, &outer)?);
     }
-    let at = error.offset as usize + ICMP_CHECK;
+    let at = kept(error.offset) + ICMP_CHECK;
     let check: [u8; 2] = frame.read(at)?;
     frame.write(at, change.apply(check))
 }
@@ -51,7 +51,7 @@ pub fn translate_quoted<P: PacketAccess>(
     end: usize,
     to: &Translation,
 ) -> Option<Delta> {
-    let (start, transport) = (quoted.start as usize, quoted.transport as usize);
+    let (start, transport) = (kept(quoted.start), kept(quoted.transport));
     let addresses =
         Delta::ZERO.address(&quoted.network.source, &to.source).address(&quoted.network.destination, &to.destination);
     let ports = Delta::ZERO.port(quoted.source_port, to.source_port).port(quoted.destination_port, to.destination_port);

@@ -16,6 +16,7 @@ use lb_common::{
         error::translate,
         quote::{IcmpError, NoError, Quoted},
     },
+    packet::HEADERS_MAX,
     parse::{Network, Transport},
     rewrite::Translation,
     verdict::{Action, Reason, Verdict},
@@ -25,6 +26,7 @@ use super::{admit, select, table, tunnel_error};
 use crate::{
     ctx::Frame,
     maps::{BACKENDS, SERVICE_INFO},
+    opaque::opaque,
     packet::{NO_BACKEND, Packet},
     pipeline::now,
     transmit,
@@ -115,7 +117,11 @@ fn decide(md: *mut xdp_md, packet: &mut Packet, to: AddressRoles, is_forward: bo
 #[inline(never)]
 pub extern "C" fn read_quoted(md: *mut xdp_md, v4: u32, start: u32, end: u32) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
-    match Quoted::at(&Frame::of(md), v4 != 0, start as usize, end as usize) {
+    let start = opaque(start as usize);
+    if start >= HEADERS_MAX {
+        return 0;
+    }
+    match Quoted::at(&Frame::of(md), v4 != 0, start, end as usize) {
         Some(quoted) => {
             packet.quoted = quoted;
             1

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::{AddressRoles, Mode, Port, Protocol},
     icmp::too_big,
-    packet::PacketAccess,
+    packet::{HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Transport},
     verdict::Reason,
 };
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     ctx::Frame,
     maps::{BACKENDS, SERVICE_INFO},
+    opaque::opaque,
     packet::Packet,
     transmit,
 };
@@ -57,7 +58,7 @@ pub fn relay(md: *mut xdp_md, packet: &mut Packet) -> Reason {
 extern "C" fn find_inner(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let gue = packet.quoted.protocol == Protocol::Udp as u8;
-    let start = packet.quoted.transport as usize + if gue { UDP_LEN } else { 0 };
+    let start = (opaque(packet.quoted.transport as usize) & (HEADERS_MAX - 1)) + if gue { UDP_LEN } else { 0 };
     // GUE variant 1 has the inner packet's version right behind the UDP header.
     let v4 = if gue {
         let first: u8 = Frame::of(md).read(start).unwrap_or(0);
@@ -107,8 +108,9 @@ fn has_flow(packet: &mut Packet) -> bool {
 extern "C" fn is_right(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let error = &packet.error;
-    let length = NETWORK_OFFSET + error.packet_len as usize - error.offset as usize;
-    let Some(mut sum) = Frame::of(md).sum(error.offset as usize, length) else { return 0 };
+    let offset = opaque(error.offset as usize) & (HEADERS_MAX - 1);
+    let length = NETWORK_OFFSET + error.packet_len as usize - offset;
+    let Some(mut sum) = Frame::of(md).sum(offset, length) else { return 0 };
     if !error.outer.v4 {
         sum = sum.pseudo_header(&error.outer.source, &error.outer.destination, ICMPV6, length as u16);
     }
