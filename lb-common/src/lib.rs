@@ -17,6 +17,7 @@ pub mod flow;
 pub mod fuzz;
 pub mod hash;
 pub mod icmp;
+pub mod mss;
 pub mod packet;
 pub mod parse;
 pub mod ports;

@@ -34,7 +34,7 @@ pub fn translate<P: PacketAccess>(
     to: &Translation,
 ) -> Option<()> {
     let addresses =
-        if network.v4 { network_v4(frame, network, to)? } else { network_v6(frame, network, transport, to)? };
+        if network.v4 { network_v4(frame, network, to)? } else { network_v6(frame, network, transport.ttl, to)? };
 
     let delta =
         addresses.port(transport.source_port, to.source_port).port(transport.destination_port, to.destination_port);
@@ -99,9 +99,15 @@ pub(crate) struct Words(pub u32, pub u32, pub u32, pub u32);
 // SAFETY: integers, packed.
 unsafe impl Field for Words {}
 
+#[inline(always)]
+pub(crate) fn words(address: &Address) -> Words {
+    let [a, b, c, d] = address.words();
+    Words(a, b, c, d)
+}
+
 /// Gives the change of the addresses, for the checksums of the pseudo-header.
 #[inline(always)]
-fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translation) -> Option<Delta> {
+pub(crate) fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translation) -> Option<Delta> {
     let [ttl, protocol, c0, c1]: [u8; 4] = frame.read(V4_REST)?;
     let lowered = ttl.wrapping_sub(1);
     let addresses =
@@ -122,15 +128,15 @@ fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translatio
 }
 
 #[inline(always)]
-fn network_v6<P: PacketAccess>(
+pub(crate) fn network_v6<P: PacketAccess>(
     frame: &mut P,
     network: &Network,
-    transport: &Transport,
+    ttl: u8,
     to: &Translation,
 ) -> Option<Delta> {
     let (s, d) = (to.source.words(), to.destination.words());
     let rest = V6Rest {
-        hop_limit: transport.ttl.wrapping_sub(1),
+        hop_limit: ttl.wrapping_sub(1),
         source: Words(s[0], s[1], s[2], s[3]),
         destination: Words(d[0], d[1], d[2], d[3]),
     };

@@ -34,6 +34,13 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
         for (name, segment) in segments {
             packets.push((format!("{family}-{name}"), Packet::of_family(v4, segment)));
         }
+        for (name, segment) in [("tcp", tcp(0x10, b"some data")), ("udp", udp(b"answer"))] {
+            packets.push((format!("{family}-error-{name}"), error(v4, &quoted(v4, segment.clone()))));
+            packets.push((
+                format!("{family}-error-{name}-8"),
+                error(v4, &quoted(v4, segment)[..if v4 { 28 } else { 48 }]),
+            ));
+        }
         packets.push((format!("{family}-tcp-padded"), Packet::of_family(v4, tcp(0x10, b"")).padded(6)));
     }
     for words in [1, 10] {
@@ -74,6 +81,19 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
             (format!("{name}.seed"), [prefix.as_slice(), &packet.frame()].concat())
         })
         .collect()
+}
+
+/// What the service of the other packets answered.
+fn quoted(v4: bool, segment: Segment) -> Vec<u8> {
+    let mut packet = Packet::of_family(v4, segment);
+    std::mem::swap(&mut packet.source, &mut packet.destination);
+    packet.frame()[frames::ETHERNET..].to_vec()
+}
+
+/// An ICMP error, whose checksum does not matter here: port unreachable.
+fn error(v4: bool, quoted: &[u8]) -> Packet {
+    let (protocol, kind) = if v4 { (1, [3, 3]) } else { (58, [1, 4]) };
+    Packet::of_family(v4, Segment::Other { protocol, bytes: [&kind, [0; 6].as_slice(), quoted].concat() })
 }
 
 #[test]

@@ -10,6 +10,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Backend, DontFragment, Flow, Mode, ServiceValue},
     encap::Tunnel,
+    icmp::quote::{IcmpError, Quoted},
+    mss::Cursor,
     parse::{Network, Transport},
     rewrite::Translation,
 };
@@ -41,6 +43,12 @@ pub struct Packet {
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
+    /// In the stage for ICMP: the error, the packet it quotes, and what that one will be.
+    pub error: IcmpError,
+    pub quoted: Quoted,
+    pub quoted_to: Translation,
+    /// Where the walk over TCP options is.
+    pub cursor: Cursor,
     /// While a place is searched: the least valuable way, a free reply way, and
     /// how many are taken.
     pub least: u64,

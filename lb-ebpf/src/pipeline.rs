@@ -5,6 +5,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
     abi::{AddressRoles, BackendState, Granularity, Protocol},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
+    icmp,
     parse::{self, Network, NotOurs, Problem, Transport},
     verdict::{Action, Reason, Stage, Verdict},
 };
@@ -28,11 +29,11 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     };
     let (to_us, from_us) = (admit::maybe_ours(&network.destination), admit::maybe_ours(&network.source));
     if !to_us && !from_us {
-        return Verdict::of(Reason::NotForUs);
+        return not_for_us(frame, &network);
     }
     let transport = match parse::transport(frame, &network) {
         Ok(transport) => transport,
-        Err(problem) => return unbalanced(&network, problem),
+        Err(problem) => return unbalanced(frame, &network, problem),
     };
     *bytes = frame.bytes_of(&transport);
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
@@ -62,14 +63,21 @@ fn other(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if to.has(AddressRoles::SERVICE) { Reason::NoService } else { Reason::NotForUs }
 }
 
+/// What becomes of a packet between two addresses that are not ours. ICMP errors come from anywhere on
+/// the way, and go to whom a packet said it was from.
+#[inline(always)]
+fn not_for_us(frame: &Frame, network: &Network) -> Verdict {
+    if icmp::is_icmp(frame, network) { Verdict::go_on(Stage::Icmp) } else { Verdict::of(Reason::NotForUs) }
+}
+
 /// What becomes of a packet without ports.
 #[inline(always)]
-fn unbalanced(network: &Network, problem: Problem) -> Verdict {
+fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
     let to = admit::roles(&network.destination);
     let to_service = to.has(AddressRoles::SERVICE);
     let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
     if !to_service && !is_reply {
-        return Verdict::of(Reason::NotForUs);
+        return not_for_us(frame, network);
     }
     match problem {
         Problem::NotTransport => Verdict::of(Reason::NotTransport),
@@ -161,8 +169,9 @@ fn reply(packet: &mut Packet) -> Reason {
     Reason::ToClient
 }
 
+/// Ticks of the coarse clock.
 #[inline(always)]
-fn now() -> u32 {
+pub fn now() -> u32 {
     // SAFETY: has no arguments. The coarse clock costs 1 ns where the fine one costs 23, and ticks
     // are 134 ms.
     ticks(unsafe { bpf_ktime_get_coarse_ns() })

@@ -10,9 +10,10 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Flow, Mode},
     encap::encapsulate,
+    flow::TCP_SYN,
     packet::PacketAccess,
     rewrite::{lower_ttl, translate},
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     events, hops,
     maps::INTERFACES,
     packet::{Hop, Packet},
-    stages::table,
+    stages::{mss, table},
     stats,
 };
 
@@ -33,10 +34,19 @@ const INET6: u8 = 10;
 #[inline(always)]
 pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     let reason = rewrite(md, packet, reason);
+    if reason == Reason::TooBig {
+        return Verdict::go_on(Stage::TooBig);
+    }
     if reason.action() != Action::Forward {
         stats::dropped(packet.flow.service_id);
         return Verdict::of(reason);
     }
+    leave(md, packet, reason)
+}
+
+/// The frame is as it should be: out of the interface of its next hop.
+#[inline(always)]
+pub fn leave(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
     let ifindex = packet.hop.ifindex;
     if ifindex == Frame::of(md).ifindex() { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
 }
@@ -49,6 +59,9 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     let hop = next_hop(md, packet, reply);
     if hop != reason {
         return hop;
+    }
+    if packet.transport.tcp_flags & TCP_SYN != 0 {
+        mss::clamp(md, reply as u32);
     }
     if table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
@@ -66,7 +79,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
 /// it cannot be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
+pub extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let mut frame = Frame::of(md);
     if lower_ttl(&mut frame, &packet.network, &packet.transport).is_none() {
@@ -84,7 +97,7 @@ extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
+pub fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
     frame.write(0, hop.destination)?;
     frame.write(6, hop.source)
 }
@@ -92,7 +105,7 @@ fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
 /// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
 /// its hop. Of the way to a backend the answer holds for the rest of the tick.
 #[inline(always)]
-fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+pub fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     if !reply && hops::recall(md, packet) {
         return Reason::ToBackend;
     }
@@ -142,14 +155,20 @@ fn request(md: *mut xdp_md, packet: &mut Packet) {
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = Frame::of(md).ifindex();
-    if to.destination.is_v4() {
+    between(fib, &to.source, &to.destination);
+}
+
+/// Asks for the way between two addresses.
+#[inline(always)]
+pub fn between(fib: &mut bpf_fib_lookup, source: &Address, destination: &Address) {
+    if destination.is_v4() {
         fib.family = INET;
-        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: to.source.words()[3] };
-        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: to.destination.words()[3] };
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: source.words()[3] };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: destination.words()[3] };
     } else {
         fib.family = INET6;
-        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.source.words() };
-        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.destination.words() };
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: source.words() };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: destination.words() };
     }
 }
 

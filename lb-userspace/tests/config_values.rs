@@ -7,8 +7,8 @@ use lb_common::{
     flow::{State, idle_ticks},
 };
 use lb_userspace::config::{
-    Backend, Check, Config, EXAMPLE, Health, Limits, PortRange, Service, StatusRange, Tunnel, TunnelSource, XdpMode,
-    parse, reference,
+    Backend, Check, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource,
+    XdpMode, parse, reference,
 };
 
 /// The least that a file can say about a service.
@@ -52,6 +52,7 @@ fn what_is_left_out_has_its_default() {
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
         tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
         health,
         timeouts: State::TIMEOUTS,
         backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
@@ -276,6 +277,27 @@ fn every_word_of_the_data_path_is_accepted() {
     for mode in XdpMode::ALL {
         assert_eq!(accepted(&format!("xdp-mode = \"{}\"\n{LEAST}", mode.name())).xdp_mode, mode);
     }
+}
+
+#[test]
+fn segment_sizes_are_off_automatic_or_a_number() {
+    let clamp = |value: &str| LEAST.replace("name =", &format!("mss-clamp = {value}\nname ="));
+    assert_eq!(accepted(LEAST).services[0].mss_clamp, MssClamp::Off);
+    for (value, wanted, number) in [
+        ("\"off\"", MssClamp::Off, 0),
+        ("\"auto\"", MssClamp::Auto, u16::MAX),
+        ("536", MssClamp::Bytes(536), 536),
+        ("65495", MssClamp::Bytes(65_495), 65_495),
+    ] {
+        let read = accepted(&clamp(value)).services[0].mss_clamp;
+        assert_eq!((read, read.number()), (wanted, number));
+    }
+    for value in ["535", "65496", "-1", "\"1400\"", "\"on\"", "true"] {
+        assert!(parse("lb.toml", &clamp(value)).is_err(), "{value}");
+    }
+    let udp = clamp("\"auto\"\nprotocol = \"udp\"");
+    let error = parse("lb.toml", &udp).unwrap_err().to_string();
+    assert!(error.contains("only TCP has a segment size"), "{error}");
 }
 
 #[test]

@@ -70,7 +70,8 @@ pub struct ServiceValue {
     pub granularity: u8,
     /// Bits, for what few services have.
     pub flags: u8,
-    /// Largest TCP segment that clients and backends may announce; 0: as they like.
+    /// Largest TCP segment that clients and backends may announce; 0: as they like;
+    /// [`ServiceValue::MSS_AUTO`]: as the ways allow.
     pub mss: u16,
     /// [`Granularity::Client`]: bits of an address that name one client.
     pub client_prefix_v4: u8,
@@ -81,6 +82,9 @@ pub struct ServiceValue {
 }
 
 impl ServiceValue {
+    /// Of `mss`: as large as what fits both ways.
+    pub const MSS_AUTO: u16 = u16::MAX;
+
     /// A value without slots, flags and options.
     pub const EMPTY: Self = Self {
         id: 0,

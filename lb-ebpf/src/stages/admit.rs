@@ -36,6 +36,12 @@ pub fn service_of_any_port(packet: &mut Packet, roles: AddressRoles) -> bool {
     roles.has(AddressRoles::ANY_PORT) && found(packet, Port::ANY)
 }
 
+/// Finds either; for programs of rare packets.
+#[inline(always)]
+pub fn any_service(packet: &mut Packet, roles: AddressRoles) -> bool {
+    service(packet) || service_of_any_port(packet, roles)
+}
+
 #[inline(always)]
 fn found(packet: &mut Packet, port: Port) -> bool {
     let key = ServiceKey::new(packet.network.destination, port, packet.transport.protocol as u8);

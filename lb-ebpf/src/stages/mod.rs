@@ -2,9 +2,13 @@
 
 pub mod admit;
 pub mod begin;
+pub mod errors;
 pub mod icmp;
 pub mod load;
+pub mod mss;
 pub mod ports;
 pub mod refuse;
 pub mod select;
 pub mod table;
+pub mod too_big;
+pub mod tunnel_error;

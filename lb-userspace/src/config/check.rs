@@ -11,6 +11,7 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
 use super::{
     diagnostic::{At, Finding, Findings, Located},
     keys,
+    model::MssClamp,
     read::{BackendDraft, Draft, LimitsDraft, ServiceDraft},
 };
 
@@ -52,10 +53,24 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
         findings.warning(finding);
     }
     countable(findings, service);
+    clamped(findings, service);
     same_family(findings, service);
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
+}
+
+/// Only TCP announces sizes.
+fn clamped(findings: &mut Findings, service: &ServiceDraft) {
+    if let (Ok(clamp), Ok(protocol)) = (&service.mss_clamp, &service.protocol)
+        && clamp.value != MssClamp::Off
+        && protocol.value != Protocol::Tcp
+    {
+        let finding = Finding::new(&clamp.at, "only TCP has a segment size to clamp")
+            .and(&protocol.at, format!("protocol \"{}\"", protocol.value.name()))
+            .help("leave `mss-clamp` out: senders of packets that do not fit are told so in any case");
+        findings.error(finding);
+    }
 }
 
 /// Schedulers that compare loads need flows to count: where every packet is scheduled anew there are

@@ -8,7 +8,7 @@ use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limit
 use super::{
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Special, Time, Whole},
-    model::{PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
+    model::{MssClamp, PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
     timeouts::{self, TIMEOUTS_TABLE},
     tunnel, value,
@@ -180,6 +180,7 @@ pub(super) static SERVICE: Section = Section {
         &TUNNEL_DF,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
+        &MSS_CLAMP,
         &BACKENDS_TABLE,
     ],
 };
@@ -264,6 +265,15 @@ pub(super) static TUNNEL_DF: Key<DontFragment> = Key {
     left_out: LeftOut::Value(DontFragment::Copy),
     doc: "Tunnels over IPv4: \"don't fragment\" of the outer header. `copy` takes the inner packet's (always set for \
           IPv6), `set` always sets it, `clear` lets routers on the way fragment what is too big for a link.",
+};
+
+pub(super) static MSS_CLAMP: Key<MssClamp> = Key {
+    name: "mss-clamp",
+    form: &Special { allowed: value::MSS_ALLOWED, read: value::mss_clamp },
+    left_out: LeftOut::Text("\"off\""),
+    doc: "Largest TCP segment that a client's SYN, and with `nat` and `full-nat` a backend's SYN-ACK, may announce; larger \
+          ones are lowered. `auto`: what fits the MTU towards both sides, less headers and tunnel. For ways whose ICMP \
+          errors get lost.",
 };
 
 pub(super) static HEALTH_TABLE: Nested =

@@ -30,7 +30,7 @@ pub use endpoint::why_unusable;
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse};
 pub use model::{
-    Backend, Check, Config, Health, Limits, PortRange, Service, StatusRange, Tunnel, TunnelSource, XdpMode,
+    Backend, Check, Config, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource, XdpMode,
 };
 pub(crate) use prime::is_prime;
 pub use reference::reference;

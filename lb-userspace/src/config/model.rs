@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits},
+    abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, ServiceValue, limits},
     flow::Timeouts,
 };
 
@@ -102,6 +102,7 @@ pub struct Service {
     pub scheduler: Scheduler,
     pub granularity: Granularity,
     pub tunnel: Tunnel,
+    pub mss_clamp: MssClamp,
     pub health: Health,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
@@ -141,6 +142,29 @@ pub struct TunnelSource {
     /// Its last `chosen_bits` (0 to 32) are zero, and chosen for each flow.
     pub address: IpAddr,
     pub chosen_bits: u8,
+}
+
+/// The largest TCP segments that SYNs of the service may announce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// As they like.
+    #[default]
+    Off,
+    /// What fits both ways.
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+impl MssClamp {
+    /// As it stands in `ServiceValue::mss`.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Off => 0,
+            Self::Auto => ServiceValue::MSS_AUTO,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

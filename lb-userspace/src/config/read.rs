@@ -12,7 +12,7 @@ use super::{
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     health, keys,
-    model::{Backend, Config, Health, Limits, PortRange, Service, Tunnel, XdpMode},
+    model::{Backend, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     prime::is_prime,
     reader::Table,
     timeouts, tunnel,
@@ -58,6 +58,7 @@ pub(super) struct ServiceDraft {
     pub(super) scheduler: Read<Located<Scheduler>>,
     pub(super) granularity: Read<Located<Granularity>>,
     pub(super) tunnel: Read<Tunnel>,
+    pub(super) mss_clamp: Read<Located<MssClamp>>,
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
     pub(super) backends: Vec<Read<BackendDraft>>,
@@ -159,6 +160,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let scheduler = table.value(findings, &keys::SCHEDULER);
     let granularity = table.value(findings, &keys::GRANULARITY);
     let tunnel = tunnel::read(findings, table, &mode);
+    let mss_clamp = table.value(findings, &keys::MSS_CLAMP);
     let health = health::read(findings, table, &protocol, &listen);
     let timeouts = timeouts::read(findings, table);
     let backends = table
@@ -179,6 +181,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         tunnel,
         health,
         timeouts,
+        mss_clamp,
         backends,
         backends_read,
     }
@@ -242,6 +245,7 @@ impl ServiceDraft {
             scheduler: self.scheduler?.value,
             granularity: self.granularity?.value,
             tunnel: self.tunnel?,
+            mss_clamp: self.mss_clamp?.value,
             health: self.health?,
             timeouts: self.timeouts?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,

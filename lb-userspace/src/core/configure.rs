@@ -288,6 +288,7 @@ mod tests {
             scheduler: Scheduler::RoundRobin,
             granularity: Granularity::Flow,
             tunnel: config::Tunnel::default(),
+            mss_clamp: config::MssClamp::Off,
             health: config::Health {
                 check: config::Check::Tcp,
                 interval: Duration::from_secs(1),

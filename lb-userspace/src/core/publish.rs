@@ -304,6 +304,7 @@ impl Round<'_> {
             mode: me.mode,
             scheduler: config.map_or(Scheduler::RoundRobin, |config| config.scheduler) as u8,
             granularity: config.map_or(Granularity::Flow, |config| config.granularity) as u8,
+            mss: config.map_or(0, |config| config.mss_clamp.number()),
             ..ServiceValue::EMPTY
         };
         self.ledger.set_service(me.key, value);

@@ -21,7 +21,7 @@ use lb_userspace::{
         Peer, Refusal, Request,
         model::{Change, CommandDone, CommandRequest, ServiceView, Status},
     },
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, Tunnel, XdpMode},
+    config::{Backend, Check, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{ProbeKey, ProbeOutcome},
     dataplane::{
         Dataplane, DataplaneError, FlowCensus, Op, Tables,
@@ -62,6 +62,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
         tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_millis(500),

@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::abi::{Granularity, Mode, Port, Protocol, Scheduler, ServiceKey};
 use lb_userspace::{
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, Tunnel, XdpMode},
+    config::{Backend, Check, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{BackendView, Command, Core, Input, Notice, Now, OperatorLayer, ProbeOutcome, reconcile::Reconciler},
     dataplane::{Dataplane, FlowCensus, Tables, fake::FakeDataplane},
 };
@@ -72,6 +72,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
         tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_millis(500),

@@ -4,6 +4,7 @@
 
 pub mod clients;
 pub mod echo;
+pub mod tunnel_end;
 
 use std::{
     fs, io,
