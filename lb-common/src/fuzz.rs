@@ -2,6 +2,7 @@
 //! bounded run among the normal tests. Checksums are summed here a second time, in the plainest way.
 
 mod icmp;
+mod mss;
 
 use network_types::eth::EthHdr;
 
@@ -47,6 +48,7 @@ pub fn check(data: &[u8]) -> Depth {
     }
     check_unreachable(original, &network, &transport);
     icmp::check_too_big(original, &network, &transport);
+    mss::check(original, &network, &transport, u16::from_be_bytes([prefix[34], prefix[35]]));
     Depth::Transport
 }
 

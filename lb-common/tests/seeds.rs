@@ -4,6 +4,7 @@ mod frames;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use etherparse::TcpOptions;
 use frames::{Packet, Segment, authentication, extension, fragment, routing};
 
 const V4: [u8; 36] = [
@@ -41,6 +42,11 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
                 error(v4, &quoted(v4, segment)[..if v4 { 28 } else { 48 }]),
             ));
         }
+        let mut sized = tcp(2, b"");
+        if let Segment::Tcp { header, .. } = &mut sized {
+            header.options = TcpOptions::try_from_slice(&[1, 3, 3, 7, 1, 2, 4, 0xff, 0xd7, 4, 2]).unwrap();
+        }
+        packets.push((format!("{family}-tcp-mss"), Packet::of_family(v4, sized)));
         packets.push((format!("{family}-tcp-padded"), Packet::of_family(v4, tcp(0x10, b"")).padded(6)));
     }
     for words in [1, 10] {
