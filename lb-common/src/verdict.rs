@@ -153,6 +153,8 @@ macro_rules! stages {
 stages! {
     /// ICMP and ICMPv6 to one of our addresses.
     Icmp = 0, "lb_icmp";
+    /// The first packet of a flow whose client may have a backend already.
+    Client = 1, "lb_client";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

@@ -21,7 +21,11 @@ use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::x
 use aya_log_ebpf::debug;
 use lb_common::verdict::{Exit, Reason, Verdict};
 
-use crate::{ctx::Frame, maps::STAGES, stages::icmp};
+use crate::{
+    ctx::Frame,
+    maps::STAGES,
+    stages::{clients, icmp},
+};
 
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
@@ -42,6 +46,14 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = icmp::run(&mut frame);
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp]
+pub fn lb_client(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = clients::run(frame.md());
     finish(&ctx, bytes, verdict)
 }
 

@@ -5,7 +5,7 @@ use core::{cell::UnsafeCell, marker::PhantomPinned};
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
-    abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
+    abi::{Address, Backend, Flow, Granularity, Mode, Port, ServiceValue, Slot},
     encap::Tunnel,
     parse::{Network, Transport},
     rewrite::Translation,
@@ -54,6 +54,19 @@ pub struct Packet {
     pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
+    /// What is looked for in the flow table, a [`Granularity`]: a flow, a flow to the backend that the
+    /// packet was scheduled to, or a client.
+    pub sought: u32,
+    /// Not 0: the flow is to begin.
+    pub begins: u32,
+    /// Not 0: the flow began earlier, without an entry.
+    pub adopted: u32,
+    /// Of a service whose flows need no entry: the slot of the packet's hash.
+    pub slot: Slot,
+    /// What the slot, or the one that the scheduler picks, follows from.
+    pub slot_hash: u64,
+    /// Tells flows apart; the same for all packets of one.
+    pub hash: u64,
 }
 
 /// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.
@@ -61,6 +74,9 @@ pub struct Packet {
 const fn entropy(hash: u64) -> u32 {
     ((hash ^ hash >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
+
+/// The `extra` of a client's hash: no backend's number.
+const CLIENT: u32 = 0xff_ffff;
 
 /// No backend has this id.
 pub const NO_BACKEND: u32 = u32::MAX;
@@ -109,6 +125,16 @@ impl Packet {
         );
     }
 
+    /// The tuple of the packet's client, as a key of its entry.
+    #[inline(always)]
+    pub fn set_client(&mut self) {
+        let (network, service) = (&self.network, &self.service);
+        let client = network.source.masked(service.client_prefix_v4, service.client_prefix_v6);
+        let protocol = self.transport.protocol as u8;
+        self.tuple = Tuple::new(client, network.destination, Port::ANY, Port::ANY, protocol, CLIENT);
+        self.sought = Granularity::Client as u32;
+    }
+
     /// The packet goes to the backend of its flow.
     #[inline(always)]
     pub fn send_to_backend(&mut self, backend: &Backend) {
@@ -124,7 +150,7 @@ impl Packet {
                 source: backend.source,
                 destination: backend.address,
                 gue_port: Port::ANY,
-                entropy: entropy(self.tuple.hash),
+                entropy: entropy(self.hash),
             };
         }
     }

@@ -20,7 +20,7 @@ use crate::{
     events,
     maps::INTERFACES,
     packet::{Hop, Packet},
-    stages::table,
+    stages::table::{self, NO_PLACE},
     stats,
 };
 
@@ -50,7 +50,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     if hop != reason {
         return hop;
     }
-    if table::touch(reply as u32) != 0 && !reply {
+    if packet.place.index != NO_PLACE && table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes());

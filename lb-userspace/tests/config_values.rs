@@ -4,7 +4,8 @@ use std::{path::Path, time::Duration};
 
 use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
 use lb_userspace::config::{
-    Backend, Check, Config, EXAMPLE, Health, Limits, PortRange, Service, StatusRange, XdpMode, parse, reference,
+    Backend, Check, Clients, Config, EXAMPLE, Health, Limits, PortRange, Service, StatusRange, XdpMode, parse,
+    reference,
 };
 
 /// The least that a file can say about a service.
@@ -47,6 +48,7 @@ fn what_is_left_out_has_its_default() {
         mode: Mode::FullNat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        clients: Clients::default(),
         health,
         backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
     };

@@ -29,7 +29,9 @@ pub fn service(packet: &mut Packet, roles: AddressRoles) -> bool {
     }
     match found {
         Some(service) => {
-            packet.service = *service;
+            // SAFETY: two places, of one type. An assignment would let the compiler fear that they
+            // overlap, and move byte by byte.
+            unsafe { core::ptr::copy_nonoverlapping(service, &raw mut packet.service, 1) };
             true
         }
         None => false,

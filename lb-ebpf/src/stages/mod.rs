@@ -2,6 +2,8 @@
 
 pub mod admit;
 pub mod begin;
+pub mod clients;
+pub mod hashed;
 pub mod icmp;
 pub mod load;
 pub mod ports;

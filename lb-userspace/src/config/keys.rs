@@ -166,7 +166,18 @@ pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
 
 pub(super) static SERVICE: Section = Section {
     header: "[[service]]",
-    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+    keys: &[
+        &SERVICE_NAME,
+        &LISTEN,
+        &PROTOCOL,
+        &MODE,
+        &SCHEDULER,
+        &GRANULARITY,
+        &CLIENT_TIMEOUT,
+        &CLIENT_NETMASK,
+        &HEALTH_TABLE,
+        &BACKENDS_TABLE,
+    ],
 };
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
@@ -214,9 +225,26 @@ pub(super) static SCHEDULER: Key<Scheduler> = Key {
 
 pub(super) static GRANULARITY: Key<Granularity> = Key {
     name: "granularity",
-    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &["client"] },
+    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &[] },
     left_out: LeftOut::Value(Granularity::Flow),
-    doc: "What is scheduled: each `flow` once, or each `packet` anew (UDP only).",
+    doc: "What is scheduled: each `flow` once, each `packet` anew (UDP only), or each `client`, so that all its flows \
+          go to one backend.",
+};
+
+pub(super) static CLIENT_TIMEOUT: Key<Duration> = Key {
+    name: "client-timeout",
+    form: &Time { min: Duration::from_secs(1), max: Duration::from_secs(7 * 86_400) },
+    left_out: LeftOut::Value(Duration::from_secs(600)),
+    doc: "`granularity = \"client\"`: how long a client is remembered after its last new flow. Also one of a backend \
+          that is being drained comes back to it meanwhile.",
+};
+
+pub(super) static CLIENT_NETMASK: Key<u8> = Key {
+    name: "client-netmask",
+    form: &Whole { min: 1, max: 128, unit: "bits" },
+    left_out: LeftOut::Depends("the whole address: 32, for IPv6 128"),
+    doc: "`granularity = \"client\"`: bits of an address that name one client. `24` takes the neighbours of an IPv4 \
+          address for the same client.",
 };
 
 pub(super) static HEALTH_TABLE: Nested =

@@ -81,9 +81,26 @@ pub struct Service {
     pub mode: Mode,
     pub scheduler: Scheduler,
     pub granularity: Granularity,
+    /// What counts with [`Granularity::Client`] only.
+    pub clients: Clients,
     pub health: Health,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
+}
+
+/// How clients are told apart and how long they are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// After the last new flow.
+    pub timeout: Duration,
+    /// Bits of an address that name one client: IPv4, IPv6.
+    pub bits: (u8, u8),
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(600), bits: (32, 128) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

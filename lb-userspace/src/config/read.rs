@@ -6,10 +6,11 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
 use toml::de::DeTable;
 
 use super::{
+    clients,
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     health, keys,
-    model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
+    model::{Backend, Clients, Config, Health, Limits, PortRange, Service, XdpMode},
     prime::is_prime,
     reader::Table,
 };
@@ -53,6 +54,7 @@ pub(super) struct ServiceDraft {
     pub(super) mode: Read<Located<Mode>>,
     pub(super) scheduler: Read<Located<Scheduler>>,
     pub(super) granularity: Read<Located<Granularity>>,
+    pub(super) clients: Read<Clients>,
     pub(super) health: Read<Health>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
@@ -152,6 +154,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let mode = table.value(findings, &keys::MODE);
     let scheduler = table.value(findings, &keys::SCHEDULER);
     let granularity = table.value(findings, &keys::GRANULARITY);
+    let clients = clients::read(findings, table, &granularity, &listen);
     let health = health::read(findings, table, &protocol, &listen);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
@@ -160,7 +163,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
-    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, backends, backends_read }
+    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, clients, health, backends, backends_read }
 }
 
 fn backend(
@@ -220,6 +223,7 @@ impl ServiceDraft {
             mode: self.mode?.value,
             scheduler: self.scheduler?.value,
             granularity: self.granularity?.value,
+            clients: self.clients?,
             health: self.health?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })

@@ -284,6 +284,7 @@ mod tests {
             mode: Mode::Nat,
             scheduler: Scheduler::RoundRobin,
             granularity: Granularity::Flow,
+            clients: config::Clients::default(),
             health: config::Health {
                 check: config::Check::Tcp,
                 interval: Duration::from_secs(1),

@@ -35,6 +35,8 @@ pub struct Core {
     starved: BTreeSet<ServiceRef>,
     pub(super) notices: Vec<Notice>,
     published_services: u64,
+    /// When the last walk over the flow table was taken in.
+    pub(super) walked_at: Now,
 }
 
 impl Core {
@@ -59,6 +61,7 @@ impl Core {
             starved: BTreeSet::new(),
             notices: Vec::new(),
             published_services: 0,
+            walked_at: now,
         };
         core.configure(config, now);
         if core.anything_leaves() {

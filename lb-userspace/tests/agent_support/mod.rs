@@ -21,7 +21,7 @@ use lb_userspace::{
         Peer, Refusal, Request,
         model::{Change, CommandDone, CommandRequest, ServiceView, Status},
     },
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, PortRange, Service, XdpMode},
     core::{ProbeKey, ProbeOutcome},
     dataplane::{
         Dataplane, DataplaneError, FlowCensus, Op, Tables,
@@ -61,6 +61,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         mode: Mode::Nat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_millis(500),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{BackendState, Mode, Scheduler, ServiceKey};
+use lb_common::abi::{BackendState, Mode, Scheduler, ServiceKey, Slot};
 use lb_userspace::{
     config::{Check, Service},
     core::{Command, Core, Input},
@@ -164,7 +164,10 @@ impl Simulation {
                 continue;
             }
             let fake = self.dataplane.inner();
-            let id = fake.slot(packet.slot).unwrap();
+            let id = fake.slot(packet.slot).unwrap().current();
+            if id == Slot::NOBODY {
+                continue;
+            }
             let backend = *fake.backend(id).unwrap();
             assert_eq!(backend.service_id, packet.value.id, "{packet:?} was sent to another service");
             assert_ne!(backend.state, BackendState::Empty as u8, "{packet:?} found nobody");

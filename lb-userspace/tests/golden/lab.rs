@@ -22,7 +22,7 @@ use aya::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, limits::WAYS, names,
+        ServiceKey, ServiceValue, Slot, limits::WAYS, names,
     },
     flow::{Word, ticks},
 };
@@ -255,7 +255,7 @@ impl Lab {
         self.apply(Op::SetServiceInfo { id: number, info });
         let base = number * 16;
         if !backends.is_empty() {
-            self.apply(Op::WriteSelection { base, slots: backends.clone() });
+            self.apply(Op::WriteSelection { base, slots: backends.iter().copied().map(Slot::clean).collect() });
         }
         let value = ServiceValue {
             id: number,
@@ -287,7 +287,7 @@ impl Lab {
     /// Points the service at these backends (1 to 3).
     pub fn select(&mut self, served: &Served, backends: &[u8]) {
         let base = served.value.selection_base + 8;
-        let slots: Vec<u32> = backends.iter().map(|&n| served.backends[usize::from(n) - 1]).collect();
+        let slots: Vec<Slot> = backends.iter().map(|&n| Slot::clean(served.backends[usize::from(n) - 1])).collect();
         let selection_len = slots.len() as u32;
         if !slots.is_empty() {
             self.apply(Op::WriteSelection { base, slots });

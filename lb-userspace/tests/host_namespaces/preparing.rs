@@ -7,7 +7,7 @@ use lb_common::{
     checksum::Sum,
 };
 use lb_userspace::{
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, PortRange, Service, XdpMode},
     host::{Added, AddedAddress, Host, HostError, HostRecord, PortSet},
 };
 use tokio::time::sleep;
@@ -43,6 +43,7 @@ pub fn service(listen: &str) -> Service {
         mode: Mode::FullNat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_secs(1),

@@ -23,6 +23,7 @@ mod netlink;
 mod object;
 mod pins;
 mod ports;
+mod slots;
 mod stages;
 mod stats;
 mod sweep;
