@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod copy;
 mod ctx;
 mod events;
 mod maps;

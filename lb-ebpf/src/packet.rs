@@ -12,6 +12,7 @@ use lb_common::{
 };
 
 use crate::{
+    copy::copy,
     maps::SCRATCH,
     stages::table::{self, Place, Tuple},
 };
@@ -138,20 +139,16 @@ impl Packet {
     /// The packet goes to the backend of its flow.
     #[inline(always)]
     pub fn send_to_backend(&mut self, backend: &Backend) {
-        self.to = Translation {
-            source: self.flow.source,
-            destination: backend.address,
-            source_port: self.flow.source_port,
-            destination_port: table::backend_port(backend, self.flow.service_port),
-        };
+        copy(&self.flow.source, &mut self.to.source);
+        copy(&backend.address, &mut self.to.destination);
+        self.to.source_port = self.flow.source_port;
+        self.to.destination_port = table::backend_port(backend, self.flow.service_port);
         if Mode::is_tunnel(self.flow.mode) {
-            self.to.source = backend.source;
-            self.tunnel = Tunnel {
-                source: backend.source,
-                destination: backend.address,
-                gue_port: Port::ANY,
-                entropy: entropy(self.hash),
-            };
+            copy(&backend.source, &mut self.to.source);
+            copy(&backend.source, &mut self.tunnel.source);
+            copy(&backend.address, &mut self.tunnel.destination);
+            self.tunnel.gue_port = Port::ANY;
+            self.tunnel.entropy = entropy(self.hash);
         }
     }
 

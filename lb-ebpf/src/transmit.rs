@@ -116,8 +116,12 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
 
 #[inline(always)]
 fn request(md: *mut xdp_md, packet: &mut Packet) {
-    // SAFETY: all-zero bytes are a valid request.
-    packet.fib = unsafe { core::mem::zeroed() };
+    // As a whole it would be cleared byte by byte.
+    let words: *mut u32 = (&raw mut packet.fib).cast();
+    for word in 0..size_of::<bpf_fib_lookup>() / size_of::<u32>() {
+        // SAFETY: within the request, of which all-zero bytes are valid.
+        unsafe { words.add(word).write_volatile(0) };
+    }
     let (fib, to) = (&mut packet.fib, &packet.to);
     fib.l4_protocol = packet.transport.protocol as u8;
     fib.sport = u16::from_ne_bytes(to.source_port.to_wire());

@@ -3,6 +3,7 @@
 use lb_common::abi::{Address, AddressRoles, Port, ServiceKey};
 
 use crate::{
+    copy::copy,
     maps::{ADDRESSES, SERVICES},
     packet::Packet,
 };
@@ -29,9 +30,7 @@ pub fn service(packet: &mut Packet, roles: AddressRoles) -> bool {
     }
     match found {
         Some(service) => {
-            // SAFETY: two places, of one type. An assignment would let the compiler fear that they
-            // overlap, and move byte by byte.
-            unsafe { core::ptr::copy_nonoverlapping(service, &raw mut packet.service, 1) };
+            copy(service, &mut packet.service);
             true
         }
         None => false,

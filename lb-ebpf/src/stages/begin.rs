@@ -12,6 +12,7 @@ use super::{
     table::{self, NO_PLACE, Place, Tuple},
 };
 use crate::{
+    copy::copy,
     ctx::Frame,
     events,
     maps::{BACKENDS, FLOWS},
@@ -43,7 +44,7 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     if let Some(place) = FLOWS.get_ptr_mut(index) {
         // SAFETY: the way is busy, so the element is ours alone to write.
-        unsafe { core::ptr::copy_nonoverlapping(&raw const packet.flow, place, 1) };
+        unsafe { copy(&packet.flow, &mut *place) };
     }
     let word = table::first_word(packet);
     table::publish(index, packet.now, word);

@@ -20,6 +20,7 @@ use lb_common::{
 
 use super::table::NO_PLACE;
 use crate::{
+    copy::copy,
     maps::{BACKENDS, SELECTION},
     packet::Packet,
     stats,
@@ -121,8 +122,7 @@ fn go(packet: &mut Packet, id: u32, opens: bool) -> bool {
         return false;
     }
     packet.place.index = NO_PLACE;
-    // SAFETY: two places, of one type; as in `table::copy`.
-    unsafe { core::ptr::copy_nonoverlapping(&raw const packet.network.source, &raw mut packet.flow.source, 1) };
+    copy(&packet.network.source, &mut packet.flow.source);
     packet.flow.source_port = packet.transport.source_port;
     packet.flow.service_port = packet.transport.destination_port;
     packet.flow.mode = packet.service.mode;

@@ -15,6 +15,7 @@ use lb_common::{
 use super::{load, ports};
 use crate::{
     atomic::compare_exchange,
+    copy,
     maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS},
     packet::Packet,
     settings::{flow_mask, hash_seed, reply_mask},
@@ -443,9 +444,7 @@ fn flow(index: u32) -> Option<&'static Flow> {
 pub fn copy(packet: &mut Packet) -> bool {
     let place = packet.place;
     let Some(flow) = flow(place.index) else { return false };
-    // SAFETY: two places, of one type. An assignment would let the compiler fear that they overlap, and
-    // move byte by byte.
-    unsafe { core::ptr::copy_nonoverlapping(flow, &raw mut packet.flow, 1) };
+    copy::copy(flow, &mut packet.flow);
     let now = word(place.index);
     now.tag() == place.word.tag() && now.state() > State::Busy
 }
