@@ -92,6 +92,10 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         let (without, with) = match header.as_str() {
             "Top level" => (LEAST.to_owned(), format!("{line}{LEAST}")),
             "[limits]" => (LEAST.to_owned(), format!("{LEAST}[limits]\n{line}")),
+            "[[service]]" if key.starts_with("client-") => {
+                let with = |lines: &str| LEAST.replace("name =", &format!("granularity = \"client\"\n{lines}name ="));
+                (with(""), with(&line))
+            }
             "[[service]]" => (LEAST.to_owned(), LEAST.replace("name =", &format!("{line}name ="))),
             "[[service.backend]]" => (LEAST.to_owned(), format!("{LEAST}{line}")),
             "[service.health]" => (format!("{LEAST}{http}"), format!("{LEAST}{http}{line}")),
@@ -100,7 +104,7 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
     // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 4 + 6 + 4 + 6 + 2, "{rows:#?}");
+    assert_eq!(rows.len(), 4 + 6 + 5 + 6 + 2, "{rows:#?}");
 }
 
 #[test]

@@ -92,7 +92,7 @@ const fn join((a, b): (Port, Port)) -> [u8; 4] {
 pub fn unlisted(packet: &mut Packet, opens: bool) -> Unlisted {
     let slot = packet.slot;
     let paired = packet.service.has(ServiceValue::PAIRED);
-    let stable = if paired && slot.is_clean() { slot.current() } else { slot.stable() };
+    let stable = if slot.is_clean() { slot.current() } else { slot.stable() };
     if paired && stable == slot.current() && go(packet, stable, opens) {
         return Unlisted::Sent;
     }

@@ -301,7 +301,8 @@ impl Round<'_> {
     }
 
     /// Places the slots of a service whose flows need no entry. Without room the old table stays, with
-    /// all that it names: a shorter one would lose where flows are.
+    /// all that it names: a shorter one would lose where flows are. If nobody is to take new flows, they
+    /// are refused all the same.
     fn place_tracked(&mut self, service: &mut Service, made: &Made, wanted: Vec<u32>) -> bool {
         let Some(tracked) = service.tracked.as_mut() else { return false };
         let paired = pairs(tracked, made, &wanted);
@@ -310,9 +311,13 @@ impl Round<'_> {
         let turns = if paired { stable } else { wanted.len() as u32 };
         let shape = Shape { turns, stable, hash: Some(tracked.hash), paired };
         let current = service.table.as_ref().map_or(&[][..], |table| self.ledger.slots(table));
-        if current != slots {
+        let changed = current != slots;
+        if changed {
             let Some(new) = self.ledger.place_table(&slots) else {
-                if service.table.is_some() {
+                if let Some(table) = &mut service.table {
+                    if wanted.is_empty() {
+                        table.shape = Shape { turns: 0, paired: false, ..table.shape };
+                    }
                     return false;
                 }
                 service.tracked = None;
@@ -326,7 +331,7 @@ impl Round<'_> {
         if let Some(table) = &mut service.table {
             table.shape = shape;
         }
-        tracked.stale = false;
+        tracked.placed(changed.then(|| self.ledger.next_generation()));
         true
     }
 

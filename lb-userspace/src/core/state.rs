@@ -211,7 +211,8 @@ impl Core {
 
     fn anything_leaves(&self) -> bool {
         let leaves = |service: &Service| {
-            service.leaving.is_some() || service.members.iter().any(|member| member.leaving.is_some())
+            let waits = service.leaving.is_some() || service.tracked.is_some();
+            waits || service.members.iter().any(|member| member.leaving.is_some())
         };
         !self.ledger.old_sources.is_empty() || self.services.values().any(leaves)
     }

@@ -10,6 +10,8 @@
 //! - `stable` is another one: flows without an entry began before the change and are there. Flows that
 //!   begin now get an entry, and so do old ones with their next packet. After the idle timeout nobody is
 //!   left without: then `stable` becomes `current`.
+//! - `stable` is nobody: every flow has an entry, and may go anywhere. So slots begin, while the backends
+//!   of a service come up one by one; ten seconds after the last change `stable` becomes `current`.
 //! - `stable` is `current`: flows without an entry are there, only those elsewhere have one. When two
 //!   walks over the flow table have found none of those, the slot is clean.
 //!
@@ -33,6 +35,8 @@ const GONE: u32 = u32::MAX - 1;
 const WALKS: u8 = 2;
 /// Least time between two tables that only tell which slots have settled.
 const SETTLE_EVERY: Duration = Duration::from_secs(10);
+/// Time without a change after which flows of a slot that has begun need entries no more.
+const CALM: Duration = Duration::from_secs(10);
 
 /// How the slot of a flow is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +56,9 @@ pub(super) struct Tracked {
     /// The generation that moved clients last, while those may not know yet.
     clients_moved: Option<u32>,
     settled_at: Option<Now>,
-    /// Whether the maps do not know the last change.
+    /// The generation of the last change of the maps; changes are not in the maps before it.
+    placed: Option<u32>,
+    /// Whether the maps are not to know the last change yet.
     pub stale: bool,
 }
 
@@ -60,7 +66,7 @@ pub(super) struct Tracked {
 struct State {
     current: u32,
     stable: u32,
-    /// The generation since which `stable` is another one.
+    /// The generation since which `stable` is another one; while it is nobody, that of the last change.
     since: u32,
     /// The generation of the last change.
     changed: u32,
@@ -86,13 +92,15 @@ impl Tracked {
     pub(super) fn begin(hash: Hash, table: &[u32], generation: u32) -> Self {
         let state = |&id: &u32| State {
             current: id,
-            stable: id,
+            stable: NOBODY,
             since: generation,
             changed: generation,
             walks: 0,
             clean: false,
         };
-        Self::of(hash, table.iter().map(state).collect())
+        let mut tracked = Self::of(hash, table.iter().map(state).collect());
+        tracked.note_epoch(generation);
+        tracked
     }
 
     /// Slots as they were found in the maps. A clean one whose backend does not live may have flows
@@ -108,8 +116,8 @@ impl Tracked {
             let current = if paired { slot.current() } else { NOBODY };
             let stable = match slot.stable_backend() {
                 Some(stable) => stable,
-                None if slot.is_clean() => current,
-                None => GONE,
+                None if slot.is_clean() => slot.current(),
+                None => NOBODY,
             };
             let clean = paired && slot.is_clean() && (current == NOBODY || lives(current));
             State { current, stable, since: generation, changed: generation, walks: 0, clean }
@@ -121,7 +129,7 @@ impl Tracked {
     }
 
     fn of(hash: Hash, slots: Vec<State>) -> Self {
-        Self { hash, slots, epochs: BTreeMap::new(), clients_moved: None, settled_at: None, stale: true }
+        Self { hash, slots, epochs: BTreeMap::new(), clients_moved: None, settled_at: None, placed: None, stale: true }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -143,10 +151,7 @@ impl Tracked {
             if slot.current == new {
                 continue;
             }
-            if slot.current == NOBODY && slot.stable == NOBODY {
-                // Every flow there is has an entry.
-                slot.stable = new;
-            } else if slot.stable == slot.current {
+            if slot.stable == slot.current || slot.stable == NOBODY {
                 slot.since = generation;
             }
             *slot = State { current: new, changed: generation, walks: 0, clean: false, ..*slot };
@@ -170,6 +175,9 @@ impl Tracked {
     /// Takes a walk over the flow table in; `settled` says of a generation whether every packet sees it.
     /// Slots change no more often than every ten seconds.
     pub(super) fn walked(&mut self, walk: &Walk<'_>, settled: impl Fn(u32) -> bool) {
+        if self.stale || !self.placed.is_none_or(&settled) {
+            return;
+        }
         for (_, at) in self.epochs.iter_mut().filter(|(generation, at)| at.is_none() && settled(**generation)) {
             *at = Some(walk.now);
         }
@@ -177,6 +185,12 @@ impl Tracked {
         if self.settled_at.is_none_or(|at| walk.now >= at + SETTLE_EVERY) {
             self.settle(walk);
         }
+    }
+
+    /// The maps are to hold the slots as they are, from this generation on; `None`: they do already.
+    pub(super) fn placed(&mut self, generation: Option<u32>) {
+        self.placed = generation.or(self.placed);
+        self.stale = false;
     }
 
     /// The slots for the maps. Of a scheduler without a table of hashes, `turns` are its slots.
@@ -221,7 +235,7 @@ impl Tracked {
     /// Time until the last flow without an entry can be left behind no more; `None`: none is, or the
     /// maps do not know of it yet.
     pub(super) fn settles_in(&self, now: Now, idle: Duration) -> Option<Duration> {
-        let left_behind = self.slots.iter().filter(|slot| slot.stable != slot.current);
+        let left_behind = self.slots.iter().filter(|slot| slot.stable != slot.current && slot.stable != NOBODY);
         let last = left_behind.filter_map(|slot| *self.epochs.get(&slot.since)?).max()?;
         Some((last + idle).saturating_sub(now))
     }
@@ -255,12 +269,15 @@ impl Tracked {
 
     fn settle(&mut self, walk: &Walk<'_>) {
         let due = |at: &Option<Now>, time: Duration| at.is_some_and(|at| walk.now >= at + time);
-        let over: BTreeSet<u32> =
-            self.epochs.iter().filter(|(_, at)| due(at, walk.idle)).map(|(generation, _)| *generation).collect();
+        let after = |time: Duration| -> BTreeSet<u32> {
+            self.epochs.iter().filter(|(_, at)| due(at, time)).map(|(generation, _)| *generation).collect()
+        };
+        let (over, calm) = (after(walk.idle), after(CALM));
         let mut changed = false;
         let mut named = BTreeSet::new();
         for slot in &mut self.slots {
-            if slot.stable != slot.current && over.contains(&slot.since) {
+            let ended = if slot.stable == NOBODY { &calm } else { &over };
+            if slot.stable != slot.current && ended.contains(&slot.since) {
                 *slot = State { stable: slot.current, changed: walk.generation, walks: 0, ..*slot };
                 changed = true;
             } else if !slot.clean && slot.stable == slot.current && slot.walks >= WALKS {

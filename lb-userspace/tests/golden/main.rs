@@ -7,6 +7,7 @@ mod counters;
 mod frames;
 mod lab;
 
+mod clients;
 mod dsr;
 mod flows;
 mod forward;
@@ -18,4 +19,5 @@ mod scale;
 mod schedule;
 mod schedulers;
 mod table;
+mod tracked;
 mod tunnel;
