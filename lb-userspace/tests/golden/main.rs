@@ -20,4 +20,5 @@ mod schedule;
 mod schedulers;
 mod table;
 mod tracked;
+mod tracked_scale;
 mod tunnel;
