@@ -54,7 +54,8 @@ pub const fn idle_ticks(ns: u64) -> u32 {
     (ns >> TICK_SHIFT) as u32 + 1
 }
 
-const fn seconds(s: u64) -> u32 {
+/// Ticks of a time in seconds: never shorter.
+pub const fn seconds(s: u64) -> u32 {
     idle_ticks(s * 1_000_000_000)
 }
 
@@ -217,6 +218,26 @@ impl Word {
         Self::with(self.tag(), self.state(), self.flags(), now, timeouts)
     }
 
+    /// A one-sided flow that began earlier and was not in the table: as far on as it can be, because it
+    /// may be silent from now on for as long as any other.
+    #[inline(always)]
+    pub const fn adopt(tag: u32, tcp: bool, now: u32) -> Self {
+        Self::with(
+            tag,
+            if tcp { State::Established } else { State::BothWays },
+            Self::FLAG_ONE_SIDED,
+            now,
+            &State::TIMEOUTS,
+        )
+    }
+
+    /// The entry of a client, which lasts `timeout` ticks.
+    #[inline(always)]
+    pub const fn client(tag: u32, timeout: u32, now: u32) -> Self {
+        let expires = now.wrapping_add(timeout) as u64 & EXPIRES_MASK;
+        Self(tag as u64 | (State::BothWays as u64) << STATE_SHIFT | expires << EXPIRES_SHIFT)
+    }
+
     #[inline(always)]
     pub const fn tag(self) -> u32 {
         self.0 as u32
@@ -241,7 +262,12 @@ impl Word {
     /// Ticks since the last packet; 0 also where the clock of another CPU was a moment ahead. Off by
     /// the difference where the timeouts were others at that packet.
     pub const fn age(self, now: u32, timeouts: &Timeouts) -> u32 {
-        let age = timeouts[self.state() as usize].wrapping_sub(self.remaining(now)) & EXPIRES_MASK as u32;
+        self.age_of(timeouts[self.state() as usize], now)
+    }
+
+    /// The same of a word that lasts `timeout` ticks: that of a client.
+    pub const fn age_of(self, timeout: u32, now: u32) -> u32 {
+        let age = timeout.wrapping_sub(self.remaining(now)) & EXPIRES_MASK as u32;
         if age > EXPIRES_MASK as u32 - EXPIRED / 2 { 0 } else { age }
     }
 

@@ -1,6 +1,6 @@
 //! The hash of a flow's 5-tuple, for the flow table and for schedulers.
 
-use crate::abi::{Address, Port, limits::ADDRESS_BITS};
+use crate::abi::{Address, HashedBy, Port, ServiceValue, limits::ADDRESS_BITS};
 
 /// Keeps a seed of zero from meaning nothing: 2^64 divided by the golden ratio.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -27,6 +27,23 @@ pub fn selection_hash(source: &Address, destination: &Address, source_port: Port
 pub fn source_hash(source: &Address) -> u64 {
     let nothing = Address::from_words([0; 4]);
     tuple_hash(SELECTION_SEED, source, &nothing, Port::ANY, Port::ANY, 0, 0)
+}
+
+/// The hash that finds the slot of a client's packet in the tables of a service, by a [`HashedBy`].
+#[inline(always)]
+pub fn slot_hash(
+    by: u8,
+    service: &ServiceValue,
+    source: &Address,
+    destination: &Address,
+    source_port: Port,
+    port: Port,
+    protocol: u8,
+) -> u64 {
+    if by == HashedBy::Client as u8 {
+        return source_hash(&source.masked(service.client_prefix_v4, service.client_prefix_v6));
+    }
+    selection_hash(source, destination, source_port, port, protocol)
 }
 
 /// The slot, below `len`, of a selection hash: each is as likely as any other. Each of four attempts

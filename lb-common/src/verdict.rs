@@ -163,6 +163,8 @@ stages! {
     Icmp = 0, "lb_icmp";
     /// A packet that does not fit where it should go.
     TooBig = 1, "lb_too_big";
+    /// The first packet of a flow whose client may have a backend already.
+    Client = 2, "lb_client";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

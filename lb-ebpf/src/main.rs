@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod copy;
 mod ctx;
 mod events;
 mod hops;
@@ -25,7 +26,7 @@ use lb_common::verdict::{Exit, Reason, Verdict};
 use crate::{
     ctx::Frame,
     maps::STAGES,
-    stages::{icmp, too_big},
+    stages::{clients, icmp, too_big},
 };
 
 #[xdp(frags)]
@@ -46,6 +47,14 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = icmp::run(&mut frame);
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp(frags)]
+pub fn lb_client(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = clients::run(frame.md());
     finish(&ctx, bytes, verdict)
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendCounters, Event, Flow, Interface, PortPool, ServiceCounters,
-        ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, limits,
+        ServiceInfo, ServiceKey, ServiceValue, Settings, Slot, VerdictCounters, limits,
     },
     verdict::{Reason, Stage},
 };
@@ -55,9 +55,9 @@ pub static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new(
 #[btf_map(name = "backend_load")]
 pub static BACKEND_LOAD: Array<i64, { limits::BACKENDS as usize }, MAPPED> = Array::new();
 
-/// Backend ids. Written by the agent where no published service points.
+/// Written by the agent where no published service points.
 #[btf_map(name = "selection")]
-pub static SELECTION: Array<u32, { limits::SELECTION_SLOTS as usize }, MAPPED> = Array::new();
+pub static SELECTION: Array<Slot, { limits::SELECTION_SLOTS as usize }, MAPPED> = Array::new();
 
 /// By service id: the next slot of each CPU's round robin. Written here.
 #[btf_map(name = "cursors")]

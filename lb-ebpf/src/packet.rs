@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated::bpf_get_prandom_u32,
 };
 use lb_common::{
-    abi::{Address, Backend, DontFragment, Flow, Mode, ServiceValue},
+    abi::{Address, Backend, DontFragment, Flow, Granularity, Mode, Port, ServiceValue, Slot},
     encap::Tunnel,
     icmp::quote::{IcmpError, Quoted},
     mss::Cursor,
@@ -17,6 +17,7 @@ use lb_common::{
 };
 
 use crate::{
+    copy::copy,
     maps::SCRATCH,
     stages::table::{self, Place, Tuple},
 };
@@ -65,6 +66,19 @@ pub struct Packet {
     pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
+    /// What is looked for in the flow table, a [`Granularity`]: a flow, a flow to the backend that the
+    /// packet was scheduled to, or a client.
+    pub sought: u32,
+    /// Not 0: the flow is to begin.
+    pub begins: u32,
+    /// Not 0: the flow began earlier, without an entry.
+    pub adopted: u32,
+    /// Of a service whose flows need no entry: the slot of the packet's hash.
+    pub slot: Slot,
+    /// What the slot, or the one that the scheduler picks, follows from.
+    pub slot_hash: u64,
+    /// Tells flows apart; the same for all packets of one.
+    pub hash: u64,
 }
 
 /// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.
@@ -72,6 +86,9 @@ pub struct Packet {
 const fn entropy(hash: u64) -> u32 {
     ((hash ^ hash >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
+
+/// The `extra` of a client's hash: no backend's number.
+const CLIENT: u32 = 0xff_ffff;
 
 /// No backend has this id.
 pub const NO_BACKEND: u32 = u32::MAX;
@@ -120,15 +137,23 @@ impl Packet {
         );
     }
 
+    /// The tuple of the packet's client, as a key of its entry.
+    #[inline(always)]
+    pub fn set_client(&mut self) {
+        let (network, service) = (&self.network, &self.service);
+        let client = network.source.masked(service.client_prefix_v4, service.client_prefix_v6);
+        let protocol = self.transport.protocol as u8;
+        self.tuple = Tuple::new(client, network.destination, Port::ANY, Port::ANY, protocol, CLIENT);
+        self.sought = Granularity::Client as u32;
+    }
+
     /// The packet goes to the backend of its flow.
     #[inline(always)]
     pub fn send_to_backend(&mut self, backend: &Backend) {
-        self.to = Translation {
-            source: self.flow.source,
-            destination: backend.address,
-            source_port: self.flow.source_port,
-            destination_port: table::backend_port(backend, self.flow.service_port),
-        };
+        copy(&self.flow.source, &mut self.to.source);
+        copy(&backend.address, &mut self.to.destination);
+        self.to.source_port = self.flow.source_port;
+        self.to.destination_port = table::backend_port(backend, self.flow.service_port);
         if Mode::is_tunnel(self.flow.mode) {
             self.enter_tunnel(backend);
         }
@@ -136,21 +161,19 @@ impl Packet {
 
     #[inline(always)]
     fn enter_tunnel(&mut self, backend: &Backend) {
-        let entropy = entropy(self.tuple.hash);
-        self.to.source = Tunnel::chosen_source(&backend.source, backend.source_bits, entropy);
-        let mut id = 0;
+        let entropy = entropy(self.hash);
+        let source = Tunnel::chosen_source(&backend.source, backend.source_bits, entropy);
+        copy(&source, &mut self.to.source);
+        copy(&source, &mut self.tunnel.source);
+        copy(&backend.address, &mut self.tunnel.destination);
+        self.tunnel.gue_port = backend.tunnel_port;
+        self.tunnel.entropy = entropy;
+        self.tunnel.dont_fragment = backend.dont_fragment;
+        self.tunnel.id = 0;
         if backend.dont_fragment == DontFragment::Clear as u8 {
             // SAFETY: has no arguments.
-            id = unsafe { bpf_get_prandom_u32() } as u16;
+            self.tunnel.id = unsafe { bpf_get_prandom_u32() } as u16;
         }
-        self.tunnel = Tunnel {
-            source: self.to.source,
-            destination: backend.address,
-            gue_port: backend.tunnel_port,
-            entropy,
-            dont_fragment: backend.dont_fragment,
-            id,
-        };
     }
 
     /// The packet goes to the client of its flow, from the address it knows.

@@ -1,9 +1,9 @@
 //! A packet's way, stage by stage:
-//! parse -> admit -> service -> flow -> (select) -> transmit (next hop, rewrite) or refuse.
+//! parse -> admit -> service -> (hashed) -> flow -> (select) -> transmit (next hop, rewrite) or refuse.
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
-    abi::{AddressRoles, BackendState, Granularity, Protocol},
+    abi::{AddressRoles, BackendState, Granularity, Protocol, ServiceValue},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
     icmp,
     parse::{self, Network, NotOurs, Problem, Transport},
@@ -14,7 +14,13 @@ use crate::{
     ctx::Frame,
     maps::{BACKENDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
-    stages::{admit, begin::begin, refuse::refuse, select, table},
+    stages::{
+        admit,
+        begin::begin,
+        hashed::{self, Unlisted},
+        refuse::refuse,
+        select, table,
+    },
     stats, transmit,
 };
 
@@ -38,10 +44,22 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     *bytes = frame.bytes_of(&transport);
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
     // What most packets are for is found by one look-up.
-    let reason = if to_us && admit::service(packet) { forward(frame.md(), packet) } else { other(frame.md(), packet) };
+    packet.begins = 0;
+    let mut reason = if to_us && admit::service(packet) { forward(packet) } else { other(packet) };
+    if packet.begins == OF_CLIENT {
+        return Verdict::go_on(Stage::Client);
+    } else if packet.begins != 0 {
+        reason = begin(frame.md(), packet);
+    }
+    carry_out(frame.md(), packet, reason)
+}
+
+/// Does with the packet what follows from the reason.
+#[inline(always)]
+pub fn carry_out(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     match reason.action() {
-        Action::Forward => transmit::send(frame.md(), packet, reason),
-        Action::Refuse => refuse(frame.md(), packet, reason),
+        Action::Forward => transmit::send(md, packet, reason),
+        Action::Refuse => refuse(md, packet, reason),
         Action::Drop => {
             stats::dropped(packet.service.id);
             Verdict::of(reason)
@@ -52,10 +70,10 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
 
 /// What becomes of a packet that no service on its port takes.
 #[inline(always)]
-fn other(md: *mut xdp_md, packet: &mut Packet) -> Reason {
+fn other(packet: &mut Packet) -> Reason {
     let to = admit::roles(&packet.network.destination);
     if admit::service_of_any_port(packet, to) {
-        return forward(md, packet);
+        return forward(packet);
     }
     if to.has(AddressRoles::SOURCE) || admit::roles(&packet.network.source).has(AddressRoles::NAT_BACKEND) {
         return reply(packet);
@@ -88,15 +106,30 @@ fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
     }
 }
 
-/// From a client to a service: finds or begins the flow, and says where the packet goes.
+/// `begins` of a packet whose flow is not known and may begin.
+const OF_ITSELF: u32 = 1;
+/// The same where the client may have a backend already.
+const OF_CLIENT: u32 = 2;
+
+/// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
+/// begin.
 #[inline(never)]
-fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
+fn forward(packet: &mut Packet) -> Reason {
     if packet.transport.ttl <= 1 {
         return Reason::TtlExpired;
     }
     packet.now = now();
     packet.backend_id = NO_BACKEND;
+    packet.adopted = 0;
+    packet.sought = Granularity::Flow as u32;
+    let opens = opens(&packet.transport);
+    let tracked = packet.service.has(ServiceValue::TRACKED);
+    if tracked && hashed::settled(opens as u32) != 0 {
+        return Reason::ToBackend;
+    }
     if packet.service.granularity == Granularity::Packet as u8 {
+        packet.sought = Granularity::Packet as u32;
+        hashed::set_hash();
         packet.backend_id = select::pick(0);
         if packet.backend_id == NO_BACKEND {
             return Reason::NoBackend;
@@ -104,6 +137,9 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
     packet.set_tuple(packet.backend_id.wrapping_add(1));
+    if !tracked {
+        packet.hash = packet.tuple.hash;
+    }
     if table::find_forward() != 0 {
         match known(packet) {
             Known::Go => return Reason::ToBackend,
@@ -111,10 +147,23 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
             Known::Over => {}
         }
     }
-    if packet.transport.protocol == Protocol::Tcp && !opens(&packet.transport) {
+    if tracked {
+        match hashed::unlisted(packet, opens) {
+            Unlisted::Sent => return Reason::ToBackend,
+            Unlisted::Dead => return Reason::BackendDead,
+            Unlisted::Unknown => return Reason::UnknownFlow,
+            Unlisted::Begin => {}
+        }
+    } else if packet.transport.protocol == Protocol::Tcp && !opens {
         return Reason::UnknownFlow;
     }
-    begin(md, packet)
+    if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
+        hashed::set_hash();
+    }
+    let continues = packet.adopted != 0 && packet.transport.protocol == Protocol::Tcp;
+    let of_client = packet.service.granularity == Granularity::Client as u8 && !continues;
+    packet.begins = if of_client { OF_CLIENT } else { OF_ITSELF };
+    Reason::Internal
 }
 
 /// What becomes of a packet whose flow was found.

@@ -21,7 +21,10 @@ use crate::{
     events, hops,
     maps::INTERFACES,
     packet::{Hop, Packet},
-    stages::{mss, table},
+    stages::{
+        mss,
+        table::{self, NO_PLACE},
+    },
     stats,
 };
 
@@ -63,7 +66,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     if packet.transport.tcp_flags & TCP_SYN != 0 {
         mss::clamp(md, reply as u32);
     }
-    if table::touch(reply as u32) != 0 && !reply {
+    if packet.place.index != NO_PLACE && table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes_of(&packet.transport));
@@ -141,8 +144,12 @@ fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
 
 #[inline(always)]
 fn request(md: *mut xdp_md, packet: &mut Packet) {
-    // SAFETY: all-zero bytes are a valid request.
-    packet.fib = unsafe { core::mem::zeroed() };
+    // As a whole it would be cleared byte by byte.
+    let words: *mut u32 = (&raw mut packet.fib).cast();
+    for word in 0..size_of::<bpf_fib_lookup>() / size_of::<u32>() {
+        // SAFETY: within the request, of which all-zero bytes are valid.
+        unsafe { words.add(word).write_volatile(0) };
+    }
     let tot_len = length(packet);
     let (fib, to) = (&mut packet.fib, &packet.to);
     fib.l4_protocol = packet.transport.protocol as u8;

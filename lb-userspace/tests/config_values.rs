@@ -7,8 +7,8 @@ use lb_common::{
     flow::{State, idle_ticks},
 };
 use lb_userspace::config::{
-    Backend, Check, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource,
-    XdpMode, parse, reference,
+    Backend, Check, Clients, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel,
+    TunnelSource, XdpMode, parse, reference,
 };
 
 /// The least that a file can say about a service.
@@ -53,6 +53,7 @@ fn what_is_left_out_has_its_default() {
         granularity: Granularity::Flow,
         tunnel: Tunnel::default(),
         mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health,
         timeouts: State::TIMEOUTS,
         backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
@@ -97,6 +98,10 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         let (without, with) = match header.as_str() {
             "Top level" => (LEAST.to_owned(), format!("{line}{LEAST}")),
             "[limits]" => (LEAST.to_owned(), format!("{LEAST}[limits]\n{line}")),
+            "[[service]]" if key.starts_with("client-") => {
+                let with = |lines: &str| LEAST.replace("name =", &format!("granularity = \"client\"\n{lines}name ="));
+                (with(""), with(&line))
+            }
             "[[service]]" => (LEAST.to_owned(), LEAST.replace("name =", &format!("{line}name ="))),
             "[[service.backend]]" => (LEAST.to_owned(), format!("{LEAST}{line}")),
             "[service.timeouts]" => (LEAST.to_owned(), format!("{LEAST}[service.timeouts]\n{line}")),

@@ -68,7 +68,7 @@ pub struct ServiceValue {
     pub scheduler: u8,
     /// [`Granularity`]
     pub granularity: u8,
-    /// Bits, for what few services have.
+    /// [`ServiceValue::TRACKED`] and so on.
     pub flags: u8,
     /// Largest TCP segment that clients and backends may announce; 0: as they like;
     /// [`ServiceValue::MSS_AUTO`]: as the ways allow.
@@ -78,12 +78,40 @@ pub struct ServiceValue {
     pub client_prefix_v6: u8,
     /// QUIC: bytes of the server id in a connection ID; 0: connection IDs are not looked at.
     pub quic_server_id: u8,
-    pub reserved: [u8; 7],
+    /// [`ServiceValue::TRACKED`]: the [`HashedBy`] that finds the slot of a flow without an entry.
+    pub stable_hash: u8,
+    pub reserved: [u8; 2],
+    /// [`ServiceValue::TRACKED`]: slots whose stable half counts, otherwise 0.
+    pub stable_len: u32,
 }
 
 impl ServiceValue {
     /// Of `mss`: as large as what fits both ways.
     pub const MSS_AUTO: u16 = u16::MAX;
+    /// Flows need no entry in the flow table: the slot of their hash says where they are
+    /// ([`Slot::stable`](super::Slot::stable)).
+    pub const TRACKED: u8 = 1;
+    /// With `TRACKED`: the scheduler picks by the same slots, so a clean one tells everything.
+    pub const PAIRED: u8 = 2;
+    /// With `TRACKED`, of clients: they were moved less than their timeout ago, and those without an
+    /// entry are still where their flows without an entry are.
+    pub const CLIENTS_STAY: u8 = 4;
+
+    #[inline(always)]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The service without any slots.
+    pub const fn without_slots(self) -> Self {
+        let flags = self.flags & !(Self::TRACKED | Self::PAIRED);
+        Self { selection_base: 0, selection_len: 0, stable_len: 0, flags, ..self }
+    }
+
+    /// Elements of the map `selection` that are its.
+    pub const fn slots(&self) -> u32 {
+        if self.selection_len > self.stable_len { self.selection_len } else { self.stable_len }
+    }
 
     /// A value without slots, flags and options.
     pub const EMPTY: Self = Self {
@@ -99,7 +127,9 @@ impl ServiceValue {
         client_prefix_v4: 32,
         client_prefix_v6: 128,
         quic_server_id: 0,
-        reserved: [0; 7],
+        stable_hash: 0,
+        reserved: [0; 2],
+        stable_len: 0,
     };
 }
 
@@ -117,18 +147,20 @@ pub struct ServiceInfo {
     pub zero: u32,
     /// Idle time in ticks after which a flow is over, by [`crate::flow::State`].
     pub timeouts: Timeouts,
-    pub reserved: [u32; 2],
+    /// [`Granularity::Client`]: ticks after its last new flow in which a client is remembered.
+    pub client_timeout: u32,
+    pub reserved: u32,
 }
 
 impl ServiceInfo {
     /// With the timeouts that nobody changed.
     pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
-        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, reserved: [0; 2] }
+        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, reserved: 0 }
     }
 
     /// The same service, whatever its timeouts.
     pub fn is_same_service(&self, other: &Self) -> bool {
-        *self == Self { timeouts: self.timeouts, ..*other }
+        *self == Self { timeouts: self.timeouts, client_timeout: self.client_timeout, ..*other }
     }
 }
 
@@ -231,6 +263,32 @@ abi_enum! {
         Flow = 0 "flow",
         /// Each packet (UDP only).
         Packet = 1 "packet",
+        /// Each client once, for all its flows; it stays for a time after its last new one.
+        Client = 2 "client",
+    }
+}
+
+abi_enum! {
+    /// What a flow's slot in a table of hashes follows from.
+    HashedBy {
+        /// Addresses, ports and protocol.
+        Flow = 0 "flow",
+        /// The client's address, as far as it names one client.
+        Client = 1 "client",
+    }
+}
+
+impl HashedBy {
+    /// What a scheduler hashes; `None`: it has no table of hashes.
+    #[inline(always)]
+    pub const fn of(scheduler: u8, granularity: u8) -> Option<Self> {
+        if scheduler != Scheduler::Maglev as u8 && scheduler != Scheduler::SourceHash as u8 {
+            None
+        } else if scheduler == Scheduler::SourceHash as u8 || granularity == Granularity::Client as u8 {
+            Some(Self::Client)
+        } else {
+            Some(Self::Flow)
+        }
     }
 }
 
@@ -276,7 +334,8 @@ pub struct Backend {
     pub service_id: u32,
     /// `full-nat`: index into `port_pools`.
     pub port_pool: u32,
-    /// Share of the new flows, for schedulers that compare loads; 0 counts as 1.
+    /// Share of the new flows, for schedulers that compare loads; 0 counts as 1. 0: takes none but those
+    /// of clients that it still has, which are not remembered any longer for them.
     pub weight: u32,
     /// `dsr-gue`: UDP destination port of the tunnel.
     pub tunnel_port: Port,
@@ -316,7 +375,9 @@ pub struct Flow {
     pub client_mac: [u8; 6],
     /// [`Flow::CLIENT_MAC_KNOWN`] and so on.
     pub flags: u8,
-    /// [`Granularity`] of the service when the flow began.
+    /// [`Granularity::Packet`] where each packet was scheduled when the flow began. With
+    /// [`Granularity::Client`] it is no flow but a client, for the next flow that it begins: its
+    /// address as far as it names the client, and ports of 0.
     pub granularity: u8,
 }
 
@@ -325,6 +386,19 @@ impl Flow {
     pub const CLIENT_MAC_KNOWN: u8 = 1;
     /// The flow counts in `backend_load`.
     pub const COUNTED: u8 = 2;
+
+    /// Whether the flow is one of its backend's, and no client.
+    #[inline(always)]
+    pub const fn has_load(&self) -> bool {
+        self.granularity != Granularity::Client as u8
+    }
+
+    /// Whether the flow has a reply, which is linked and holds a source port in `full-nat`: not where
+    /// replies take another way, and not for the entry of a client.
+    #[inline(always)]
+    pub const fn has_reply(&self) -> bool {
+        !Mode::is_one_sided(self.mode) && self.has_load()
+    }
 }
 
 /// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is

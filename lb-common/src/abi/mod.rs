@@ -10,14 +10,16 @@ mod entries;
 mod events;
 pub mod limits;
 pub mod names;
+mod slot;
 
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, Interface, Mode, PortPool, Scheduler,
-    ServiceInfo, ServiceKey, ServiceValue, Settings,
+    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, HashedBy, Interface, Mode, PortPool,
+    Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
+pub use slot::Slot;
 
 /// Number of this layout; part of the pin path (`/sys/fs/bpf/lb/v1`).
 pub const ABI_VERSION: u32 = 1;
@@ -42,6 +44,7 @@ assert_size! {
     Flow = 64,
     PortPool = 8 * 1024 + 64,
     Settings = 64,
+    Slot = 8,
     Interface = 8,
     DirectionCounters = 16,
     ServiceCounters = 64,

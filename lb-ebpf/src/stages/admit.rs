@@ -6,6 +6,7 @@ use lb_common::{
 };
 
 use crate::{
+    copy::copy,
     maps::{ADDRESS_BITS, ADDRESSES, SERVICES},
     packet::Packet,
 };
@@ -49,7 +50,7 @@ fn found(packet: &mut Packet, port: Port) -> bool {
     // program can see it; so the copy is one published state.
     match unsafe { SERVICES.get(key) } {
         Some(service) => {
-            packet.service = *service;
+            copy(service, &mut packet.service);
             true
         }
         None => false,

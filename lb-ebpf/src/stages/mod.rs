@@ -2,7 +2,9 @@
 
 pub mod admit;
 pub mod begin;
+pub mod clients;
 pub mod errors;
+pub mod hashed;
 pub mod icmp;
 pub mod load;
 pub mod mss;

@@ -174,6 +174,8 @@ pub(super) static SERVICE: Section = Section {
         &MODE,
         &SCHEDULER,
         &GRANULARITY,
+        &CLIENT_TIMEOUT,
+        &CLIENT_NETMASK,
         &GUE_PORT,
         &TUNNEL_SOURCE,
         &TUNNEL_SOURCE_ENTROPY,
@@ -231,9 +233,26 @@ pub(super) static SCHEDULER: Key<Scheduler> = Key {
 
 pub(super) static GRANULARITY: Key<Granularity> = Key {
     name: "granularity",
-    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &["client"] },
+    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &[] },
     left_out: LeftOut::Value(Granularity::Flow),
-    doc: "What is scheduled: each `flow` once, or each `packet` anew (UDP only).",
+    doc: "What is scheduled: each `flow` once, each `packet` anew (UDP only), or each `client`, so that all its flows \
+          go to one backend.",
+};
+
+pub(super) static CLIENT_TIMEOUT: Key<Duration> = Key {
+    name: "client-timeout",
+    form: &Time { min: Duration::from_secs(1), max: Duration::from_secs(7 * 86_400) },
+    left_out: LeftOut::Value(Duration::from_secs(600)),
+    doc: "`granularity = \"client\"`: how long a client is remembered after its last new flow. Also one of a backend \
+          that is being drained comes back to it meanwhile.",
+};
+
+pub(super) static CLIENT_NETMASK: Key<u8> = Key {
+    name: "client-netmask",
+    form: &Whole { min: 1, max: 128, unit: "bits" },
+    left_out: LeftOut::Depends("the whole address: 32, for IPv6 128"),
+    doc: "`granularity = \"client\"`: bits of an address that name one client. `24` takes the neighbours of an IPv4 \
+          address for the same client.",
 };
 
 pub(super) static GUE_PORT: Key<u16> = Key {

@@ -6,6 +6,7 @@
 //! ```
 
 mod check;
+mod clients;
 mod diagnostic;
 mod endpoint;
 mod form;
@@ -30,7 +31,8 @@ pub use endpoint::why_unusable;
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse};
 pub use model::{
-    Backend, Check, Config, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource, XdpMode,
+    Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource,
+    XdpMode,
 };
 pub(crate) use prime::is_prime;
 pub use reference::reference;

@@ -103,6 +103,8 @@ pub struct Service {
     pub granularity: Granularity,
     pub tunnel: Tunnel,
     pub mss_clamp: MssClamp,
+    /// What counts with [`Granularity::Client`] only.
+    pub clients: Clients,
     pub health: Health,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
@@ -164,6 +166,21 @@ impl MssClamp {
             Self::Auto => ServiceValue::MSS_AUTO,
             Self::Bytes(bytes) => bytes,
         }
+    }
+}
+
+/// How clients are told apart and how long they are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// After the last new flow.
+    pub timeout: Duration,
+    /// Bits of an address that name one client: IPv4, IPv6.
+    pub bits: (u8, u8),
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(600), bits: (32, 128) }
     }
 }
 

@@ -9,10 +9,11 @@ use lb_common::{
 use toml::de::DeTable;
 
 use super::{
+    clients,
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     health, keys,
-    model::{Backend, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
+    model::{Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     prime::is_prime,
     reader::Table,
     timeouts, tunnel,
@@ -59,6 +60,7 @@ pub(super) struct ServiceDraft {
     pub(super) granularity: Read<Located<Granularity>>,
     pub(super) tunnel: Read<Tunnel>,
     pub(super) mss_clamp: Read<Located<MssClamp>>,
+    pub(super) clients: Read<Clients>,
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
     pub(super) backends: Vec<Read<BackendDraft>>,
@@ -161,6 +163,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let granularity = table.value(findings, &keys::GRANULARITY);
     let tunnel = tunnel::read(findings, table, &mode);
     let mss_clamp = table.value(findings, &keys::MSS_CLAMP);
+    let clients = clients::read(findings, table, &granularity, &listen);
     let health = health::read(findings, table, &protocol, &listen);
     let timeouts = timeouts::read(findings, table);
     let backends = table
@@ -179,6 +182,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         scheduler,
         granularity,
         tunnel,
+        clients,
         health,
         timeouts,
         mss_clamp,
@@ -246,6 +250,7 @@ impl ServiceDraft {
             granularity: self.granularity?.value,
             tunnel: self.tunnel?,
             mss_clamp: self.mss_clamp?.value,
+            clients: self.clients?,
             health: self.health?,
             timeouts: self.timeouts?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,

@@ -73,6 +73,7 @@ fn service(service: &Service) -> ServiceSummary {
     let per = match service.granularity {
         Granularity::Flow => "flow",
         Granularity::Packet => "packet",
+        Granularity::Client => "client",
     };
     ServiceSummary {
         name: service.name.clone(),
@@ -107,7 +108,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         array(names::SERVICE_INFO, services, size_of::<abi::ServiceInfo>()),
         array(names::BACKENDS, backends, size_of::<abi::Backend>()),
         array(names::BACKEND_LOAD, backends, size_of::<i64>()),
-        array(names::SELECTION, limits.selection_slots.into(), size_of::<u32>()),
+        array(names::SELECTION, limits.selection_slots.into(), size_of::<abi::Slot>()),
         per_cpu(names::CURSORS, services, size_of::<u32>()),
         array(names::FLOW_WORDS, flows, size_of::<u64>()),
         array(names::REPLY_WORDS, flows * u64::from(limits::REPLY_FACTOR), size_of::<u64>()),

@@ -289,6 +289,7 @@ mod tests {
             granularity: Granularity::Flow,
             tunnel: config::Tunnel::default(),
             mss_clamp: config::MssClamp::Off,
+            clients: config::Clients::default(),
             health: config::Health {
                 check: config::Check::Tcp,
                 interval: Duration::from_secs(1),

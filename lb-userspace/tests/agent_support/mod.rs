@@ -21,7 +21,7 @@ use lb_userspace::{
         Peer, Refusal, Request,
         model::{Change, CommandDone, CommandRequest, ServiceView, Status},
     },
-    config::{Backend, Check, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{ProbeKey, ProbeOutcome},
     dataplane::{
         Dataplane, DataplaneError, FlowCensus, Op, Tables,
@@ -63,6 +63,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         granularity: Granularity::Flow,
         tunnel: Tunnel::default(),
         mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_millis(500),

@@ -7,6 +7,7 @@ mod counters;
 mod frames;
 mod lab;
 
+mod clients;
 mod dsr;
 mod errors;
 mod flows;
@@ -26,5 +27,7 @@ mod schedulers;
 mod table;
 mod timeouts;
 mod too_big;
+mod tracked;
+mod tracked_scale;
 mod tunnel;
 mod tunnel_errors;

@@ -7,7 +7,7 @@ use lb_common::{
     checksum::Sum,
 };
 use lb_userspace::{
-    config::{Backend, Check, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     host::{Added, AddedAddress, Host, HostError, HostRecord, PortSet},
 };
 use tokio::time::sleep;
@@ -45,6 +45,7 @@ pub fn service(listen: &str) -> Service {
         granularity: Granularity::Flow,
         tunnel: Tunnel::default(),
         mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_secs(1),

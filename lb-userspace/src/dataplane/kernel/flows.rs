@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Flow, Port, Protocol, ServiceInfo, names},
+    abi::{Flow, Granularity, Port, Protocol, ServiceInfo, names},
     flow::{State, TICK_SHIFT, Timeouts, Word},
 };
 
@@ -29,9 +29,12 @@ pub struct FlowRecord {
     pub source: SocketAddr,
     pub protocol: Protocol,
     pub state: State,
-    /// Since the last packet; exact to 134 ms, but for a flow that has seen none since the timeouts of
-    /// its service changed.
+    /// Since the last packet, of a client's entry since its last new flow; exact to 134 ms, but for a
+    /// flow that has seen none since the timeouts of its service changed.
     pub idle: Duration,
+    /// [`Granularity::Client`]: no flow, but where the next one of the client goes. Its ports are 0, and
+    /// its address is masked.
+    pub granularity: Granularity,
 }
 
 /// Which flows to list; everything that is `Some` must hold.
@@ -55,8 +58,8 @@ impl FlowFilter {
 /// Reader of the flow table.
 pub struct Flows {
     table: FlowTable,
-    /// By service id, as they were when the table was opened.
-    timeouts: BTreeMap<u32, Timeouts>,
+    /// By service id, as they were when the table was opened: of flows, and of clients.
+    timeouts: BTreeMap<u32, (Timeouts, u32)>,
 }
 
 impl Flows {
@@ -71,8 +74,11 @@ impl Flows {
             let what = "reading the service infos".to_owned();
             DataplaneError::Kernel { what, source }
         })?;
-        let timeouts =
-            services.into_iter().filter(|(_, info)| info.protocol != 0).map(|(id, info)| (id, info.timeouts)).collect();
+        let timeouts = services
+            .into_iter()
+            .filter(|(_, info)| info.protocol != 0)
+            .map(|(id, info)| (id, (info.timeouts, info.client_timeout)))
+            .collect();
         Ok(Self { table: FlowTable::open(pins)?, timeouts })
     }
 
@@ -87,24 +93,32 @@ impl Flows {
         let now = FlowTable::now();
         self.table.taken().filter(move |(_, word)| word.live(now)).filter_map(move |(at, word)| {
             let flow = self.table.whole_flow(at, word)?;
-            let timeouts = self.timeouts.get(&flow.service_id).unwrap_or(&State::TIMEOUTS);
-            record(&flow, word, now, timeouts).filter(|flow| filter.takes(flow))
+            self.record(&flow, word, now).filter(|flow| filter.takes(flow))
         })
     }
 }
 
-/// `None` for a protocol that is not balanced.
-fn record(flow: &Flow, word: Word, now: u32, timeouts: &Timeouts) -> Option<FlowRecord> {
-    let socket = |address, port: Port| SocketAddr::new(IpAddr::from(address), port.get());
-    Some(FlowRecord {
-        service_id: flow.service_id,
-        backend_id: flow.backend_id,
-        backend_generation: flow.backend_generation,
-        client: socket(flow.client, flow.client_port),
-        service_port: flow.service_port.get(),
-        source: socket(flow.source, flow.source_port),
-        protocol: Protocol::from_number(flow.protocol)?,
-        state: word.state(),
-        idle: Duration::from_nanos(u64::from(word.age(now, timeouts)) << TICK_SHIFT),
-    })
+impl Flows {
+    /// `None` for a protocol that is not balanced.
+    fn record(&self, flow: &Flow, word: Word, now: u32) -> Option<FlowRecord> {
+        let granularity = Granularity::from_number(flow.granularity)?;
+        let (timeouts, of_client) = self.timeouts.get(&flow.service_id).unwrap_or(&(State::TIMEOUTS, 0));
+        let age = match granularity {
+            Granularity::Client => word.age_of(*of_client, now),
+            Granularity::Flow | Granularity::Packet => word.age(now, timeouts),
+        };
+        let socket = |address, port: Port| SocketAddr::new(IpAddr::from(address), port.get());
+        Some(FlowRecord {
+            service_id: flow.service_id,
+            backend_id: flow.backend_id,
+            backend_generation: flow.backend_generation,
+            client: socket(flow.client, flow.client_port),
+            service_port: flow.service_port.get(),
+            source: socket(flow.source, flow.source_port),
+            protocol: Protocol::from_number(flow.protocol)?,
+            state: word.state(),
+            idle: Duration::from_nanos(u64::from(age) << TICK_SHIFT),
+            granularity,
+        })
+    }
 }

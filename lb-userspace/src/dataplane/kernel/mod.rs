@@ -24,6 +24,7 @@ mod netlink;
 pub(crate) mod object;
 mod pins;
 mod ports;
+mod slots;
 mod stages;
 mod stats;
 mod sweep;

@@ -6,7 +6,7 @@ use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use bytemuck::Zeroable;
 use lb_common::abi::{
     Address, AddressRoles, Backend, BackendCounters, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings,
-    limits::PORT_RANGES, names,
+    Slot, limits::PORT_RANGES, names,
 };
 
 use super::{
@@ -38,7 +38,7 @@ pub struct KernelDataplane {
     services: Table<ServiceKey, ServiceValue>,
     service_info: List<ServiceInfo>,
     backends: List<Backend>,
-    selection: SharedArray<u32>,
+    selection: SharedArray<Slot>,
     pools: Pools,
     service_stats: PerCpuArray<MapData, ServiceCounters>,
     backend_stats: PerCpuArray<MapData, BackendCounters>,
@@ -141,7 +141,7 @@ impl KernelDataplane {
         self.service_info.map.set(id, info, 0).map_err(|error| kernel(what(), error))
     }
 
-    fn write_selection(&mut self, base: u32, slots: &[u32]) -> Result<(), DataplaneError> {
+    fn write_selection(&mut self, base: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
         if let Some(last) = slots.len().checked_sub(1) {
             let last = base as u64 + last as u64;
             check("selection slot", last, self.selection.len(), "selection-slots")?;
@@ -153,8 +153,8 @@ impl KernelDataplane {
     }
 
     /// Slots of one selection table; `None` where it has none or does not lie within the map.
-    fn selection_of(&self, service: &ServiceValue) -> Option<Vec<u32>> {
-        let end = service.selection_base.checked_add(service.selection_len)?;
+    fn selection_of(&self, service: &ServiceValue) -> Option<Vec<Slot>> {
+        let end = service.selection_base.checked_add(service.slots())?;
         let slots = (service.selection_base..end).map(|at| self.selection.read(at)).collect::<Option<Vec<_>>>()?;
         (!slots.is_empty()).then_some(slots)
     }
