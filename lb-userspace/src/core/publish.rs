@@ -339,7 +339,7 @@ impl Round<'_> {
         let changed = current != slots;
         if changed {
             let Some(new) = self.ledger.place_table(&slots) else {
-                if let Some(table) = &mut service.table {
+                if let Some(table) = service.table.as_mut().filter(|table| table.shape.hash.is_some()) {
                     if wanted.is_empty() {
                         table.shape = Shape { turns: 0, paired: false, ..table.shape };
                     }
