@@ -1,5 +1,5 @@
-//! Builds the data path (`lb-ebpf`) for the BPF target and leaves its object in `OUT_DIR/lb`, from
-//! where the agent embeds it.
+//! Builds the data path (`lb-ebpf`) for the BPF target and leaves its objects, `OUT_DIR/lb` and
+//! `OUT_DIR/decap`, from where `lb` embeds them.
 //!
 //! Two toolchains can do it: one that brings `core` prebuilt for BPF (linked in rustup under the
 //! name `bpf`), or nightly with rust-src, which builds `core` itself. `LB_BPF_TOOLCHAIN` names
@@ -15,8 +15,10 @@ use anyhow::{Context as _, Result, bail};
 
 /// Name under which the toolchain with a prebuilt `core` is linked in rustup.
 const PREBUILT: &str = "bpf";
+/// The programs of lb-ebpf.
+const OBJECTS: [&str; 2] = ["lb", "decap"];
 /// What a released compiler must let these crates use: inline BPF assembly.
-const BOOTSTRAP: &str = "aya_ebpf,lb";
+const BOOTSTRAP: &str = "aya_ebpf,lb,decap";
 
 fn main() -> Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
@@ -27,11 +29,14 @@ fn main() -> Result<()> {
     for variable in ["LB_BPF_TOOLCHAIN", "AYA_BUILD_SKIP"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("lb");
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     if skipped() {
-        return fs::write(&object, []).with_context(|| format!("writing {}", object.display()));
+        for object in OBJECTS.map(|name| out.join(name)) {
+            fs::write(&object, []).with_context(|| format!("writing {}", object.display()))?;
+        }
+        return Ok(());
     }
-    build(&root.join("lb-ebpf"), &object)
+    build(&root.join("lb-ebpf"), &out)
         .context("the data path (lb-ebpf) could not be built; `cargo xtask setup` installs what that needs")
 }
 
@@ -42,9 +47,9 @@ fn skipped() -> bool {
 /// Runs cargo for the BPF target. Not through aya-build, which fixes the compiler's flags: with
 /// `target-cpu=v3` LLVM has all instructions of that version, where a choice of single features
 /// (32-bit arithmetic without 32-bit comparisons) makes it compare wrongly.
-fn build(package: &Path, object: &Path) -> Result<()> {
+fn build(package: &Path, out: &Path) -> Result<()> {
     let toolchain = toolchain()?;
-    let target_dir = object.with_file_name("bpf-target");
+    let target_dir = out.join("bpf-target");
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
         Ok("big") => "bpfeb-unknown-none",
@@ -75,8 +80,10 @@ fn build(package: &Path, object: &Path) -> Result<()> {
     if !output.status.success() {
         bail!("the Rust toolchain `{toolchain}`: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let built = target_dir.join(target).join("release/lb");
-    fs::copy(&built, object).with_context(|| format!("copying {}", built.display()))?;
+    for name in OBJECTS {
+        let built = target_dir.join(target).join("release").join(name);
+        fs::copy(&built, out.join(name)).with_context(|| format!("copying {}", built.display()))?;
+    }
     Ok(())
 }
 

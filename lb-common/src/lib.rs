@@ -9,10 +9,13 @@
 pub mod abi;
 pub mod answer;
 pub mod checksum;
+pub mod decap;
 pub mod encap;
 pub mod flow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz_decap;
 pub mod hash;
 pub mod icmp;
 pub mod packet;

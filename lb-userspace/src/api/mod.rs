@@ -12,6 +12,7 @@
 mod authority;
 pub mod client;
 mod connections;
+pub mod decap;
 pub mod model;
 mod request;
 mod server;

@@ -99,6 +99,8 @@ pub enum Command {
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// On a backend: unpack what balancers send in tunnels (dsr-ipip, dsr-gue).
+    Decap(super::decap::DecapArgs),
     /// Take the balancer off this host: XDP programs, maps, service addresses. Ends its traffic.
     Detach {
         /// Stop a running agent first, instead of refusing.

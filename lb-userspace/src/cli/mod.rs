@@ -3,6 +3,7 @@
 mod args;
 mod backend;
 mod check;
+mod decap;
 mod detach;
 mod failure;
 mod flows;
@@ -48,6 +49,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
         Command::Stats { service, watch } => stats::stats(&global, printer, service.as_deref(), watch),
         Command::Flows(arguments) => flows::flows(&global, printer, &arguments),
         Command::Config(ConfigCommand::Check { file }) => check::check(printer, &file),
+        Command::Decap(arguments) => decap::decap(&global, printer, arguments),
         Command::Detach { force } => detach::detach(&global, printer, force),
     }
 }

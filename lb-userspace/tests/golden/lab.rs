@@ -443,7 +443,7 @@ fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
     frame
 }
 
-fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
+pub fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
     let mut out = vec![0xee; 2048];
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let mut context = [0u8; 24];
