@@ -13,6 +13,7 @@ mod authority;
 pub mod client;
 mod connections;
 pub mod decap;
+pub mod doctor;
 pub mod model;
 mod request;
 mod server;

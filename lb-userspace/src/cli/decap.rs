@@ -197,7 +197,7 @@ fn view(state: Stripping) -> DecapInterface {
     }
 }
 
-fn prefix(text: &str) -> Result<Prefix, String> {
+pub(super) fn prefix(text: &str) -> Result<Prefix, String> {
     let wrong = || "an IP address, or one with the length of a prefix, as in 10.0.0.0/16".to_owned();
     let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
     let address: IpAddr = address.parse().map_err(|_| wrong())?;

@@ -5,6 +5,7 @@ mod backend;
 mod check;
 mod decap;
 mod detach;
+mod doctor;
 mod failure;
 mod flows;
 mod maps;
@@ -50,6 +51,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
         Command::Flows(arguments) => flows::flows(&global, printer, &arguments),
         Command::Config(ConfigCommand::Check { file }) => check::check(printer, &file),
         Command::Decap(arguments) => decap::decap(&global, printer, arguments),
+        Command::Doctor(arguments) => doctor::doctor(&global, printer, arguments),
         Command::Detach { force } => detach::detach(&global, printer, force),
     }
 }

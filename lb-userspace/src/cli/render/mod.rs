@@ -2,6 +2,7 @@
 
 mod backends;
 mod decap;
+mod doctor;
 mod services;
 mod stats;
 mod status;
@@ -9,6 +10,7 @@ mod table;
 
 pub use backends::{backend_list, command_done};
 pub use decap::{decap_off, decap_status};
+pub use doctor::diagnosis;
 pub use services::{service, service_list};
 pub use stats::{flow_list, stats};
 pub use status::{detached, status};
