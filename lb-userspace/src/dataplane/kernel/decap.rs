@@ -80,23 +80,26 @@ pub fn attach(pin_dir: &Path, interface: &str, mode: XdpMode, rules: &Rules) -> 
         !OBJECT.is_empty(),
         "this binary was built without its data path (AYA_BUILD_SKIP was set): build it again without that variable"
     );
-    // Before anything is made for an interface that is not there.
     attach::ifindex(interface)?;
-    let pins = pins_of(pin_dir, interface);
-    pins.create()?;
     let mut ebpf = EbpfLoader::new().load(OBJECT).context("making the maps")?;
     write_rules(&mut ebpf, rules)?;
-    let program = load::program(&mut ebpf, decap::PROGRAM)?;
-    program.load().map_err(load::explain_refusal).context("loading the program")?;
-    let attached = attach::attach(program, &pins, interface, mode).and_then(|attachment| {
-        pin_maps(&ebpf, &pins)?;
-        Ok(attachment)
+    load::program(&mut ebpf, decap::PROGRAM)?.load().map_err(load::explain_refusal).context("loading the program")?;
+    // Who reads always finds whole pins: those of the program before until the new one is there.
+    let pins = pins_of(pin_dir, interface);
+    pins.create()?;
+    let fresh = !pins.link(interface).exists();
+    let attached = pin_maps(&mut ebpf, &pins, fresh).and_then(|()| {
+        let program = load::program(&mut ebpf, decap::PROGRAM)?;
+        attach::attach(program, &pins, interface, mode)
     });
-    if attached.is_err() {
-        // Gone unless something is pinned in them; a program that was there before stays.
-        let _ = fs::remove_dir(pins.dir()).and_then(|()| fs::remove_dir(pins.root()));
+    let done = attached.and_then(|attachment| publish_pins(&pins).map(|()| attachment));
+    match done {
+        Err(error) if fresh => match off(pin_dir, interface) {
+            Ok(_) => Err(error),
+            Err(left) => Err(error.context(format!("and cleaning up failed: {left:#}"))),
+        },
+        done => done,
     }
-    attached
 }
 
 /// Takes the program off an interface and removes its pins. Nothing to do is not an error.
@@ -126,7 +129,12 @@ pub fn read(pin_dir: &Path) -> Result<Vec<Stripping>> {
     for entry in entries {
         let name = entry?.file_name();
         let Some(interface) = name.to_str().map(pins::interface_name) else { continue };
-        found.push(read_one(pin_dir, &interface).with_context(|| format!("reading what {interface} strips"))?);
+        match read_one(pin_dir, &interface) {
+            Ok(stripping) => found.push(stripping),
+            // On its way in or out.
+            Err(_) if !pins_of(pin_dir, &interface).link(&interface).exists() => {}
+            Err(error) => return Err(error.context(format!("reading what {interface} strips"))),
+        }
     }
     found.sort_by(|a, b| a.interface.cmp(&b.interface));
     Ok(found)
@@ -165,19 +173,36 @@ fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
     ebpf.map_mut(name).with_context(|| format!("the program has no map `{name}`"))
 }
 
-fn pin_maps(ebpf: &Ebpf, pins: &Pins) -> Result<()> {
+/// Pins the maps beside those that are in use, or at once where there are none.
+fn pin_maps(ebpf: &mut Ebpf, pins: &Pins, fresh: bool) -> Result<()> {
     for name in decap::MAPS {
-        let path = pins.map(name);
+        let path = next_pin(pins, name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("removing the old pin {}", path.display()));
             }
             _ => {}
         }
-        let map = ebpf.map(name).with_context(|| format!("the program has no map `{name}`"))?;
-        map.pin(&path).with_context(|| format!("pinning the map as {}", path.display()))?;
+        map(ebpf, name)?.pin(&path).with_context(|| format!("pinning the map as {}", path.display()))?;
+    }
+    if fresh { publish_pins(pins) } else { Ok(()) }
+}
+
+/// Puts the pins of the new maps in the place of the old ones; again is fine.
+fn publish_pins(pins: &Pins) -> Result<()> {
+    for name in decap::MAPS {
+        match fs::rename(next_pin(pins, name), pins.map(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("pinning the map as {}", pins.map(name).display()));
+            }
+            _ => {}
+        }
     }
     Ok(())
+}
+
+fn next_pin(pins: &Pins, name: &str) -> PathBuf {
+    pins.map(&format!("{name}-next"))
 }
 
 fn read_one(pin_dir: &Path, interface: &str) -> Result<Stripping> {
