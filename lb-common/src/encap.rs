@@ -19,9 +19,9 @@ const UDP_LEN: usize = 8;
 /// TTL and hop limit of the tunnel: the IANA's recommended default.
 const TTL: u8 = 64;
 
-const PROTOCOL_IPIP: u8 = 4;
-const PROTOCOL_UDP: u8 = 17;
-const PROTOCOL_IPV6: u8 = 41;
+pub(crate) const PROTOCOL_IPIP: u8 = 4;
+pub(crate) const PROTOCOL_UDP: u8 = 17;
+pub(crate) const PROTOCOL_IPV6: u8 = 41;
 
 const DF: u8 = 0x40;
 
@@ -118,8 +118,15 @@ pub fn encapsulate<P: PacketAccess>(
         [0x86, 0xdd]
     };
     if tunnel.is_gue() {
-        let (s, d, length) = (tunnel.source_port().to_wire(), tunnel.gue_port.to_wire(), payload.to_be_bytes());
-        let check = gue_checksum(frame, network, transport, tunnel, payload)?;
+        let datagram = Datagram {
+            source: tunnel.source,
+            destination: tunnel.destination,
+            source_port: tunnel.source_port(),
+            port: tunnel.gue_port,
+            length: payload,
+        };
+        let check = datagram.checksum(frame, tunnel.growth(), network, transport)?;
+        let (s, d, length) = (datagram.source_port.to_wire(), datagram.port.to_wire(), payload.to_be_bytes());
         frame.write(start - UDP_LEN, [s[0], s[1], d[0], d[1], length[0], length[1], check[0], check[1]])?;
     }
     frame.write(NETWORK_OFFSET - 2, ethertype)
@@ -239,48 +246,62 @@ fn outer_v6<P: PacketAccess>(
     frame.write(NETWORK_OFFSET, header)
 }
 
-/// The outer UDP checksum, without a look at the payload: what the inner checksums cover sums up to
-/// zero by them, and what is left are the inner pseudo-header, which the transport's checksum
-/// contains and the packet does not, and of IPv6 the header fields that no checksum covers. A packet
-/// that was damaged before it came to us has a wrong outer checksum too: nothing is hidden.
-///
-/// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6 allowed
-/// for tunnels, RFC 6935, 5).
-#[inline(always)]
-fn gue_checksum<P: PacketAccess>(
-    frame: &P,
-    network: &Network,
-    transport: &Transport,
-    tunnel: &Tunnel,
-    length: u16,
-) -> Option<[u8; 2]> {
-    let growth = tunnel.growth();
-    let segment = growth + transport.offset as usize;
-    if transport.protocol == Protocol::Udp {
-        let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
-        let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;
-        // Without checksum, or with bytes behind the datagram that no checksum covers (RFC 9868).
-        if check_high | check_low == 0 || u16::from_be_bytes([length_high, length_low]) as usize != carried {
-            return Some([0; 2]);
+/// A UDP datagram with a packet in it (GUE variant 1).
+#[derive(Clone, Copy)]
+pub(crate) struct Datagram {
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: Port,
+    pub port: Port,
+    /// As in the UDP header.
+    pub length: u16,
+}
+
+impl Datagram {
+    /// Its checksum, without a look at the payload: what the inner checksums cover sums up to zero by
+    /// them, and what is left are the inner pseudo-header, which the transport's checksum contains
+    /// and the packet does not, and of IPv6 the header fields that no checksum covers. A packet that
+    /// was damaged before it came here has a wrong outer checksum too: nothing is hidden.
+    ///
+    /// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6
+    /// allowed for tunnels, RFC 6935, 5). The inner packet begins `shift` bytes behind where
+    /// `transport` says.
+    #[inline(always)]
+    pub(crate) fn checksum<P: PacketAccess>(
+        &self,
+        frame: &P,
+        shift: usize,
+        network: &Network,
+        transport: &Transport,
+    ) -> Option<[u8; 2]> {
+        let segment = shift + transport.offset as usize;
+        if transport.protocol == Protocol::Udp {
+            let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
+            let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;
+            // Without checksum, or with bytes behind the datagram that no checksum covers (RFC 9868).
+            if check_high | check_low == 0 || u16::from_be_bytes([length_high, length_low]) as usize != carried {
+                return Some([0; 2]);
+            }
         }
-    }
-    let inner_length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
-    // The complement of a sum is its negative: the segment is minus its pseudo-header.
-    let segment_sum =
-        Sum::ZERO.pseudo_header(&network.source, &network.destination, transport.protocol as u8, inner_length).finish();
-    let mut sum = Sum::ZERO
-        .pseudo_header(&tunnel.source, &tunnel.destination, PROTOCOL_UDP, length)
-        .pair(tunnel.source_port().to_wire())
-        .pair(tunnel.gue_port.to_wire())
-        .pair(length.to_be_bytes())
-        .pair(segment_sum);
-    if !network.v4 {
-        // An IPv4 header sums up to zero with its checksum; an IPv6 header has none.
-        sum = sum_words(frame, sum, NETWORK_OFFSET + growth, segment)?;
-    }
-    match sum.finish() {
-        [0, 0] => Some([0xff, 0xff]),
-        check => Some(check),
+        let inner_length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
+        // The complement of a sum is its negative: the segment is minus its pseudo-header.
+        let segment_sum = Sum::ZERO
+            .pseudo_header(&network.source, &network.destination, transport.protocol as u8, inner_length)
+            .finish();
+        let mut sum = Sum::ZERO
+            .pseudo_header(&self.source, &self.destination, PROTOCOL_UDP, self.length)
+            .pair(self.source_port.to_wire())
+            .pair(self.port.to_wire())
+            .pair(self.length.to_be_bytes())
+            .pair(segment_sum);
+        if !network.v4 {
+            // An IPv4 header sums up to zero with its checksum; an IPv6 header has none.
+            sum = sum_words(frame, sum, NETWORK_OFFSET + shift, segment)?;
+        }
+        match sum.finish() {
+            [0, 0] => Some([0xff, 0xff]),
+            check => Some(check),
+        }
     }
 }
 

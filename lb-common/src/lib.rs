@@ -11,10 +11,13 @@ pub mod answer;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod checksum;
+pub mod decap;
 pub mod encap;
 pub mod flow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz_decap;
 pub mod hash;
 pub mod icmp;
 pub mod mss;

@@ -6,6 +6,7 @@
 
 mod address;
 mod counters;
+pub mod decap;
 mod entries;
 mod events;
 pub mod limits;
@@ -51,4 +52,5 @@ assert_size! {
     BackendCounters = 64,
     VerdictCounters = 16,
     Event = 32,
+    decap::Settings = 8,
 }

@@ -502,7 +502,7 @@ fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
     frame
 }
 
-fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
+pub fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
     run_in_parts(program, ifindex, frame, frame.len()).expect("the kernel runs the program")
 }
 

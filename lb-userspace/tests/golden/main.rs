@@ -3,6 +3,7 @@
 //! tables of a network namespace that ends with the test.
 
 mod counters;
+mod decap;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
 mod frames;
 mod lab;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file compiles this on its own and uses its part")]
 
 pub mod clients;
+pub mod dsr;
 pub mod echo;
 pub mod tunnel_end;
 

@@ -199,7 +199,7 @@ fn pin_program(program: &mut Xdp, pins: &Pins) -> Result<u32> {
     Ok(program.info()?.id())
 }
 
-fn explain_refusal(error: ProgramError) -> anyhow::Error {
+pub(super) fn explain_refusal(error: ProgramError) -> anyhow::Error {
     match error {
         ProgramError::LoadError { io_error, verifier_log } if io_error.raw_os_error() == Some(libc::EPERM) => {
             let hint = "loading the data path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run it as root";
