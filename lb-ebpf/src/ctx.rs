@@ -150,37 +150,36 @@ impl PacketAccess for Frame {
     }
 
     /// The kernel's helper takes blocks of a size that the verifier knows: halved at each step, they
-    /// add up to any length.
+    /// add up to any length. Where a block is follows from the length and not from the blocks before
+    /// it, so that the paths with and without a block meet again.
     #[inline(always)]
     fn sum(&self, offset: usize, len: usize) -> Option<Sum> {
         if offset >= HEADERS_MAX || len > SUM_MAX {
             return None;
         }
-        let (mut at, mut left, mut sum) = (offset, len, Sum::ZERO);
-        for _ in 0..SUM_MAX / 512 {
-            if left >= 512 {
-                sum = add_block::<512>(self, at, sum)?;
-                (at, left) = (at + 512, left - 512);
+        let mut sum = Sum::ZERO;
+        for block in 0..SUM_MAX / 512 {
+            if opaque(len) >= (block + 1) * 512 {
+                sum = add_block::<512>(self, offset + block * 512, sum)?;
             }
         }
         macro_rules! blocks {
             ($($size:literal)+) => { $(
-                if left & $size != 0 {
-                    sum = add_block::<$size>(self, at, sum)?;
-                    at += $size;
+                if opaque(len) & $size != 0 {
+                    sum = add_block::<$size>(self, offset + (opaque(len) & SUM_MAX & !($size * 2 - 1)), sum)?;
                 }
             )+ };
         }
         blocks!(256 128 64 32 16 8 4);
+        let rest = offset + (opaque(len) & SUM_MAX & !3);
         let limit = HEADERS_MAX + SUM_MAX;
-        if left & 2 != 0 {
-            let place: *mut [u8; 2] = self.place_below(at, limit)?;
+        if opaque(len) & 2 != 0 {
+            let place: *mut [u8; 2] = self.place_below(rest, limit)?;
             // SAFETY: as in `read`.
             sum = sum.pair(unsafe { *place });
-            at += 2;
         }
-        if left & 1 != 0 {
-            let place: *mut u8 = self.place_below(at, limit)?;
+        if opaque(len) & 1 != 0 {
+            let place: *mut u8 = self.place_below(rest + (opaque(len) & 2), limit)?;
             // SAFETY: as in `read`.
             sum = sum.pair([unsafe { *place }, 0]);
         }
