@@ -18,9 +18,9 @@ const ICMP_LEN: usize = 8;
 /// TTL and hop limit of our own packets (RFC 1700's recommended 64).
 const TTL: u8 = 64;
 
-const PROTOCOL_ICMP: u8 = 1;
+pub(crate) const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_ICMPV6: u8 = 58;
+pub(crate) const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Whether the packet may be answered at all: it came to us alone, from a single host. Nothing is
 /// sent in answer to a link-layer group, nor to a source that is a group, unspecified, loopback or
@@ -167,7 +167,7 @@ pub(crate) fn swap_ethernet<P: PacketAccess>(frame: &mut P) -> Option<()> {
 }
 
 #[inline(always)]
-fn write_ipv4<P: PacketAccess>(
+pub(crate) fn write_ipv4<P: PacketAccess>(
     frame: &mut P,
     source: &Address,
     destination: &Address,
@@ -187,7 +187,7 @@ fn write_ipv4<P: PacketAccess>(
 }
 
 #[inline(always)]
-fn write_ipv6<P: PacketAccess>(
+pub(crate) fn write_ipv6<P: PacketAccess>(
     frame: &mut P,
     source: &Address,
     destination: &Address,

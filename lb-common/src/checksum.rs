@@ -10,6 +10,12 @@ pub struct Delta(u64);
 impl Delta {
     pub const ZERO: Self = Self(0);
 
+    /// Both changes.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// A 32-bit word in memory order was `old` and is `new`.
     #[inline(always)]
     pub const fn word(self, old: u32, new: u32) -> Self {
@@ -78,6 +84,18 @@ impl Sum {
     #[inline(always)]
     pub const fn word(self, word: u32) -> Self {
         Self(self.0 + word as u64)
+    }
+
+    /// A part that was summed elsewhere, from an even offset on.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// Whether what was summed, its checksum included, is as it was sent.
+    #[inline(always)]
+    pub const fn is_right(self) -> bool {
+        fold(self.0) == 0xffff
     }
 
     /// Bytes from an even offset on; an odd last byte is padded with zero.

@@ -6,7 +6,7 @@
 //! headers there and the ether type. The link-layer addresses are the caller's.
 
 use crate::{
-    abi::{Address, Port, Protocol},
+    abi::{Address, DontFragment, Port, Protocol},
     checksum::Sum,
     packet::{Field, HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Network, Part, Transport},
@@ -19,11 +19,11 @@ const UDP_LEN: usize = 8;
 /// TTL and hop limit of the tunnel: the IANA's recommended default.
 const TTL: u8 = 64;
 
-const PROTOCOL_IPIP: u8 = 4;
-const PROTOCOL_UDP: u8 = 17;
-const PROTOCOL_IPV6: u8 = 41;
+pub(crate) const PROTOCOL_IPIP: u8 = 4;
+pub(crate) const PROTOCOL_UDP: u8 = 17;
+pub(crate) const PROTOCOL_IPV6: u8 = 41;
 
-const DONT_FRAGMENT: u8 = 0x40;
+const DF: u8 = 0x40;
 
 /// A tunnel from us to a backend.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,11 @@ pub struct Tunnel {
     /// The same for all packets of a flow, so that routers and network cards on the way spread
     /// flows and keep each in order: flow label (RFC 6438) and GUE source port.
     pub entropy: u32,
+    /// [`DontFragment`]
+    pub dont_fragment: u8,
+    /// IPv4: identification of a packet that may be fragmented on the way and brings none of its own;
+    /// used with [`DontFragment::Clear`] only.
+    pub id: u16,
 }
 
 impl Tunnel {
@@ -52,9 +57,23 @@ impl Tunnel {
         Port::new(0xc000 | (self.entropy & 0x3fff) as u16)
     }
 
+    /// UDP source and destination port; [`Port::ANY`] both without UDP.
+    #[inline(always)]
+    pub const fn ports(&self) -> [Port; 2] {
+        if self.is_gue() { [self.source_port(), self.gue_port] } else { [Port::ANY; 2] }
+    }
+
     #[inline(always)]
     const fn is_gue(&self) -> bool {
         self.gue_port.get() != 0
+    }
+
+    /// `prefix` with its last `bits` (at most 32, all zero) chosen by the entropy of a flow.
+    #[inline(always)]
+    pub const fn chosen_source(prefix: &Address, bits: u8, entropy: u32) -> Address {
+        let [a, b, c, d] = prefix.words();
+        let mask = ((1u64 << (bits & 63)) - 1) as u32;
+        Address::from_words([a, b, c, d | (entropy & mask).to_be()])
     }
 
     /// Protocol number after the outer IP header.
@@ -99,8 +118,15 @@ pub fn encapsulate<P: PacketAccess>(
         [0x86, 0xdd]
     };
     if tunnel.is_gue() {
-        let (s, d, length) = (tunnel.source_port().to_wire(), tunnel.gue_port.to_wire(), payload.to_be_bytes());
-        let check = gue_checksum(frame, network, transport, tunnel, payload)?;
+        let datagram = Datagram {
+            source: tunnel.source,
+            destination: tunnel.destination,
+            source_port: tunnel.source_port(),
+            port: tunnel.gue_port,
+            length: payload,
+        };
+        let check = datagram.checksum(frame, tunnel.growth(), network, transport)?;
+        let (s, d, length) = (datagram.source_port.to_wire(), datagram.port.to_wire(), payload.to_be_bytes());
         frame.write(start - UDP_LEN, [s[0], s[1], d[0], d[1], length[0], length[1], check[0], check[1]])?;
     }
     frame.write(NETWORK_OFFSET - 2, ethertype)
@@ -109,7 +135,7 @@ pub fn encapsulate<P: PacketAccess>(
 #[inline(always)]
 fn inner_v4<P: PacketAccess>(frame: &P, start: usize) -> Option<Inner> {
     let header: [u8; 8] = frame.read(start)?;
-    let dont_fragment = header[6] & DONT_FRAGMENT != 0;
+    let dont_fragment = header[6] & DF != 0;
     Some(Inner { traffic_class: header[1], id: [header[4], header[5]], dont_fragment })
 }
 
@@ -137,8 +163,9 @@ struct V4 {
 // SAFETY: bytes and integers, packed.
 unsafe impl Field for V4 {}
 
-/// The identification is that of the inner packet where a router may fragment the outer one, and 0
-/// where none may (RFC 6864, 4.1: an atomic datagram needs none).
+/// The identification is that of the inner packet where that may be fragmented too; otherwise the
+/// tunnel's where a router may fragment the outer one, and 0 where none may (RFC 6864, 4.1: an atomic
+/// datagram needs none).
 #[inline(always)]
 fn outer_v4<P: PacketAccess>(
     frame: &mut P,
@@ -148,7 +175,8 @@ fn outer_v4<P: PacketAccess>(
     payload: u16,
 ) -> Option<()> {
     let total_length = payload.checked_add(IPV4_LEN as u16)?.to_be_bytes();
-    let (id, fragment) = if inner.dont_fragment { ([0; 2], [DONT_FRAGMENT, 0]) } else { (inner.id, [0; 2]) };
+    let id = if inner.dont_fragment { tunnel.id.to_be_bytes() } else { inner.id };
+    let (id, fragment) = if dont_fragment(tunnel, inner) { ([0; 2], [DF, 0]) } else { (id, [0; 2]) };
     let (tos, protocol) = (inner.traffic_class, tunnel.protocol(network));
     let (source, destination) = (tunnel.source.words()[3], tunnel.destination.words()[3]);
     let check = Sum::ZERO
@@ -173,6 +201,12 @@ fn outer_v4<P: PacketAccess>(
         destination,
     };
     frame.write(NETWORK_OFFSET, header)
+}
+
+#[inline(always)]
+const fn dont_fragment(tunnel: &Tunnel, inner: &Inner) -> bool {
+    tunnel.dont_fragment == DontFragment::Set as u8
+        || tunnel.dont_fragment == DontFragment::Copy as u8 && inner.dont_fragment
 }
 
 /// An IPv6 header (RFC 8200, 3), written at once.
@@ -212,51 +246,65 @@ fn outer_v6<P: PacketAccess>(
     frame.write(NETWORK_OFFSET, header)
 }
 
-/// The outer UDP checksum, without a look at the payload: what the inner checksums cover sums up to
-/// zero by them, and what is left are the inner pseudo-header, which the transport's checksum
-/// contains and the packet does not, and of IPv6 the header fields that no checksum covers. A packet
-/// that was damaged before it came to us has a wrong outer checksum too: nothing is hidden.
-///
-/// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6 allowed
-/// for tunnels, RFC 6935, 5), or a fragment, whose checksum is about all of them.
-#[inline(always)]
-fn gue_checksum<P: PacketAccess>(
-    frame: &P,
-    network: &Network,
-    transport: &Transport,
-    tunnel: &Tunnel,
-    length: u16,
-) -> Option<[u8; 2]> {
-    if transport.part != Part::Whole {
-        return Some([0; 2]);
-    }
-    let growth = tunnel.growth();
-    let segment = growth + transport.offset as usize;
-    if transport.protocol == Protocol::Udp {
-        let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
-        let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;
-        // Without checksum, or with bytes behind the datagram that no checksum covers (RFC 9868).
-        if check_high | check_low == 0 || u16::from_be_bytes([length_high, length_low]) as usize != carried {
+/// A UDP datagram with a packet in it (GUE variant 1).
+#[derive(Clone, Copy)]
+pub(crate) struct Datagram {
+    pub source: Address,
+    pub destination: Address,
+    pub source_port: Port,
+    pub port: Port,
+    /// As in the UDP header.
+    pub length: u16,
+}
+
+impl Datagram {
+    /// Its checksum, without a look at the payload: what the inner checksums cover sums up to zero by
+    /// them, and what is left are the inner pseudo-header, which the transport's checksum contains
+    /// and the packet does not, and of IPv6 the header fields that no checksum covers. A packet that
+    /// was damaged before it came here has a wrong outer checksum too: nothing is hidden.
+    ///
+    /// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6
+    /// allowed for tunnels, RFC 6935, 5), or a fragment, whose checksum is about all of them. The
+    /// inner packet begins `shift` bytes behind where `transport` says.
+    #[inline(always)]
+    pub(crate) fn checksum<P: PacketAccess>(
+        &self,
+        frame: &P,
+        shift: usize,
+        network: &Network,
+        transport: &Transport,
+    ) -> Option<[u8; 2]> {
+        if transport.part != Part::Whole {
             return Some([0; 2]);
         }
-    }
-    let inner_length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
-    // The complement of a sum is its negative: the segment is minus its pseudo-header.
-    let segment_sum =
-        Sum::ZERO.pseudo_header(&network.source, &network.destination, transport.protocol as u8, inner_length).finish();
-    let mut sum = Sum::ZERO
-        .pseudo_header(&tunnel.source, &tunnel.destination, PROTOCOL_UDP, length)
-        .pair(tunnel.source_port().to_wire())
-        .pair(tunnel.gue_port.to_wire())
-        .pair(length.to_be_bytes())
-        .pair(segment_sum);
-    if !network.v4 {
-        // An IPv4 header sums up to zero with its checksum; an IPv6 header has none.
-        sum = sum_words(frame, sum, NETWORK_OFFSET + growth, segment)?;
-    }
-    match sum.finish() {
-        [0, 0] => Some([0xff, 0xff]),
-        check => Some(check),
+        let segment = shift + transport.offset as usize;
+        if transport.protocol == Protocol::Udp {
+            let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
+            let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;
+            // Without checksum, or with bytes behind the datagram that no checksum covers (RFC 9868).
+            if check_high | check_low == 0 || u16::from_be_bytes([length_high, length_low]) as usize != carried {
+                return Some([0; 2]);
+            }
+        }
+        let inner_length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
+        // The complement of a sum is its negative: the segment is minus its pseudo-header.
+        let segment_sum = Sum::ZERO
+            .pseudo_header(&network.source, &network.destination, transport.protocol as u8, inner_length)
+            .finish();
+        let mut sum = Sum::ZERO
+            .pseudo_header(&self.source, &self.destination, PROTOCOL_UDP, self.length)
+            .pair(self.source_port.to_wire())
+            .pair(self.port.to_wire())
+            .pair(self.length.to_be_bytes())
+            .pair(segment_sum);
+        if !network.v4 {
+            // An IPv4 header sums up to zero with its checksum; an IPv6 header has none.
+            sum = sum_words(frame, sum, NETWORK_OFFSET + shift, segment)?;
+        }
+        match sum.finish() {
+            [0, 0] => Some([0xff, 0xff]),
+            check => Some(check),
+        }
     }
 }
 

@@ -49,9 +49,21 @@ pub const fn ticks(ns: u64) -> u32 {
     ((ns >> TICK_SHIFT) & EXPIRES_MASK) as u32
 }
 
-const fn seconds(s: u64) -> u32 {
-    ((s * 1_000_000_000) >> TICK_SHIFT) as u32 + 1
+/// Ticks of an idle time in nanoseconds: never shorter, and at most a tick longer.
+pub const fn idle_ticks(ns: u64) -> u32 {
+    (ns >> TICK_SHIFT) as u32 + 1
 }
+
+/// Ticks of a time in seconds: never shorter.
+pub const fn seconds(s: u64) -> u32 {
+    idle_ticks(s * 1_000_000_000)
+}
+
+/// Idle times in ticks after which a flow is over, by the number of its [`State`]. Below half of what
+/// the "expires" field counts (13 days). A service may have its own
+/// ([`ServiceInfo::timeouts`](crate::abi::ServiceInfo::timeouts)); that of [`State::Busy`] is always
+/// [`State::timeout`], because whoever works on a way does not know its service.
+pub type Timeouts = [u32; 8];
 
 /// State of a flow, in the order of rising worth: a full table gives up the least.
 #[repr(u8)]
@@ -102,7 +114,7 @@ impl State {
         }
     }
 
-    /// Idle time in ticks after which the flow is over. Established flows outlive the first TCP
+    /// Idle time in ticks after which the flow is over, where its service has no other. Established flows outlive the first TCP
     /// keepalive probes of Linux (7200 s + 75 s).
     #[inline(always)]
     pub const fn timeout(self) -> u32 {
@@ -119,7 +131,7 @@ impl State {
     }
 
     /// [`Self::timeout`] of each state, by its number.
-    pub const TIMEOUTS: [u32; 8] = {
+    pub const TIMEOUTS: Timeouts = {
         let mut timeouts = [0; 8];
         let mut i = 0;
         while i < timeouts.len() {
@@ -173,21 +185,21 @@ impl Word {
     const FLAG_ONE_SIDED: u64 = 8;
 
     #[inline(always)]
-    const fn with(tag: u32, state: State, flags: u64, now: u32) -> Self {
-        let expires = now.wrapping_add(state.timeout()) as u64 & EXPIRES_MASK;
+    const fn with(tag: u32, state: State, flags: u64, now: u32, timeouts: &Timeouts) -> Self {
+        let expires = now.wrapping_add(timeouts[state as usize]) as u64 & EXPIRES_MASK;
         Self(tag as u64 | (state as u64) << STATE_SHIFT | flags << FLAGS_SHIFT | expires << EXPIRES_SHIFT)
     }
 
     /// The mark of somebody at work on the way since tick `now`.
     #[inline(always)]
     pub const fn busy(now: u32) -> Self {
-        Self::with(0, State::Busy, 0, now)
+        Self::with(0, State::Busy, 0, now, &State::TIMEOUTS)
     }
 
     /// A flow that begins with its first packet from the client.
     #[inline(always)]
     pub const fn begin(tag: u32, tcp: bool, now: u32) -> Self {
-        Self::with(tag, if tcp { State::Opening } else { State::OneWay }, 0, now)
+        Self::with(tag, if tcp { State::Opening } else { State::OneWay }, 0, now, &State::TIMEOUTS)
     }
 
     /// The same of a flow whose replies take another way (DSR): the client's packets alone move it
@@ -198,6 +210,32 @@ impl Word {
     #[inline(always)]
     pub const fn begin_one_sided(tag: u32, tcp: bool, now: u32) -> Self {
         Self(Self::begin(tag, tcp, now).0 | Self::FLAG_ONE_SIDED << FLAGS_SHIFT)
+    }
+
+    /// The same word of a flow whose last packet is of tick `now`, with the timeouts of its service.
+    #[inline(always)]
+    pub const fn under(self, timeouts: &Timeouts, now: u32) -> Self {
+        Self::with(self.tag(), self.state(), self.flags(), now, timeouts)
+    }
+
+    /// A one-sided flow that began earlier and was not in the table: as far on as it can be, because it
+    /// may be silent from now on for as long as any other.
+    #[inline(always)]
+    pub const fn adopt(tag: u32, tcp: bool, now: u32) -> Self {
+        Self::with(
+            tag,
+            if tcp { State::Established } else { State::BothWays },
+            Self::FLAG_ONE_SIDED,
+            now,
+            &State::TIMEOUTS,
+        )
+    }
+
+    /// The entry of a client, which lasts `timeout` ticks.
+    #[inline(always)]
+    pub const fn client(tag: u32, timeout: u32, now: u32) -> Self {
+        let expires = now.wrapping_add(timeout) as u64 & EXPIRES_MASK;
+        Self(tag as u64 | (State::BothWays as u64) << STATE_SHIFT | expires << EXPIRES_SHIFT)
     }
 
     #[inline(always)]
@@ -221,9 +259,15 @@ impl Word {
         ((self.0 >> EXPIRES_SHIFT) as u32).wrapping_sub(now) & EXPIRES_MASK as u32
     }
 
-    /// Ticks since the last packet; 0 also where the clock of another CPU was a moment ahead.
-    pub const fn age(self, now: u32) -> u32 {
-        let age = self.state().timeout().wrapping_sub(self.remaining(now)) & EXPIRES_MASK as u32;
+    /// Ticks since the last packet; 0 also where the clock of another CPU was a moment ahead. Off by
+    /// the difference where the timeouts were others at that packet.
+    pub const fn age(self, now: u32, timeouts: &Timeouts) -> u32 {
+        self.age_of(timeouts[self.state() as usize], now)
+    }
+
+    /// The same of a word that lasts `timeout` ticks: that of a client.
+    pub const fn age_of(self, timeout: u32, now: u32) -> u32 {
+        let age = timeout.wrapping_sub(self.remaining(now)) & EXPIRES_MASK as u32;
         if age > EXPIRES_MASK as u32 - EXPIRED / 2 { 0 } else { age }
     }
 
@@ -252,25 +296,31 @@ impl Word {
     }
 
     /// The word of a live flow after a packet; the same word when nothing has changed, so that most
-    /// packets do not write.
+    /// packets do not write. For a service with the timeouts that nobody changed.
     #[inline(always)]
     pub const fn after(self, seen: Seen, now: u32) -> Self {
+        self.after_under(seen, now, &State::TIMEOUTS)
+    }
+
+    /// [`Self::after`] with the timeouts of the flow's service.
+    #[inline(always)]
+    pub const fn after_under(self, seen: Seen, now: u32, timeouts: &Timeouts) -> Self {
         let (state, flags) = if seen.tcp {
             self.after_tcp(seen)
         } else if seen.reply || self.flags() & Self::FLAG_REPLY != 0 {
             (State::BothWays, Self::FLAG_REPLY)
         } else if self.flags() & Self::FLAG_ONE_SIDED != 0 {
-            (self.after_one_sided_udp(now), Self::FLAG_ONE_SIDED)
+            (self.after_one_sided_udp(now, timeouts), Self::FLAG_ONE_SIDED)
         } else {
             (State::OneWay, 0)
         };
-        Self::with(self.tag(), state, flags, now)
+        Self::with(self.tag(), state, flags, now, timeouts)
     }
 
     /// A client that sends again, and not in one burst, has most likely been answered.
     #[inline(always)]
-    const fn after_one_sided_udp(self, now: u32) -> State {
-        let again = self.remaining(now) < State::OneWay.timeout();
+    const fn after_one_sided_udp(self, now: u32, timeouts: &Timeouts) -> State {
+        let again = self.remaining(now) < timeouts[State::OneWay as usize];
         if again || matches!(self.state(), State::BothWays) { State::BothWays } else { State::OneWay }
     }
 

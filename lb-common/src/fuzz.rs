@@ -1,6 +1,9 @@
 //! What must hold for any bytes that arrive: one function for libFuzzer (`fuzz/`) and for the
 //! bounded run among the normal tests. Checksums are summed here a second time, in the plainest way.
 
+mod icmp;
+mod mss;
+
 use network_types::eth::EthHdr;
 
 use crate::{
@@ -32,6 +35,7 @@ pub fn check(data: &[u8]) -> Depth {
     let Ok(network) = parse::network(&arena.frame()) else { return Depth::NotOurs };
     assert_eq!(network.v4, network.source.is_v4(), "the family of the source");
     assert_eq!(network.v4, network.destination.is_v4(), "the family of the destination");
+    icmp::check(original, &network, prefix);
     let result = parse::transport(&arena.frame(), &network);
     assert_eq!(arena.frame(), original, "the parser writes");
     if result == Err(Problem::Fragment) {
@@ -47,6 +51,8 @@ pub fn check(data: &[u8]) -> Depth {
         check_reset(original, &network, &transport);
     }
     check_unreachable(original, &network, &transport);
+    icmp::check_too_big(original, &network, &transport);
+    mss::check(original, &network, &transport, u16::from_be_bytes([prefix[34], prefix[35]]));
     Depth::Transport
 }
 
@@ -133,16 +139,7 @@ fn check_padding(frame: &[u8], network: &Network, transport: &Transport) {
 }
 
 fn check_translate(original: &[u8], network: &Network, transport: &Transport, prefix: &[u8; PREFIX]) {
-    let address = |at: usize| {
-        let octets: [u8; 16] = prefix[at..at + 16].try_into().expect("sixteen bytes");
-        if network.v4 { Address::v4([octets[0], octets[1], octets[2], octets[3]]) } else { Address::v6(octets) }
-    };
-    let to = Translation {
-        source: address(0),
-        destination: address(16),
-        source_port: Port::from_wire([prefix[32], prefix[33]]),
-        destination_port: Port::from_wire([prefix[34], prefix[35]]),
-    };
+    let to = translation(network.v4, prefix);
     let mut right = original.to_vec();
     make_right(&mut right, network, transport);
     for before in [original, &right] {
@@ -163,6 +160,20 @@ fn check_translate(original: &[u8], network: &Network, transport: &Transport, pr
             };
             assert_eq!(parse::transport(&after.as_mut_slice(), network), Ok(expected));
         }
+    }
+}
+
+/// The translation before the frame, in one family.
+fn translation(v4: bool, prefix: &[u8; PREFIX]) -> Translation {
+    let address = |at: usize| {
+        let octets: [u8; 16] = prefix[at..at + 16].try_into().expect("sixteen bytes");
+        if v4 { Address::v4([octets[0], octets[1], octets[2], octets[3]]) } else { Address::v6(octets) }
+    };
+    Translation {
+        source: address(0),
+        destination: address(16),
+        source_port: Port::from_wire([prefix[32], prefix[33]]),
+        destination_port: Port::from_wire([prefix[34], prefix[35]]),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The hash of a flow's 5-tuple, for the flow table and for schedulers.
 
-use crate::abi::{Address, Port};
+use crate::abi::{Address, HashedBy, Port, ServiceValue, limits::ADDRESS_BITS};
 
 /// Keeps a seed of zero from meaning nothing: 2^64 divided by the golden ratio.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -29,6 +29,23 @@ pub fn source_hash(source: &Address) -> u64 {
     tuple_hash(SELECTION_SEED, source, &nothing, Port::ANY, Port::ANY, 0, 0)
 }
 
+/// The hash that finds the slot of a client's packet in the tables of a service, by a [`HashedBy`].
+#[inline(always)]
+pub fn slot_hash(
+    by: u8,
+    service: &ServiceValue,
+    source: &Address,
+    destination: &Address,
+    source_port: Port,
+    port: Port,
+    protocol: u8,
+) -> u64 {
+    if by == HashedBy::Client as u8 {
+        return source_hash(&source.masked(service.client_prefix_v4, service.client_prefix_v6));
+    }
+    selection_hash(source, destination, source_port, port, protocol)
+}
+
 /// The slot, below `len`, of a selection hash: each is as likely as any other. Each of four attempts
 /// (0 to 3) goes by other bits of the hash: where a backend cannot take its flows, they spread over
 /// all others.
@@ -36,6 +53,16 @@ pub fn source_hash(source: &Address) -> u64 {
 pub fn selection_slot(hash: u64, attempt: u32, len: u32) -> u32 {
     let bits = hash.rotate_left((attempt & 3) * 16) >> 32;
     (bits.wrapping_mul(len as u64) >> 32) as u32
+}
+
+/// The bit of an address in the map `address_bits`: set where the address may be ours. It need not be a
+/// secret: who aims at it makes the packet look up what others look up too.
+#[inline(always)]
+pub const fn address_bit(address: &Address) -> u32 {
+    let [a, b, c, d] = address.words();
+    let high = (a as u64 | (b as u64) << 32).wrapping_mul(FINISH);
+    let hash = (high ^ (c as u64 | (d as u64) << 32)).wrapping_mul(START);
+    (hash >> (64 - ADDRESS_BITS.trailing_zeros())) as u32
 }
 
 /// 64 bits of hash over a 5-tuple in packet order (source, destination), mixed with a secret

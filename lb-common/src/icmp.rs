@@ -1,14 +1,17 @@
-//! ICMP (RFC 792) and ICMPv6 (RFC 4443) to one of our addresses.
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo requests here, errors in the modules.
+
+pub mod error;
+pub mod quote;
+pub mod too_big;
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
-    abi::Address,
     answer::swap_ethernet,
     checksum::Delta,
     packet::{Field, PacketAccess},
     parse::{ICMP, ICMPV6, NETWORK_OFFSET, Network},
-    rewrite::Words,
+    rewrite::words,
 };
 
 const ECHO_REQUEST: u8 = 8;
@@ -17,6 +20,13 @@ const ECHO_REQUEST_V6: u8 = 128;
 const ECHO_REPLY_V6: u8 = 129;
 /// TTL and hop limit of our own packets.
 const TTL: u8 = 64;
+
+/// Whether the packet says that it carries ICMP of its family, behind no extension header.
+#[inline(always)]
+pub fn is_icmp<P: PacketAccess>(frame: &P, network: &Network) -> bool {
+    let (at, icmp) = if network.v4 { (NETWORK_OFFSET + 9, ICMP) } else { (NETWORK_OFFSET + 6, ICMPV6) };
+    frame.read::<u8>(at) == Some(icmp)
+}
 
 /// Whether the frame is a whole echo request that [`echo`] can answer: of IPv4 without options and
 /// of IPv6 without extension headers, which the kernel answers.
@@ -58,12 +68,6 @@ pub fn echo<P: PacketAccess>(frame: &mut P, network: &Network) -> Option<()> {
         // The pseudo-header sums up to the same too.
         retype(frame, NETWORK_OFFSET + size_of::<Ipv6Hdr>(), ECHO_REQUEST_V6, ECHO_REPLY_V6)
     }
-}
-
-#[inline(always)]
-fn words(address: &Address) -> Words {
-    let [a, b, c, d] = address.words();
-    Words(a, b, c, d)
 }
 
 /// Writes the destination where the source was, and the source behind it.

@@ -8,14 +8,20 @@
 
 pub mod abi;
 pub mod answer;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod checksum;
+pub mod decap;
 pub mod encap;
 pub mod flow;
 pub mod fragment;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz_decap;
 pub mod hash;
 pub mod icmp;
+pub mod mss;
 pub mod packet;
 pub mod parse;
 pub mod ports;

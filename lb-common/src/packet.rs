@@ -7,9 +7,21 @@ use network_types::{
     udp::UdpHdr,
 };
 
+use crate::checksum::Sum;
+
 /// Frames are read up to here: room for every header with all options and extension headers that
 /// are accepted. A power of two, so that an offset is bounded by a mask.
 pub const HEADERS_MAX: usize = 1024;
+
+/// An offset that was kept in memory. It is below [`HEADERS_MAX`] already, and is said to be once more:
+/// the verifier does not know what was kept.
+#[inline(always)]
+pub(crate) const fn kept(offset: u16) -> usize {
+    offset as usize & (HEADERS_MAX - 1)
+}
+
+/// Bytes that [`PacketAccess::sum`] takes at most; they begin before [`HEADERS_MAX`].
+pub const SUM_MAX: usize = 2047;
 
 /// A header, or a field, that may be read from and written to any place of a frame.
 ///
@@ -44,6 +56,9 @@ pub trait PacketAccess {
         bytes <= self.len()
     }
 
+    /// Sum of `len` bytes, at most [`SUM_MAX`], from `offset` on.
+    fn sum(&self, offset: usize, len: usize) -> Option<Sum>;
+
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -72,5 +87,14 @@ impl PacketAccess for &mut [u8] {
         // SAFETY: the slice is as long as T, and `Field` promises that T is plain bytes.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
         Some(())
+    }
+
+    fn sum(&self, offset: usize, len: usize) -> Option<Sum> {
+        if offset >= HEADERS_MAX || len > SUM_MAX {
+            return None;
+        }
+        let bytes = self.get(offset..offset + len)?;
+        let pair = |pair: &[u8]| [pair[0], pair.get(1).copied().unwrap_or(0)];
+        Some(bytes.chunks(2).fold(Sum::ZERO, |sum, bytes| sum.pair(pair(bytes))))
     }
 }

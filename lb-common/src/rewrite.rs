@@ -34,7 +34,7 @@ pub fn translate<P: PacketAccess>(
     to: &Translation,
 ) -> Option<()> {
     let addresses =
-        if network.v4 { network_v4(frame, network, to)? } else { network_v6(frame, network, transport, to)? };
+        if network.v4 { network_v4(frame, network, to)? } else { network_v6(frame, network, transport.ttl, to)? };
 
     // The first fragment's checksum is the whole datagram's, and has taken in the change.
     if transport.part == Part::Later {
@@ -103,9 +103,15 @@ pub(crate) struct Words(pub u32, pub u32, pub u32, pub u32);
 // SAFETY: integers, packed.
 unsafe impl Field for Words {}
 
+#[inline(always)]
+pub(crate) fn words(address: &Address) -> Words {
+    let [a, b, c, d] = address.words();
+    Words(a, b, c, d)
+}
+
 /// Gives the change of the addresses, for the checksums of the pseudo-header.
 #[inline(always)]
-fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translation) -> Option<Delta> {
+pub(crate) fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translation) -> Option<Delta> {
     let [ttl, protocol, c0, c1]: [u8; 4] = frame.read(V4_REST)?;
     let lowered = ttl.wrapping_sub(1);
     let addresses =
@@ -126,15 +132,15 @@ fn network_v4<P: PacketAccess>(frame: &mut P, network: &Network, to: &Translatio
 }
 
 #[inline(always)]
-fn network_v6<P: PacketAccess>(
+pub(crate) fn network_v6<P: PacketAccess>(
     frame: &mut P,
     network: &Network,
-    transport: &Transport,
+    ttl: u8,
     to: &Translation,
 ) -> Option<Delta> {
     let (s, d) = (to.source.words(), to.destination.words());
     let rest = V6Rest {
-        hop_limit: transport.ttl.wrapping_sub(1),
+        hop_limit: ttl.wrapping_sub(1),
         source: Words(s[0], s[1], s[2], s[3]),
         destination: Words(d[0], d[1], d[2], d[3]),
     };

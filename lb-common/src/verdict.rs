@@ -103,11 +103,11 @@ reasons! {
     NeighbourMissing = 18, Drop, "neighbour_missing";
     /// The host has no route, or forwarding is off on the interface.
     NoRoute = 19, Drop, "no_route";
-    /// Larger than the next interface takes.
-    TooBig = 20, Drop, "too_big";
+    /// Larger than the way to the receiver takes: the sender was told what fits.
+    TooBig = 20, Refuse, "too_big";
     /// The kernel refused to resize or resend the packet.
     Internal = 21, Drop, "internal";
-    /// To be answered, but its source is no single host that an answer could go to.
+    /// To be answered, but an ICMP error itself, a fragment behind the first, or its source is no single host that an answer could go to.
     Unanswerable = 22, Drop, "unanswerable";
     /// To be answered with an ICMP error, but enough of them were sent in this moment.
     AnswerLimited = 23, Drop, "answer_limited";
@@ -117,8 +117,16 @@ reasons! {
     NotOnSegment = 25, Drop, "not_on_segment";
     /// An echo request (ping) to a service's address.
     Echo = 26, Answer, "echo";
+    /// An ICMP error about a reply: sent on to the backend that sent the reply.
+    ErrorToBackend = 27, Forward, "error_to_backend";
+    /// An ICMP error about a client's packet that was sent on: sent on to the client.
+    ErrorToClient = 28, Forward, "error_to_client";
+    /// An ICMP error about a reply of a service that belongs to no flow.
+    ErrorOfNoFlow = 29, Drop, "error_of_no_flow";
+    /// An ICMP error about a packet in a tunnel that no client can be told of.
+    TunnelError = 30, Pass, "tunnel_error";
     /// To a service, a fragment whose first one has not come by, or was not sent on.
-    FragmentEarly = 27, Drop, "fragment_early";
+    FragmentEarly = 31, Drop, "fragment_early";
 }
 
 /// How a packet leaves.
@@ -159,10 +167,14 @@ macro_rules! stages {
 }
 
 stages! {
-    /// ICMP and ICMPv6 to one of our addresses.
+    /// ICMP and ICMPv6, which may be about a flow whoever sent it.
     Icmp = 0, "lb_icmp";
+    /// A packet that does not fit where it should go.
+    TooBig = 1, "lb_too_big";
+    /// The first packet of a flow whose client may have a backend already.
+    Client = 2, "lb_client";
     /// Frames with VLAN tags, and fragments: the whole way once more, with what they need besides.
-    Unusual = 1, "lb_unusual";
+    Unusual = 3, "lb_unusual";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

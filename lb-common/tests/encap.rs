@@ -3,7 +3,7 @@ mod frames;
 
 use frames::{Packet, Segment, authentication, extension, mark, parse, routing, tunnelled};
 use lb_common::{
-    abi::Port,
+    abi::{Address, DontFragment, Port},
     encap::{Tunnel, encapsulate},
 };
 use proptest::{collection::vec, prelude::*, strategy::BoxedStrategy};
@@ -12,7 +12,7 @@ const ENDS: [(&str, &str); 2] = [("10.0.0.1", "10.0.0.11"), ("2001:db8:2::1", "2
 
 fn tunnel(ends: (&str, &str), gue_port: u16, entropy: u32) -> Tunnel {
     let (source, destination) = (frames::address(ends.0), frames::address(ends.1));
-    Tunnel { source, destination, gue_port: Port::new(gue_port), entropy }
+    Tunnel { source, destination, gue_port: Port::new(gue_port), entropy, dont_fragment: 0, id: 0 }
 }
 
 /// Grows the frame at its start and encapsulates.
@@ -94,6 +94,44 @@ fn a_damaged_packet_has_a_wrong_outer_checksum() {
 fn the_source_port_is_a_dynamic_one_and_follows_the_entropy() {
     let port = |entropy| tunnel(ENDS[0], 6080, entropy).source_port().get();
     assert_eq!((port(0), port(1), port(0x3fff), port(u32::MAX)), (49_152, 49_153, 65_535, 65_535));
+}
+
+#[test]
+fn the_outer_header_asks_not_to_be_fragmented_as_the_policy_says() {
+    const ID: u16 = 0x4242;
+    let v4 = |dont_fragment| {
+        let mut frame = Packet::v4(Segment::udp(1, 2, b"data")).frame();
+        mark(&mut frame, 0, 0x1234, dont_fragment);
+        frame
+    };
+    let v6 = Packet::v6(Segment::udp(1, 2, b"data")).frame();
+    for (frame, policy, id, dont_fragment) in [
+        (v4(true), DontFragment::Copy, 0, true),
+        (v4(false), DontFragment::Copy, 0x1234, false),
+        (v6.clone(), DontFragment::Copy, 0, true),
+        (v4(true), DontFragment::Set, 0, true),
+        (v4(false), DontFragment::Set, 0, true),
+        (v6.clone(), DontFragment::Set, 0, true),
+        (v4(true), DontFragment::Clear, ID, false),
+        (v4(false), DontFragment::Clear, 0x1234, false),
+        (v6.clone(), DontFragment::Clear, ID, false),
+    ] {
+        let tunnel = Tunnel { dont_fragment: policy as u8, id: ID, ..tunnel(ENDS[0], 0, 7) };
+        let mut expected = expected(&frame, ENDS[0], &tunnel, true);
+        mark(&mut expected, 0, id, dont_fragment);
+        assert_eq!(wrapped(&frame, &tunnel).unwrap(), expected, "{policy:?}");
+    }
+}
+
+#[test]
+fn a_chosen_source_stays_in_its_prefix_and_takes_the_entropys_last_bits() {
+    let chosen = |prefix: &str, bits, entropy| Tunnel::chosen_source(&frames::address(prefix), bits, entropy);
+    assert_eq!(chosen("10.0.0.0", 16, 0xabcd_1234), frames::address("10.0.18.52"));
+    assert_eq!(chosen("10.0.0.0", 24, 0xffff_ffff), frames::address("10.255.255.255"));
+    assert_eq!(chosen("10.0.0.1", 0, 0xffff_ffff), frames::address("10.0.0.1"));
+    assert_eq!(chosen("2001:db8::", 32, 0xabcd_1234), frames::address("2001:db8::abcd:1234"));
+    assert_eq!(chosen("2001:db8::", 2, 0xffff_ffff), frames::address("2001:db8::3"));
+    assert_eq!(chosen("0.0.0.0", 32, 7), Address::v4([0, 0, 0, 7]));
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn a_word_is_written_anew_only_when_a_tick_has_passed() {
     assert_eq!(established.after(c(ACK), NOW), established);
     assert_eq!(established.after(b(ACK), NOW), established);
     assert_ne!(established.after(c(ACK), NOW + 1), established);
-    assert_eq!(established.after(c(ACK), NOW + 1).age(NOW + 1), 0);
+    assert_eq!(established.after(c(ACK), NOW + 1).age(NOW + 1, &State::TIMEOUTS), 0);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_flow_expires_one_tick_after_its_timeout_across_the_wrap_of_the_clock() {
         let timeout = State::Opening.timeout();
         assert!(word.live(at(0)) && word.live(at(timeout)));
         assert!(word.expired(at(timeout + 1)) && !word.live(at(timeout + 1)));
-        assert_eq!(word.age(at(timeout + 1)), timeout + 1);
+        assert_eq!(word.age(at(timeout + 1), &State::TIMEOUTS), timeout + 1);
     }
 }
 
@@ -197,7 +197,7 @@ fn a_clock_that_is_behind_the_words_does_not_expire_a_flow() {
         for behind in [1, 2, 600] {
             let word = Word::begin(7, true, begin);
             let now = begin.wrapping_sub(behind) & 0xff_ffff;
-            assert_eq!(word.age(now), 0);
+            assert_eq!(word.age(now, &State::TIMEOUTS), 0);
             assert!(word.live(now));
         }
     }
@@ -367,8 +367,8 @@ proptest! {
 
     #[test]
     fn ages_are_differences_of_ticks_up_to_half_the_clock(seen in 0..1u32 << 24, age in 0..1u32 << 23) {
-        prop_assert_eq!(Word::begin(7, false, seen).age((seen + age) & 0xff_ffff), age);
-        prop_assert_eq!(Word::begin(7, false, seen).age(seen + age), age, "bits above the tick do not count");
+        prop_assert_eq!(Word::begin(7, false, seen).age((seen + age) & 0xff_ffff, &State::TIMEOUTS), age);
+        prop_assert_eq!(Word::begin(7, false, seen).age(seen + age, &State::TIMEOUTS), age, "bits above the tick do not count");
     }
 
     #[test]
@@ -438,4 +438,31 @@ fn a_one_sided_udp_client_that_sends_again_later_is_in_conversation() {
     assert_eq!(again.state(), State::BothWays);
     assert_eq!(again.after(udp, NOW + 1), again);
     assert_eq!(again.after(udp, NOW + 9).state(), State::BothWays);
+}
+
+#[test]
+fn a_service_may_keep_each_state_for_a_time_of_its_own() {
+    let timeouts = [0, 75, 8, 16, 24, 32, 40, 48];
+    let after = |packets: &[Seen]| {
+        let begin = Word::begin(7, true, NOW).under(&timeouts, NOW);
+        packets.iter().fold(begin, |word, seen| word.after_under(*seen, NOW, &timeouts))
+    };
+    let reset = [b(RST)];
+    let closing = after_handshake(&[c(FIN)]);
+    for (state, packets) in [
+        (State::Opening, &[][..]),
+        (State::Established, &HANDSHAKE[..]),
+        (State::Closed, &reset[..]),
+        (State::Closing, &closing[..]),
+    ] {
+        let (word, timeout) = (after(packets), timeouts[state as usize]);
+        assert_eq!(word.state(), state);
+        assert_eq!(word.age(NOW + 5, &timeouts), 5);
+        assert!(!word.expired(NOW + timeout) && word.expired(NOW + timeout + 1), "{state:?}");
+    }
+    let udp = Seen { tcp: false, reply: false, tcp_flags: 0 };
+    let begin = Word::begin_one_sided(7, false, NOW).under(&timeouts, NOW);
+    assert_eq!(begin.after_under(udp, NOW, &timeouts), begin, "the burst of the first tick");
+    assert_eq!(begin.after_under(udp, NOW + 1, &timeouts).state(), State::BothWays);
+    assert!(begin.expired(NOW + 25));
 }

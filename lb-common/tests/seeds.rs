@@ -4,6 +4,7 @@ mod frames;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use etherparse::TcpOptions;
 use frames::{Packet, Segment, authentication, extension, fragment, fragments, routing};
 
 const V4: [u8; 36] = [
@@ -34,6 +35,18 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
         for (name, segment) in segments {
             packets.push((format!("{family}-{name}"), Packet::of_family(v4, segment)));
         }
+        for (name, segment) in [("tcp", tcp(0x10, b"some data")), ("udp", udp(b"answer"))] {
+            packets.push((format!("{family}-error-{name}"), error(v4, &quoted(v4, segment.clone()))));
+            packets.push((
+                format!("{family}-error-{name}-8"),
+                error(v4, &quoted(v4, segment)[..if v4 { 28 } else { 48 }]),
+            ));
+        }
+        let mut sized = tcp(2, b"");
+        if let Segment::Tcp { header, .. } = &mut sized {
+            header.options = TcpOptions::try_from_slice(&[1, 3, 3, 7, 1, 2, 4, 0xff, 0xd7, 4, 2]).unwrap();
+        }
+        packets.push((format!("{family}-tcp-mss"), Packet::of_family(v4, sized)));
         packets.push((format!("{family}-tcp-padded"), Packet::of_family(v4, tcp(0x10, b"")).padded(6)));
     }
     for words in [1, 10] {
@@ -79,6 +92,19 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
         (format!("{name}.seed"), [prefix.as_slice(), &frame].concat())
     };
     frames.into_iter().map(named).collect()
+}
+
+/// What the service of the other packets answered.
+fn quoted(v4: bool, segment: Segment) -> Vec<u8> {
+    let mut packet = Packet::of_family(v4, segment);
+    std::mem::swap(&mut packet.source, &mut packet.destination);
+    packet.frame()[frames::ETHERNET..].to_vec()
+}
+
+/// An ICMP error, whose checksum does not matter here: port unreachable.
+fn error(v4: bool, quoted: &[u8]) -> Packet {
+    let (protocol, kind) = if v4 { (1, [3, 3]) } else { (58, [1, 4]) };
+    Packet::of_family(v4, Segment::Other { protocol, bytes: [&kind, [0; 6].as_slice(), quoted].concat() })
 }
 
 #[test]

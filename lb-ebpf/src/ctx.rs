@@ -3,11 +3,12 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use lb_common::{
-    packet::{Field, HEADERS_MAX, PacketAccess},
+    checksum::Sum,
+    packet::{Field, HEADERS_MAX, PacketAccess, SUM_MAX},
     parse::{NETWORK_OFFSET, Transport},
 };
 
@@ -96,7 +97,13 @@ impl Frame {
 
     #[inline(always)]
     fn place<T>(&self, offset: usize) -> Option<*mut T> {
-        if offset >= HEADERS_MAX {
+        self.place_below(offset, HEADERS_MAX)
+    }
+
+    /// A whole T at an offset below a limit.
+    #[inline(always)]
+    fn place_below<T>(&self, offset: usize, limit: usize) -> Option<*mut T> {
+        if offset >= limit {
             return None;
         }
         // Without this LLVM finds a second check of the same header redundant, and reads through a
@@ -107,6 +114,16 @@ impl Frame {
         }
         Some(place as *mut T)
     }
+}
+
+/// Adds as many bytes as one call of the kernel takes: a constant multiple of four, at most 512.
+#[inline(always)]
+fn add_block<const N: usize>(frame: &Frame, offset: usize, sum: Sum) -> Option<Sum> {
+    let place: *mut [u8; N] = frame.place_below(offset, HEADERS_MAX + SUM_MAX)?;
+    // SAFETY: the frame holds N bytes there, and nothing is subtracted.
+    let block = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, place.cast(), N as u32, 0) };
+    // A sum of 32 bits; negative: refused, as no constant here is.
+    Some(sum.word(block as u32))
 }
 
 impl PacketAccess for Frame {
@@ -130,5 +147,42 @@ impl PacketAccess for Frame {
     fn write<T: Field>(&mut self, offset: usize, value: T) -> Option<()> {
         // SAFETY: as in `read`; the frame is ours alone while the program runs.
         self.place::<T>(offset).map(|place| unsafe { place.write_unaligned(value) })
+    }
+
+    /// The kernel's helper takes blocks of a size that the verifier knows: halved at each step, they
+    /// add up to any length. Where a block is follows from the length and not from the blocks before
+    /// it, so that the paths with and without a block meet again.
+    #[inline(always)]
+    fn sum(&self, offset: usize, len: usize) -> Option<Sum> {
+        if offset >= HEADERS_MAX || len > SUM_MAX {
+            return None;
+        }
+        let mut sum = Sum::ZERO;
+        for block in 0..SUM_MAX / 512 {
+            if opaque(len) >= (block + 1) * 512 {
+                sum = add_block::<512>(self, offset + block * 512, sum)?;
+            }
+        }
+        macro_rules! blocks {
+            ($($size:literal)+) => { $(
+                if opaque(len) & $size != 0 {
+                    sum = add_block::<$size>(self, offset + (opaque(len) & SUM_MAX & !($size * 2 - 1)), sum)?;
+                }
+            )+ };
+        }
+        blocks!(256 128 64 32 16 8 4);
+        let rest = offset + (opaque(len) & SUM_MAX & !3);
+        let limit = HEADERS_MAX + SUM_MAX;
+        if opaque(len) & 2 != 0 {
+            let place: *mut [u8; 2] = self.place_below(rest, limit)?;
+            // SAFETY: as in `read`.
+            sum = sum.pair(unsafe { *place });
+        }
+        if opaque(len) & 1 != 0 {
+            let place: *mut u8 = self.place_below(rest + (opaque(len) & 2), limit)?;
+            // SAFETY: as in `read`.
+            sum = sum.pair([unsafe { *place }, 0]);
+        }
+        Some(sum)
     }
 }

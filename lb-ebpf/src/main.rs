@@ -6,8 +6,10 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod copy;
 mod ctx;
 mod events;
+mod hops;
 mod maps;
 mod opaque;
 mod packet;
@@ -26,7 +28,7 @@ use lb_common::verdict::{Exit, Reason, Verdict};
 use crate::{
     ctx::Frame,
     maps::STAGES,
-    stages::{icmp, tagged, unusual},
+    stages::{clients, icmp, tagged, too_big, unusual},
 };
 
 #[xdp(frags)]
@@ -55,17 +57,39 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 }
 
 #[xdp(frags)]
+pub fn lb_client(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = clients::run(frame.md());
+    proceed(&ctx, bytes, verdict)
+}
+
+#[xdp(frags)]
+pub fn lb_too_big(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = too_big::run(frame.md());
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp(frags)]
 pub fn lb_unusual(ctx: XdpContext) -> u32 {
     let mut bytes = UNTOUCHED;
     let verdict = unusual::run(ctx.as_ptr().cast(), &mut bytes);
-    match verdict.exit() {
-        Exit::Continue => go_on(&ctx, bytes, verdict),
-        _ => finish(&ctx, bytes, verdict),
-    }
+    proceed(&ctx, bytes, verdict)
 }
 
 /// In the place of a frame's length: it is as it came, so the kernel can be asked for its length.
 const UNTOUCHED: u64 = 0;
+
+/// What a stage has decided, which may be to hand the packet to another one.
+#[inline(always)]
+fn proceed(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
+    match verdict.exit() {
+        Exit::Continue => go_on(ctx, bytes, verdict),
+        _ => finish(ctx, bytes, verdict),
+    }
+}
 
 /// Hands the packet to the stage that the verdict names.
 #[inline(always)]

@@ -9,10 +9,13 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendCounters, Event, Flow, FragmentFlow, FragmentKey, Interface, PortPool,
-        ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, VerdictCounters, VlanKey, VlanLink, limits,
+        ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, Slot, VerdictCounters, VlanKey, VlanLink,
+        limits,
     },
     verdict::{Reason, Stage},
 };
+
+use crate::hops::Known;
 
 /// The agent ages and lists flows through a memory mapping.
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -27,7 +30,11 @@ pub struct Bucket {
     pub words: [u64; limits::WAYS],
 }
 
-/// Written by the agent. Read for every packet: says whether it is ours.
+/// Written by the agent. Read for every packet: one bit says whether an address may be ours.
+#[btf_map(name = "address_bits")]
+pub static ADDRESS_BITS: Array<u64, { limits::ADDRESS_BITS as usize / 64 }, MAPPED> = Array::new();
+
+/// Written by the agent, after its bit was set.
 #[btf_map(name = "addresses")]
 pub static ADDRESSES: HashMap<Address, AddressRoles, { limits::ADDRESSES as usize }> = HashMap::new();
 
@@ -35,7 +42,7 @@ pub static ADDRESSES: HashMap<Address, AddressRoles, { limits::ADDRESSES as usiz
 #[btf_map(name = "services")]
 pub static SERVICES: HashMap<ServiceKey, ServiceValue, { limits::SERVICES as usize }> = HashMap::new();
 
-/// Written by the agent before the id is published.
+/// Written by the agent before the id is published; later only the timeouts change.
 #[btf_map(name = "service_info")]
 pub static SERVICE_INFO: Array<ServiceInfo, { limits::SERVICES as usize }> = Array::new();
 
@@ -49,9 +56,9 @@ pub static BACKENDS: Array<Backend, { limits::BACKENDS as usize }> = Array::new(
 #[btf_map(name = "backend_load")]
 pub static BACKEND_LOAD: Array<i64, { limits::BACKENDS as usize }, MAPPED> = Array::new();
 
-/// Backend ids. Written by the agent where no published service points.
+/// Written by the agent where no published service points.
 #[btf_map(name = "selection")]
-pub static SELECTION: Array<u32, { limits::SELECTION_SLOTS as usize }, MAPPED> = Array::new();
+pub static SELECTION: Array<Slot, { limits::SELECTION_SLOTS as usize }, MAPPED> = Array::new();
 
 /// By service id: the next slot of each CPU's round robin. Written here.
 #[btf_map(name = "cursors")]
@@ -123,6 +130,10 @@ pub static FRAGMENT_IDS: Array<u64, 1> = Array::new();
 /// own, so that no packet meets stages of two versions.
 #[btf_map(name = "stages")]
 pub static STAGES: ProgramArray<{ Stage::COUNT }> = ProgramArray::new();
+
+/// By backend id; not pinned. Written here.
+#[btf_map(name = "hops")]
+pub static HOPS: PerCpuArray<Known, { limits::BACKENDS as usize }> = PerCpuArray::new();
 
 /// Working memory; not pinned.
 #[btf_map(name = "scratch")]

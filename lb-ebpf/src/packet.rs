@@ -3,15 +3,21 @@
 
 use core::{cell::UnsafeCell, marker::PhantomPinned};
 
-use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, bpf_sock_tuple},
+    helpers::generated::bpf_get_prandom_u32,
+};
 use lb_common::{
-    abi::{Address, Backend, Flow, Mode, Port, ServiceValue, VlanTags},
+    abi::{Address, Backend, DontFragment, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
     encap::Tunnel,
+    icmp::quote::{IcmpError, Quoted},
+    mss::Cursor,
     parse::{Network, Transport},
     rewrite::Translation,
 };
 
 use crate::{
+    copy::copy,
     maps::SCRATCH,
     stages::{
         fragment::Fragmented,
@@ -47,6 +53,12 @@ pub struct Packet {
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
+    /// In the stage for ICMP: the error, the packet it quotes, and what that one will be.
+    pub error: IcmpError,
+    pub quoted: Quoted,
+    pub quoted_to: Translation,
+    /// Where the walk over TCP options is.
+    pub cursor: Cursor,
     /// While a place is searched: the least valuable way, a free reply way, and
     /// how many are taken.
     pub least: u64,
@@ -63,6 +75,19 @@ pub struct Packet {
     pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
+    /// What is looked for in the flow table, a [`Granularity`]: a flow, a flow to the backend that the
+    /// packet was scheduled to, or a client.
+    pub sought: u32,
+    /// Not 0: the flow is to begin.
+    pub begins: u32,
+    /// Not 0: the flow began earlier, without an entry.
+    pub adopted: u32,
+    /// Of a service whose flows need no entry: the slot of the packet's hash.
+    pub slot: Slot,
+    /// What the slot, or the one that the scheduler picks, follows from.
+    pub slot_hash: u64,
+    /// Tells flows apart; the same for all packets of one.
+    pub hash: u64,
 }
 
 /// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.
@@ -70,6 +95,9 @@ pub struct Packet {
 const fn entropy(hash: u64) -> u32 {
     ((hash ^ hash >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
+
+/// The `extra` of a client's hash: no backend's number.
+const CLIENT: u32 = 0xff_ffff;
 
 /// No backend has this id.
 pub const NO_BACKEND: u32 = u32::MAX;
@@ -118,23 +146,42 @@ impl Packet {
         );
     }
 
+    /// The tuple of the packet's client, as a key of its entry.
+    #[inline(always)]
+    pub fn set_client(&mut self) {
+        let (network, service) = (&self.network, &self.service);
+        let client = network.source.masked(service.client_prefix_v4, service.client_prefix_v6);
+        let protocol = self.transport.protocol as u8;
+        self.tuple = Tuple::new(client, network.destination, Port::ANY, Port::ANY, protocol, CLIENT);
+        self.sought = Granularity::Client as u32;
+    }
+
     /// The packet goes to the backend of its flow.
     #[inline(always)]
     pub fn send_to_backend(&mut self, backend: &Backend) {
-        self.to = Translation {
-            source: self.flow.source,
-            destination: backend.address,
-            source_port: self.flow.source_port,
-            destination_port: table::backend_port(backend, self.flow.service_port),
-        };
+        copy(&self.flow.source, &mut self.to.source);
+        copy(&backend.address, &mut self.to.destination);
+        self.to.source_port = self.flow.source_port;
+        self.to.destination_port = table::backend_port(backend, self.flow.service_port);
         if Mode::is_tunnel(self.flow.mode) {
-            self.to.source = backend.source;
-            self.tunnel = Tunnel {
-                source: backend.source,
-                destination: backend.address,
-                gue_port: Port::ANY,
-                entropy: entropy(self.tuple.hash),
-            };
+            self.enter_tunnel(backend);
+        }
+    }
+
+    #[inline(always)]
+    fn enter_tunnel(&mut self, backend: &Backend) {
+        let entropy = entropy(self.hash);
+        let source = Tunnel::chosen_source(&backend.source, backend.source_bits, entropy);
+        copy(&source, &mut self.to.source);
+        copy(&source, &mut self.tunnel.source);
+        copy(&backend.address, &mut self.tunnel.destination);
+        self.tunnel.gue_port = backend.tunnel_port;
+        self.tunnel.entropy = entropy;
+        self.tunnel.dont_fragment = backend.dont_fragment;
+        self.tunnel.id = 0;
+        if backend.dont_fragment == DontFragment::Clear as u8 {
+            // SAFETY: has no arguments.
+            self.tunnel.id = unsafe { bpf_get_prandom_u32() } as u16;
         }
     }
 

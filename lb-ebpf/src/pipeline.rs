@@ -1,11 +1,12 @@
 //! A packet's way, stage by stage:
-//! parse -> admit -> service -> flow -> (select) -> transmit (next hop, rewrite) or refuse.
+//! parse -> admit -> service -> (hashed) -> flow -> (select) -> transmit (next hop, rewrite) or refuse.
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
-    abi::{AddressRoles, BackendState, Granularity, Protocol},
+    abi::{AddressRoles, BackendState, Granularity, Protocol, ServiceValue},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
-    parse::{self, NotOurs, Part, Problem, Transport},
+    icmp,
+    parse::{self, Network, NotOurs, Part, Problem, Transport},
     verdict::{Action, Reason, Stage, Verdict},
 };
 
@@ -13,7 +14,13 @@ use crate::{
     ctx::Frame,
     maps::{BACKENDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
-    stages::{admit, begin::begin, refuse::refuse, select, table},
+    stages::{
+        admit,
+        begin::begin,
+        hashed::{self, Unlisted},
+        refuse::refuse,
+        select, table,
+    },
     stats, transmit,
 };
 
@@ -27,36 +34,45 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
         Err(NotOurs::Tagged) => return Verdict::go_on(Stage::Unusual),
         Err(NotOurs::Short) => return Verdict::of(Reason::MalformedPassed),
     };
-    let to = admit::roles(&network.destination);
-    let is_forward = to.has(AddressRoles::SERVICE);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !is_forward && !is_reply {
-        return Verdict::of(Reason::NotForUs);
+    let (to_us, from_us) = (admit::maybe_ours(&network.destination), admit::maybe_ours(&network.source));
+    if !to_us && !from_us {
+        return not_for_us(frame, &network);
     }
     let transport = match parse::transport(frame, &network) {
         Ok(transport) => transport,
-        Err(Problem::NotTransport) => return Verdict::of(Reason::NotTransport),
-        Err(Problem::Icmp) => return Verdict::go_on(Stage::Icmp),
-        Err(Problem::Fragment) => return Verdict::go_on(Stage::Unusual),
-        Err(Problem::Malformed) if is_forward => return Verdict::of(Reason::Malformed),
-        Err(Problem::Malformed) => return Verdict::of(Reason::MalformedPassed),
+        Err(problem) => return unbalanced(frame, &network, problem),
     };
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
     packet.ingress = frame.ifindex();
     *bytes = frame.bytes_of(&packet.transport);
-    let to_service = is_forward && admit::service(packet, to);
-    go(frame.md(), packet, to_service, is_reply)
+    // What most packets are for is found by one look-up.
+    packet.begins = 0;
+    let reason = if to_us && admit::service(packet) { forward(packet) } else { other(packet) };
+    go(frame.md(), packet, reason)
 }
 
-/// The rest of the way of a packet whose ports are known.
+/// Decides about a packet whose headers were read by a program of rare packets; for its reason see
+/// [`go`].
 #[inline(always)]
-pub fn go(md: *mut xdp_md, packet: &mut Packet, to_service: bool, is_reply: bool) -> Verdict {
-    let mut reason = Reason::NoService;
-    if to_service {
-        reason = forward(md, packet);
-    } else if is_reply {
-        reason = reply(packet);
+pub fn decide(packet: &mut Packet) -> Reason {
+    packet.begins = 0;
+    if admit::service(packet) { forward(packet) } else { other(packet) }
+}
+
+/// The rest of the way of a packet that was decided about: begins its flow where one is to begin.
+#[inline(always)]
+pub fn go(md: *mut xdp_md, packet: &mut Packet, mut reason: Reason) -> Verdict {
+    if packet.begins == OF_CLIENT {
+        return Verdict::go_on(Stage::Client);
+    } else if packet.begins != 0 {
+        reason = begin(md, packet);
     }
+    carry_out(md, packet, reason)
+}
+
+/// Does with the packet what follows from the reason.
+#[inline(always)]
+pub fn carry_out(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     match reason.action() {
         Action::Forward => transmit::send(md, packet, reason),
         Action::Refuse => refuse(md, packet, reason),
@@ -68,18 +84,73 @@ pub fn go(md: *mut xdp_md, packet: &mut Packet, to_service: bool, is_reply: bool
     }
 }
 
-/// From a client to a service: finds or begins the flow, and says where the packet goes.
+/// What becomes of a packet that no service on its port takes.
+#[inline(always)]
+fn other(packet: &mut Packet) -> Reason {
+    let to = admit::roles(&packet.network.destination);
+    if admit::service_of_any_port(packet, to) {
+        return forward(packet);
+    }
+    if to.has(AddressRoles::SOURCE) || admit::roles(&packet.network.source).has(AddressRoles::NAT_BACKEND) {
+        return reply(packet);
+    }
+    if to.has(AddressRoles::SERVICE) { Reason::NoService } else { Reason::NotForUs }
+}
+
+/// What becomes of a packet between two addresses that are not ours. ICMP errors come from anywhere on
+/// the way, and go to whom a packet said it was from.
+#[inline(always)]
+fn not_for_us(frame: &Frame, network: &Network) -> Verdict {
+    if icmp::is_icmp(frame, network) { Verdict::go_on(Stage::Icmp) } else { Verdict::of(Reason::NotForUs) }
+}
+
+/// What becomes of a packet without ports.
+#[inline(always)]
+fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
+    let to = admit::roles(&network.destination);
+    let to_service = to.has(AddressRoles::SERVICE);
+    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
+    if !to_service && !is_reply {
+        return not_for_us(frame, network);
+    }
+    match problem {
+        Problem::NotTransport => Verdict::of(Reason::NotTransport),
+        Problem::Icmp => Verdict::go_on(Stage::Icmp),
+        Problem::Fragment => Verdict::go_on(Stage::Unusual),
+        Problem::Malformed if to_service => Verdict::of(Reason::Malformed),
+        Problem::Malformed => Verdict::of(Reason::MalformedPassed),
+    }
+}
+
+/// `begins` of a packet whose flow is not known and may begin.
+const OF_ITSELF: u32 = 1;
+/// The same where the client may have a backend already.
+const OF_CLIENT: u32 = 2;
+
+/// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
+/// begin.
 #[inline(never)]
-fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
+fn forward(packet: &mut Packet) -> Reason {
     if packet.transport.ttl <= 1 {
         return Reason::TtlExpired;
     }
     packet.now = now();
     packet.backend_id = NO_BACKEND;
+    packet.adopted = 0;
+    packet.sought = Granularity::Flow as u32;
+    let opens = opens(&packet.transport);
+    let tracked = packet.service.has(ServiceValue::TRACKED);
+    if tracked && hashed::settled(opens as u32) != 0 {
+        return Reason::ToBackend;
+    }
     if packet.service.granularity == Granularity::Packet as u8 {
+        packet.sought = Granularity::Packet as u32;
         packet.backend_id = match packet.transport.part {
             Part::Later => packet.fragmented.flow.backend_id,
-            Part::Whole | Part::First => select::pick(0),
+            Part::Whole | Part::First => {
+                hashed::set_hash();
+                select::pick(0)
+            }
         };
         if packet.backend_id == NO_BACKEND {
             return Reason::NoBackend;
@@ -87,6 +158,9 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
     packet.set_tuple(packet.backend_id.wrapping_add(1));
+    if !tracked {
+        packet.hash = packet.tuple.hash;
+    }
     if table::find_forward() != 0 {
         match known(packet) {
             Known::Go => return Reason::ToBackend,
@@ -94,10 +168,23 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
             Known::Over => {}
         }
     }
-    if packet.transport.protocol == Protocol::Tcp && !opens(&packet.transport) {
+    if tracked {
+        match hashed::unlisted(packet, opens) {
+            Unlisted::Sent => return Reason::ToBackend,
+            Unlisted::Dead => return Reason::BackendDead,
+            Unlisted::Unknown => return Reason::UnknownFlow,
+            Unlisted::Begin => {}
+        }
+    } else if packet.transport.protocol == Protocol::Tcp && !opens {
         return Reason::UnknownFlow;
     }
-    begin(md, packet)
+    if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
+        hashed::set_hash();
+    }
+    let continues = packet.adopted != 0 && packet.transport.protocol == Protocol::Tcp;
+    let of_client = packet.service.granularity == Granularity::Client as u8 && !continues;
+    packet.begins = if of_client { OF_CLIENT } else { OF_ITSELF };
+    Reason::Internal
 }
 
 /// What becomes of a packet whose flow was found.
@@ -129,10 +216,12 @@ fn known(packet: &mut Packet) -> Known {
     if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
 }
 
-/// Whether the packet is a TCP connection's first.
+/// Whether the packet is a TCP connection's first. A fragment behind that has its flags, and is not.
 #[inline(always)]
 fn opens(transport: &Transport) -> bool {
-    transport.protocol == Protocol::Tcp && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+    transport.protocol == Protocol::Tcp
+        && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        && transport.part != Part::Later
 }
 
 /// From a backend to a client: finds the flow, and says where the packet goes.

@@ -10,17 +10,22 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Flow, Mode},
     encap::encapsulate,
+    flow::TCP_SYN,
     packet::PacketAccess,
+    parse::Part,
     rewrite::{lower_ttl, translate},
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use crate::{
     ctx::Frame,
-    events,
+    events, hops,
     maps::INTERFACES,
     packet::{Hop, Packet},
-    stages::table,
+    stages::{
+        mss,
+        table::{self, NO_PLACE},
+    },
     stats,
 };
 
@@ -33,10 +38,19 @@ const INET6: u8 = 10;
 #[inline(always)]
 pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     let reason = rewrite(md, packet, reason);
+    if reason == Reason::TooBig {
+        return Verdict::go_on(Stage::TooBig);
+    }
     if reason.action() != Action::Forward {
         stats::dropped(packet.flow.service_id);
         return Verdict::of(reason);
     }
+    leave(md, packet, reason)
+}
+
+/// The frame is as it should be: out of the interface of its next hop.
+#[inline(always)]
+pub fn leave(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
     let ifindex = packet.hop.ifindex;
     if ifindex == packet.ingress { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
 }
@@ -50,7 +64,10 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     if hop != reason {
         return hop;
     }
-    if table::touch(reply as u32) != 0 && !reply {
+    if packet.transport.tcp_flags & TCP_SYN != 0 && packet.transport.part != Part::Later {
+        mss::clamp(md, reply as u32);
+    }
+    if packet.place.index != NO_PLACE && table::touch(reply as u32) != 0 && !reply {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes_of(&packet.transport));
@@ -66,7 +83,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
 /// it cannot be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
+pub extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let mut frame = Frame::of(md);
     if lower_ttl(&mut frame, &packet.network, &packet.transport).is_none() {
@@ -84,15 +101,23 @@ extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
 }
 
 #[inline(always)]
-fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
+pub fn link_layer(frame: &mut Frame, hop: &Hop) -> Option<()> {
     frame.write(0, hop.destination)?;
     frame.write(6, hop.source)
 }
 
 /// Asks the kernel's routing and neighbour tables for the way of the translated packet, and sets
-/// its hop.
+/// its hop. Of the way to a backend the answer holds for the rest of the tick.
+#[inline(always)]
+pub fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+    if !reply && hops::recall(packet) {
+        return Reason::ToBackend;
+    }
+    look_up(md, packet, reply)
+}
+
 #[inline(never)]
-fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };
@@ -103,7 +128,11 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
             packet.hop = Hop { ifindex: packet.fib.ifindex, source: packet.fib.smac, destination: packet.fib.dmac };
-            if reply { Reason::ToClient } else { Reason::ToBackend }
+            if reply {
+                return Reason::ToClient;
+            }
+            hops::keep(packet);
+            Reason::ToBackend
         }
         BPF_FIB_LKUP_RET_NO_NEIGH => {
             events::neighbour_missing(packet.fib.ifindex, gateway(packet));
@@ -116,29 +145,46 @@ fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
 
 #[inline(always)]
 fn request(packet: &mut Packet) {
-    // SAFETY: all-zero bytes are a valid request.
-    packet.fib = unsafe { core::mem::zeroed() };
+    // As a whole it would be cleared byte by byte.
+    let words: *mut u32 = (&raw mut packet.fib).cast();
+    for word in 0..size_of::<bpf_fib_lookup>() / size_of::<u32>() {
+        // SAFETY: within the request, of which all-zero bytes are valid.
+        unsafe { words.add(word).write_volatile(0) };
+    }
+    let tot_len = length(packet);
     let (fib, to) = (&mut packet.fib, &packet.to);
     fib.l4_protocol = packet.transport.protocol as u8;
     fib.sport = u16::from_ne_bytes(to.source_port.to_wire());
     fib.dport = u16::from_ne_bytes(to.destination_port.to_wire());
-    let mut tot_len = packet.transport.packet_len;
     if Mode::is_tunnel(packet.flow.mode) {
         fib.l4_protocol = packet.tunnel.protocol(&packet.network);
-        (fib.sport, fib.dport) = (0, 0);
-        tot_len = tot_len.saturating_add(packet.tunnel.growth() as u16);
+        let [source_port, port] = packet.tunnel.ports();
+        (fib.sport, fib.dport) = (u16::from_ne_bytes(source_port.to_wire()), u16::from_ne_bytes(port.to_wire()));
     }
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = packet.ingress;
-    if to.destination.is_v4() {
+    between(fib, &to.source, &to.destination);
+}
+
+/// Asks for the way between two addresses.
+#[inline(always)]
+pub fn between(fib: &mut bpf_fib_lookup, source: &Address, destination: &Address) {
+    if destination.is_v4() {
         fib.family = INET;
-        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: to.source.words()[3] };
-        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: to.destination.words()[3] };
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv4_src: source.words()[3] };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv4_dst: destination.words()[3] };
     } else {
         fib.family = INET6;
-        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: to.source.words() };
-        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: to.destination.words() };
+        fib.__bindgen_anon_3 = bpf_fib_lookup__bindgen_ty_3 { ipv6_src: source.words() };
+        fib.__bindgen_anon_4 = bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: destination.words() };
     }
+}
+
+/// Bytes of the IP packet as it will leave.
+#[inline(always)]
+pub fn length(packet: &Packet) -> u16 {
+    let growth = if Mode::is_tunnel(packet.flow.mode) { packet.tunnel.growth() } else { 0 };
+    packet.transport.packet_len.saturating_add(growth as u16)
 }
 
 /// The next hop that the lookup found no link-layer address for: it has put the gateway, or the

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod dataplane;
+pub mod doctor;
 pub mod health;
 pub mod host;
 pub mod telemetry;

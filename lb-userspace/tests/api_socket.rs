@@ -54,6 +54,7 @@ fn service(name: &str, backend_address: &str) -> ServiceView {
         id: Some(0),
         active_tier: Some(0),
         live_flows: 312,
+        tracking: None,
         backends: vec![backend(name, backend_address)],
     }
 }

@@ -211,6 +211,7 @@ fn service() -> ServiceView {
         id: Some(0),
         active_tier: Some(0),
         live_flows: 400,
+        tracking: None,
         backends: vec![
             backend("10.0.0.11:8080", 0, "up", "L7OK 200", true, "tier 0 serves"),
             backend("10.0.0.12:8080", 1, "down", "L4TOUT", false, "health down (L4TOUT)"),

@@ -77,8 +77,10 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     terminal_escapes
     text_without_quotes
     timeout_longer_than_interval
+    timeouts
     times
     too_few_source_ports
+    tunnel_sources
     two_families_in_a_service
     udp_check_without_a_port
     unknown_key_at_the_top
@@ -98,6 +100,7 @@ fixtures! { WARNED, |name| render(&warnings(name), ReportStyle::Plain),
     loopback
     no_backends
     no_services
+    tunnel_settings_without_a_tunnel
     udp_without_a_check
     weights_without_effect
 }

@@ -2,9 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+use lb_common::{
+    abi::{DontFragment, Granularity, Mode, Protocol, Scheduler},
+    flow::{State, idle_ticks},
+};
 use lb_userspace::config::{
-    Backend, Check, Config, EXAMPLE, Health, Limits, PortRange, Service, StatusRange, XdpMode, parse, reference,
+    Backend, Check, Clients, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel,
+    TunnelSource, XdpMode, parse, reference,
 };
 
 /// The least that a file can say about a service.
@@ -47,7 +51,11 @@ fn what_is_left_out_has_its_default() {
         mode: Mode::FullNat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health,
+        timeouts: State::TIMEOUTS,
         backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
     };
     let expected = Config {
@@ -90,15 +98,42 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         let (without, with) = match header.as_str() {
             "Top level" => (LEAST.to_owned(), format!("{line}{LEAST}")),
             "[limits]" => (LEAST.to_owned(), format!("{LEAST}[limits]\n{line}")),
+            "[[service]]" if key.starts_with("client-") => {
+                let with = |lines: &str| LEAST.replace("name =", &format!("granularity = \"client\"\n{lines}name ="));
+                (with(""), with(&line))
+            }
             "[[service]]" => (LEAST.to_owned(), LEAST.replace("name =", &format!("{line}name ="))),
             "[[service.backend]]" => (LEAST.to_owned(), format!("{LEAST}{line}")),
+            "[service.timeouts]" => (LEAST.to_owned(), format!("{LEAST}[service.timeouts]\n{line}")),
             "[service.health]" => (format!("{LEAST}{http}"), format!("{LEAST}{http}{line}")),
             other => panic!("a table of the reference that this test does not know: {other}"),
         };
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
-    // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 4 + 6 + 4 + 6 + 2, "{rows:#?}");
+    // This test must not look at nothing.
+    assert!(rows.len() >= 24, "{rows:#?}");
+}
+
+#[test]
+fn tunnels_have_a_source_for_each_family_fixed_or_chosen() {
+    let tunnel = |mode: &str, lines: &str| {
+        let text = LEAST.replace("name =", &format!("mode = \"{mode}\"\n{lines}\nname =")).replace(":8080", "");
+        accepted(&text).services[0].tunnel.clone()
+    };
+    let source =
+        |address: &str, chosen_bits| TunnelSource { address: address.parse().expect("an address"), chosen_bits };
+    assert_eq!(tunnel("dsr-ipip", ""), Tunnel::default());
+    assert_eq!(tunnel("dsr-gue", "gue-port = 9886\ntunnel-df = \"clear\""), {
+        Tunnel { gue_port: 9886, sources: vec![], dont_fragment: DontFragment::Clear }
+    });
+    let mixed = tunnel("dsr-ipip", "tunnel-source = [\"2001:db8::1\"]\ntunnel-source-entropy = \"10.77.0.0/16\"");
+    assert_eq!(mixed.sources, [source("2001:db8::1", 0), source("10.77.0.0", 16)]);
+    let both = tunnel("dsr-ipip", "tunnel-source-entropy = [\"2001:db8:77::/64\", \"10.0.0.0/8\"]");
+    assert_eq!(both.sources, [source("2001:db8:77::", 32), source("10.0.0.0", 24)]);
+    assert_eq!(both.source("192.0.2.1".parse().expect("an address")), Some(both.sources[1]));
+    let long = tunnel("dsr-ipip", "tunnel-source-entropy = \"2001:db8:77::/120\"");
+    assert_eq!(long.source("192.0.2.1".parse().expect("an address")), None);
+    assert_eq!(long.sources, [source("2001:db8:77::", 8)]);
 }
 
 #[test]
@@ -108,6 +143,16 @@ fn the_timeout_follows_a_short_interval() {
     assert_eq!(health("interval = \"1m30s\"").interval, Duration::from_secs(90));
     assert_eq!(health("interval = \"1m30s\"").timeout, Duration::from_secs(1));
     assert_eq!(health("interval = \"5s\"\ntimeout = \"5s\"").timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn timeouts_of_flows_are_set_state_by_state() {
+    let text = format!("{LEAST}[service.timeouts]\nclosed = \"1s\"\none-way = \"2m\"\n");
+    let timeouts = accepted(&text).services[0].timeouts;
+    let mut expected = State::TIMEOUTS;
+    expected[State::Closed as usize] = idle_ticks(1_000_000_000);
+    expected[State::OneWay as usize] = idle_ticks(120_000_000_000);
+    assert_eq!(timeouts, expected);
 }
 
 #[test]
@@ -237,6 +282,27 @@ fn every_word_of_the_data_path_is_accepted() {
     for mode in XdpMode::ALL {
         assert_eq!(accepted(&format!("xdp-mode = \"{}\"\n{LEAST}", mode.name())).xdp_mode, mode);
     }
+}
+
+#[test]
+fn segment_sizes_are_off_automatic_or_a_number() {
+    let clamp = |value: &str| LEAST.replace("name =", &format!("mss-clamp = {value}\nname ="));
+    assert_eq!(accepted(LEAST).services[0].mss_clamp, MssClamp::Off);
+    for (value, wanted, number) in [
+        ("\"off\"", MssClamp::Off, 0),
+        ("\"auto\"", MssClamp::Auto, u16::MAX),
+        ("536", MssClamp::Bytes(536), 536),
+        ("65495", MssClamp::Bytes(65_495), 65_495),
+    ] {
+        let read = accepted(&clamp(value)).services[0].mss_clamp;
+        assert_eq!((read, read.number()), (wanted, number));
+    }
+    for value in ["535", "65496", "-1", "\"1400\"", "\"on\"", "true"] {
+        assert!(parse("lb.toml", &clamp(value)).is_err(), "{value}");
+    }
+    let udp = clamp("\"auto\"\nprotocol = \"udp\"");
+    let error = parse("lb.toml", &udp).unwrap_err().to_string();
+    assert!(error.contains("only TCP has a segment size"), "{error}");
 }
 
 #[test]

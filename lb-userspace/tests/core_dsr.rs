@@ -3,8 +3,11 @@
 mod core_support;
 
 use core_support::{A, B, SOURCE, World, key_of, state, web};
-use lb_common::abi::{AddressRoles, BackendState, Mode};
-use lb_userspace::{config::Config, core::Command, core::OperatorLayer};
+use lb_common::abi::{AddressRoles, BackendState, DontFragment, Mode, Port};
+use lb_userspace::{
+    config::{Config, Tunnel, TunnelSource},
+    core::{Command, OperatorLayer},
+};
 
 fn dsr_l2(backends: &[&str]) -> Config {
     let mut config = web(backends);
@@ -108,4 +111,61 @@ fn a_tunnel_leads_to_backends_of_another_family() {
     assert_eq!(world.turns("web"), ["[2001:db8::1]:80"]);
     let (service, address) = ("web".to_owned(), "10.0.0.9:80".parse().unwrap());
     world.command(&Command::Add { service, address, weight: 1, tier: 0 }, false).unwrap();
+}
+
+/// What a tunnel is like, as the data path reads it: source, chosen bits of it, port, DF.
+fn tunnel(world: &World, id: u32) -> (String, u8, u16, u8) {
+    let entry = world.dataplane.backend(id).unwrap();
+    (format!("{:?}", entry.source), entry.source_bits, entry.tunnel_port.get(), entry.dont_fragment)
+}
+
+fn dsr_gue(backends: &[&str], tunnel: Tunnel) -> Config {
+    let mut config = web(backends);
+    config.services[0].mode = Mode::DsrGue;
+    config.services[0].tunnel = tunnel;
+    config
+}
+
+#[test]
+fn a_tunnel_is_as_configured_and_follows_a_change_with_its_next_packet() {
+    let mut world = World::new(dsr_gue(&[A], Tunnel::default()));
+    world.all_up();
+    world.route_all();
+    let id = world.id("web", A);
+    assert_eq!(tunnel(&world, id), (SOURCE.to_owned(), 0, 6080, DontFragment::Copy as u8));
+
+    let source = |address: &str, chosen_bits| TunnelSource { address: address.parse().unwrap(), chosen_bits };
+    let sources = vec![source("2001:db8::", 32), source("10.77.0.0", 16)];
+    let chosen = Tunnel { gue_port: 9886, sources, dont_fragment: DontFragment::Clear };
+    world.configure(dsr_gue(&[A], chosen.clone()));
+    assert_eq!(world.id("web", A), id, "flows go on");
+    let expected = ("10.77.0.0".to_owned(), 16, 9886, DontFragment::Clear as u8);
+    assert_eq!(tunnel(&world, id), expected);
+    world.route("10.0.0.1".parse().unwrap(), Some("10.255.0.2"));
+    assert_eq!(tunnel(&world, id), expected, "the host's own address does not matter");
+    world.route("10.0.0.1".parse().unwrap(), None);
+    assert!(world.turns("web").is_empty(), "without a route it is out of turn all the same");
+}
+
+#[test]
+fn flows_of_a_service_that_is_gone_keep_their_tunnel_over_a_restart() {
+    let chosen = Tunnel {
+        gue_port: 9886,
+        sources: vec![TunnelSource { address: "10.77.0.0".parse().unwrap(), chosen_bits: 16 }],
+        dont_fragment: DontFragment::Set,
+    };
+    let mut world = World::new(dsr_gue(&[A], chosen));
+    world.all_up();
+    world.route_all();
+    let id = world.id("web", A);
+    let before = tunnel(&world, id);
+    let mut empty = web(&[]);
+    empty.services.clear();
+    world.restart(empty, OperatorLayer::default());
+    world.walk(&[(id, 1)], 4);
+    assert_eq!(tunnel(&world, id), before);
+    assert_eq!(world.dataplane.backend(id).unwrap().state, BackendState::Live as u8);
+    world.walk(&[], 4);
+    let entry = world.dataplane.backend(id).unwrap();
+    assert_eq!((entry.state, entry.tunnel_port, entry.source_bits), (BackendState::Empty as u8, Port::ANY, 0));
 }

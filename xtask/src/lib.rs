@@ -2,6 +2,7 @@
 //! namespaces in which `cargo xtask run` and the end-to-end tests (`tests/e2e_*.rs`) drive the real
 //! `lb` binary with real clients and servers.
 
+pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod fuzz;

@@ -2,6 +2,7 @@ use std::{ffi::OsString, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use xtask::{
+    bench::{self, BenchArguments},
     fuzz, lint,
     run::{self, RunArguments},
     setup::{self, Level},
@@ -38,6 +39,8 @@ enum Task {
     },
     /// Run the tests that need the kernel on Debian's kernels, in virtual machines
     Vm(VmArguments),
+    /// Measure: packets in the kernel, through the driver, and what users see
+    Bench(BenchArguments),
     /// Check format, lints, licences, sources of dependencies and the tidiness of the tree
     Lint,
     /// Feed random packets to the parser
@@ -59,7 +62,7 @@ enum Task {
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let is_run = words.get(1).is_some_and(|word| word == "run");
-    let cli = Cli::parse_from(if is_run { RunArguments::normalize(words) } else { words });
+    let cli = Cli::parse_from(if is_run { RunArguments::normalize(words.clone()) } else { words.clone() });
     let outcome = match cli.command {
         Task::Setup { vm: true, .. } => vm::setup().map(|()| ExitCode::SUCCESS),
         Task::Setup { test, .. } => {
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Test { filter } => suite::test(filter.as_deref()),
         Task::Vm(arguments) => vm::vm(&arguments),
+        Task::Bench(_) => bench::bench(words.get(2..).unwrap_or_default()),
         Task::Lint => lint::lint(),
         Task::Fuzz { duration } => fuzz::fuzz(duration),
         Task::Serve { name, port } => http::serve(&name, port).map(|()| ExitCode::SUCCESS).map_err(Into::into),

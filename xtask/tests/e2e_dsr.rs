@@ -5,25 +5,9 @@ mod stage;
 use stage::{
     Stage,
     clients::{Connection, assert_in_turn, curl_names},
+    dsr::prepare_backends,
 };
-use xtask::world::{Family, Topology, World, config::Service, servers::WEB_PORT};
-
-/// Makes the backends ready for `dsr-l2`: the service's address on the loopback interface, so that
-/// their stacks take it and nobody asks them for it, and a way to clients past the balancer.
-fn prepare_backends(world: &World) {
-    for backend in &world.backends {
-        backend.set_sysctl("net.ipv4.conf.all.arp_ignore", "1").unwrap();
-        backend.set_sysctl("net.ipv4.conf.all.arp_announce", "2").unwrap();
-        for family in Family::BOTH {
-            let (bits, clients) = match family {
-                Family::V4 => (32, "10.71.1.0/24"),
-                Family::V6 => (128, "fd71:1::/64"),
-            };
-            let address = format!("address add {}/{bits} dev lo", family.service());
-            backend.ip(&[address, format!("route add {clients} dev eth0")]).unwrap();
-        }
-    }
-}
+use xtask::world::{Family, Topology, config::Service, servers::WEB_PORT};
 
 #[test]
 fn dsr_l2_backends_answer_curl_in_turn_and_past_the_balancer() {

@@ -57,12 +57,29 @@ impl Address {
         Self { words }
     }
 
+    /// The address with all bits behind the first `v4` (of an IPv4 address, at most 32) or `v6` (at
+    /// most 128) cleared.
+    #[inline(always)]
+    pub const fn masked(&self, v4: u8, v6: u8) -> Self {
+        let bits = if self.is_v4() { v4 as u32 + 96 } else { v6 as u32 };
+        let [a, b, c, d] = self.words;
+        Self { words: [a & mask(bits, 0), b & mask(bits, 32), c & mask(bits, 64), d & mask(bits, 96)] }
+    }
+
     /// All sixteen octets.
     pub const fn octets(&self) -> [u8; 16] {
         let [a, b, c, d] = self.words;
         let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
         [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
+}
+
+/// The bits of the word that begins at bit `from` which are among the first `bits`, in network order.
+#[inline(always)]
+const fn mask(bits: u32, from: u32) -> u32 {
+    let beyond = 32u32.saturating_sub(bits.saturating_sub(from)) as u64;
+    // 64 bits wide: all 32 may be shifted out.
+    (((u32::MAX as u64) << beyond) as u32).to_be()
 }
 
 impl From<core::net::IpAddr> for Address {
@@ -153,6 +170,30 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_masked_to_a_prefix_of_its_family() {
+        let masked = |address: &str, v4, v6| {
+            let address: IpAddr = address.parse().unwrap();
+            IpAddr::from(Address::from(address).masked(v4, v6)).to_string()
+        };
+        for (bits, wanted) in [(32, "198.51.100.255"), (31, "198.51.100.254"), (24, "198.51.100.0"), (0, "0.0.0.0")] {
+            assert_eq!(masked("198.51.100.255", bits, 64), wanted);
+        }
+        let address = "2001:db8:1:2:ffff:ffff:ffff:ffff";
+        for (bits, wanted) in
+            [(128, address), (127, "2001:db8:1:2:ffff:ffff:ffff:fffe"), (64, "2001:db8:1:2::"), (0, "::")]
+        {
+            assert_eq!(masked(address, 24, bits), wanted);
         }
     }
 }

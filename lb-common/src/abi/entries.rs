@@ -6,7 +6,7 @@ use super::{
     Address, Port,
     limits::{PORT_POOL_WORDS, PORT_RANGES},
 };
-use crate::flow::State;
+use crate::flow::{State, Timeouts};
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -68,19 +68,51 @@ pub struct ServiceValue {
     pub scheduler: u8,
     /// [`Granularity`]
     pub granularity: u8,
-    /// Bits, for what few services have.
+    /// [`ServiceValue::TRACKED`] and so on.
     pub flags: u8,
-    /// Largest TCP segment that clients and backends may announce; 0: as they like.
+    /// Largest TCP segment that clients and backends may announce; 0: as they like;
+    /// [`ServiceValue::MSS_AUTO`]: as the ways allow.
     pub mss: u16,
     /// [`Granularity::Client`]: bits of an address that name one client.
     pub client_prefix_v4: u8,
     pub client_prefix_v6: u8,
     /// QUIC: bytes of the server id in a connection ID; 0: connection IDs are not looked at.
     pub quic_server_id: u8,
-    pub reserved: [u8; 7],
+    /// [`ServiceValue::TRACKED`]: the [`HashedBy`] that finds the slot of a flow without an entry.
+    pub stable_hash: u8,
+    pub reserved: [u8; 2],
+    /// [`ServiceValue::TRACKED`]: slots whose stable half counts, otherwise 0.
+    pub stable_len: u32,
 }
 
 impl ServiceValue {
+    /// Of `mss`: as large as what fits both ways.
+    pub const MSS_AUTO: u16 = u16::MAX;
+    /// Flows need no entry in the flow table: the slot of their hash says where they are
+    /// ([`Slot::stable`](super::Slot::stable)).
+    pub const TRACKED: u8 = 1;
+    /// With `TRACKED`: the scheduler picks by the same slots, so a clean one tells everything.
+    pub const PAIRED: u8 = 2;
+    /// With `TRACKED`, of clients: they were moved less than their timeout ago, and those without an
+    /// entry are still where their flows without an entry are.
+    pub const CLIENTS_STAY: u8 = 4;
+
+    #[inline(always)]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The service without any slots.
+    pub const fn without_slots(self) -> Self {
+        let flags = self.flags & !(Self::TRACKED | Self::PAIRED);
+        Self { selection_base: 0, selection_len: 0, stable_len: 0, flags, ..self }
+    }
+
+    /// Elements of the map `selection` that are its.
+    pub const fn slots(&self) -> u32 {
+        if self.selection_len > self.stable_len { self.selection_len } else { self.stable_len }
+    }
+
     /// A value without slots, flags and options.
     pub const EMPTY: Self = Self {
         id: 0,
@@ -95,12 +127,15 @@ impl ServiceValue {
         client_prefix_v4: 32,
         client_prefix_v6: 128,
         quic_server_id: 0,
-        reserved: [0; 7],
+        stable_hash: 0,
+        reserved: [0; 2],
+        stable_len: 0,
     };
 }
 
 /// Value of the array `service_info`: the constant part of a service, found by its id from a flow.
-/// Written before the id is published and never changed while a flow may name the id.
+/// Written before the id is published; while a flow may name the id only the timeouts change, each by
+/// itself: a flow gets the new ones with its next packet.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct ServiceInfo {
@@ -111,14 +146,21 @@ pub struct ServiceInfo {
     pub mode: u8,
     pub zero: u32,
     /// Idle time in ticks after which a flow is over, by [`crate::flow::State`].
-    pub timeouts: [u32; 8],
-    pub reserved: [u32; 2],
+    pub timeouts: Timeouts,
+    /// [`Granularity::Client`]: ticks after its last new flow in which a client is remembered.
+    pub client_timeout: u32,
+    pub reserved: u32,
 }
 
 impl ServiceInfo {
     /// With the timeouts that nobody changed.
     pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
-        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, reserved: [0; 2] }
+        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, reserved: 0 }
+    }
+
+    /// The same service, whatever its timeouts.
+    pub fn is_same_service(&self, other: &Self) -> bool {
+        *self == Self { timeouts: self.timeouts, client_timeout: self.client_timeout, ..*other }
     }
 }
 
@@ -158,6 +200,8 @@ abi_enum! {
         DsrL2 = 2 "dsr-l2",
         /// Direct server return through a tunnel, IP in IP: the backend unpacks and answers itself.
         DsrIpip = 3 "dsr-ipip",
+        /// The same, in UDP (GUE variant 1): networks spread it over paths and queues like any UDP.
+        DsrGue = 4 "dsr-gue",
     }
 }
 
@@ -219,6 +263,42 @@ abi_enum! {
         Flow = 0 "flow",
         /// Each packet (UDP only).
         Packet = 1 "packet",
+        /// Each client once, for all its flows; it stays for a time after its last new one.
+        Client = 2 "client",
+    }
+}
+
+abi_enum! {
+    /// What a flow's slot in a table of hashes follows from.
+    HashedBy {
+        /// Addresses, ports and protocol.
+        Flow = 0 "flow",
+        /// The client's address, as far as it names one client.
+        Client = 1 "client",
+    }
+}
+
+impl HashedBy {
+    /// What a scheduler hashes; `None`: it has no table of hashes.
+    #[inline(always)]
+    pub const fn of(scheduler: u8, granularity: u8) -> Option<Self> {
+        if scheduler != Scheduler::Maglev as u8 && scheduler != Scheduler::SourceHash as u8 {
+            None
+        } else if scheduler == Scheduler::SourceHash as u8 || granularity == Granularity::Client as u8 {
+            Some(Self::Client)
+        } else {
+            Some(Self::Flow)
+        }
+    }
+}
+
+abi_enum! {
+    /// "Don't fragment" in the outer IPv4 header of a tunnel.
+    DontFragment {
+        /// As in the inner packet; set for IPv6, which no router fragments.
+        Copy = 0 "copy",
+        Set = 1 "set",
+        Clear = 2 "clear",
     }
 }
 
@@ -236,7 +316,8 @@ abi_enum! {
 
 /// Value of the array `backends`, indexed by backend id. One element is one backend of one service.
 /// `address`, `port`, `service_id` and `port_pool` never change while `generation` stays the same;
-/// `source` and `weight` may: a flow keeps the source it began with.
+/// `source` and `weight` may, and how tunnels are: a flow of
+/// `full-nat` keeps the source it began with.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Backend {
@@ -253,11 +334,16 @@ pub struct Backend {
     pub service_id: u32,
     /// `full-nat`: index into `port_pools`.
     pub port_pool: u32,
-    /// Share of the new flows, for schedulers that compare loads; 0 counts as 1.
+    /// Share of the new flows, for schedulers that compare loads; 0 counts as 1. 0: takes none but those
+    /// of clients that it still has, which are not remembered any longer for them.
     pub weight: u32,
     /// `dsr-gue`: UDP destination port of the tunnel.
     pub tunnel_port: Port,
-    pub zero_too: [u8; 2],
+    /// Tunnels: [`DontFragment`] of an outer IPv4 header.
+    pub dont_fragment: u8,
+    /// Tunnels: how many of the last bits of `source` (which are zero) are chosen for each flow; at
+    /// most 32.
+    pub source_bits: u8,
     pub reserved: [u32; 2],
 }
 
@@ -289,7 +375,9 @@ pub struct Flow {
     pub client_mac: [u8; 6],
     /// [`Flow::CLIENT_MAC_KNOWN`] and so on.
     pub flags: u8,
-    /// [`Granularity`] of the service when the flow began.
+    /// [`Granularity::Packet`] where each packet was scheduled when the flow began. With
+    /// [`Granularity::Client`] it is no flow but a client, for the next flow that it begins: its
+    /// address as far as it names the client, and ports of 0.
     pub granularity: u8,
 }
 
@@ -298,6 +386,19 @@ impl Flow {
     pub const CLIENT_MAC_KNOWN: u8 = 1;
     /// The flow counts in `backend_load`.
     pub const COUNTED: u8 = 2;
+
+    /// Whether the flow is one of its backend's, and no client.
+    #[inline(always)]
+    pub const fn has_load(&self) -> bool {
+        self.granularity != Granularity::Client as u8
+    }
+
+    /// Whether the flow has a reply, which is linked and holds a source port in `full-nat`: not where
+    /// replies take another way, and not for the entry of a client.
+    #[inline(always)]
+    pub const fn has_reply(&self) -> bool {
+        !Mode::is_one_sided(self.mode) && self.has_load()
+    }
 }
 
 /// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is
@@ -336,5 +437,14 @@ pub struct Settings {
     pub generation: u32,
     /// Random; keys of the flow table are mixed with it, so that nobody outside can aim at a bucket.
     pub hash_seed: u64,
-    pub reserved: [u64; 6],
+    /// [`Settings::ROUTES_VARY`]
+    pub flags: u32,
+    pub zero: u32,
+    pub reserved: [u64; 5],
+}
+
+impl Settings {
+    /// Packets to one backend may take different ways, by more than their destination: the host has
+    /// routes with several next hops, or rules. Written by the agent at any time.
+    pub const ROUTES_VARY: u32 = 1;
 }

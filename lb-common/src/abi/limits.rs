@@ -8,6 +8,8 @@ pub const CHOICES: usize = 2;
 pub const SERVICES: u32 = 1024;
 /// Service addresses, `full-nat` source addresses and addresses of `nat` backends together.
 pub const ADDRESSES: u32 = 8192;
+/// Bits that tell most packets that are not ours by one read: a power of two, 64 KiB of memory.
+pub const ADDRESS_BITS: u32 = 1 << 19;
 pub const BACKENDS: u32 = 4096;
 /// Slots of all selection tables together: six services with tables of [`MAGLEV_TABLE`] slots, room
 /// to replace one of those, and small tables for the others.

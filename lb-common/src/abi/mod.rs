@@ -6,21 +6,24 @@
 
 mod address;
 mod counters;
+pub mod decap;
 mod entries;
 mod events;
 mod fragment;
 pub mod limits;
 pub mod names;
+mod slot;
 mod vlan;
 
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, Flow, Granularity, Interface, Mode, PortPool, Scheduler, ServiceInfo,
-    ServiceKey, ServiceValue, Settings,
+    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, HashedBy, Interface, Mode, PortPool,
+    Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
 pub use fragment::{FragmentFlow, FragmentKey};
+pub use slot::Slot;
 pub use vlan::{VlanKey, VlanLink, VlanTag, VlanTags, vlan_bit};
 
 /// Number of this layout; part of the pin path (`/sys/fs/bpf/lb/v1`).
@@ -46,6 +49,7 @@ assert_size! {
     Flow = 64,
     PortPool = 8 * 1024 + 64,
     Settings = 64,
+    Slot = 8,
     Interface = 8,
     VlanKey = 12,
     VlanLink = 12,
@@ -56,4 +60,5 @@ assert_size! {
     BackendCounters = 64,
     VerdictCounters = 16,
     Event = 32,
+    decap::Settings = 8,
 }

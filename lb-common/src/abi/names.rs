@@ -10,6 +10,7 @@ macro_rules! names {
 }
 
 names! {
+    ADDRESS_BITS = "address_bits",
     ADDRESSES = "addresses",
     SERVICES = "services",
     SERVICE_INFO = "service_info",
@@ -32,6 +33,9 @@ names! {
     BACKEND_STATS = "backend_stats",
     VERDICT_STATS = "verdict_stats",
 }
+
+/// By backend, like `backends`; working memory of the program, not pinned.
+pub const HOPS: &str = "hops";
 
 /// The XDP program.
 pub const PROGRAM: &str = "lb";

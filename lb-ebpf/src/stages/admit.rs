@@ -1,11 +1,22 @@
 //! Is the packet ours, and for which service?
 
-use lb_common::abi::{Address, AddressRoles, Port, ServiceKey};
+use lb_common::{
+    abi::{Address, AddressRoles, Port, ServiceKey},
+    hash::address_bit,
+};
 
 use crate::{
-    maps::{ADDRESSES, SERVICES},
+    copy::copy,
+    maps::{ADDRESS_BITS, ADDRESSES, SERVICES},
     packet::Packet,
 };
+
+/// Whether the address may be one of ours; most others are told apart here, by one read.
+#[inline(always)]
+pub fn maybe_ours(address: &Address) -> bool {
+    let bit = address_bit(address);
+    ADDRESS_BITS.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 != 0)
+}
 
 /// What an address means to us; no roles for most.
 #[inline(always)]
@@ -14,22 +25,32 @@ pub fn roles(address: &Address) -> AddressRoles {
     unsafe { ADDRESSES.get(address) }.copied().unwrap_or(AddressRoles(0))
 }
 
-/// Finds the service the packet is for: that of its port, or the one that takes any port.
+/// Finds the service of the packet's own port.
 #[inline(always)]
-pub fn service(packet: &mut Packet, roles: AddressRoles) -> bool {
-    let transport = &packet.transport;
-    let mut key = ServiceKey::new(packet.network.destination, transport.destination_port, transport.protocol as u8);
+pub fn service(packet: &mut Packet) -> bool {
+    found(packet, packet.transport.destination_port)
+}
+
+/// Finds the service that takes any port, where the address has one.
+#[inline(always)]
+pub fn service_of_any_port(packet: &mut Packet, roles: AddressRoles) -> bool {
+    roles.has(AddressRoles::ANY_PORT) && found(packet, Port::ANY)
+}
+
+/// Finds either; for programs of rare packets.
+#[inline(always)]
+pub fn any_service(packet: &mut Packet, roles: AddressRoles) -> bool {
+    service(packet) || service_of_any_port(packet, roles)
+}
+
+#[inline(always)]
+fn found(packet: &mut Packet, port: Port) -> bool {
+    let key = ServiceKey::new(packet.network.destination, port, packet.transport.protocol as u8);
     // SAFETY: an update puts a new element in the place of the old, which stays whole until no
     // program can see it; so the copy is one published state.
-    let mut found = unsafe { SERVICES.get(key) };
-    if found.is_none() && roles.has(AddressRoles::ANY_PORT) {
-        key.port = Port::ANY;
-        // SAFETY: as above.
-        found = unsafe { SERVICES.get(key) };
-    }
-    match found {
+    match unsafe { SERVICES.get(key) } {
         Some(service) => {
-            packet.service = *service;
+            copy(service, &mut packet.service);
             true
         }
         None => false,

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Mode, Port, limits::BACKEND_ATTEMPTS},
+    abi::{Address, Backend, BackendState, Flow, Mode, Port, Protocol, limits::BACKEND_ATTEMPTS},
     flow::Word,
     verdict::Reason,
 };
@@ -12,6 +12,7 @@ use super::{
     table::{self, NO_PLACE, Place, Tuple},
 };
 use crate::{
+    copy::copy,
     ctx::Frame,
     events,
     maps::{BACKENDS, FLOWS},
@@ -21,9 +22,9 @@ use crate::{
 
 /// Begins the packet's flow: sets its place and flow. Otherwise the reason why it cannot begin, and
 /// nothing is left behind.
-#[inline(always)]
+#[inline(never)]
 pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
-    if packet.service.selection_len == 0 {
+    if packet.service.selection_len == 0 && packet.backend_id == NO_BACKEND {
         return Reason::NoBackend;
     }
     let index = table::claim();
@@ -43,12 +44,15 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     if let Some(place) = FLOWS.get_ptr_mut(index) {
         // SAFETY: the way is busy, so the element is ours alone to write.
-        unsafe { *place = packet.flow };
+        unsafe { copy(&packet.flow, &mut *place) };
     }
     let word = table::first_word(packet);
     table::publish(index, packet.now, word);
     packet.place = Place { index, word };
-    stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
+    // A connection was counted by its first packet.
+    if packet.adopted == 0 || packet.transport.protocol == Protocol::Udp {
+        stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
+    }
     load::changed(&packet.flow, Word::EMPTY, word);
     reason
 }
@@ -135,6 +139,6 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
         flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler),
-        granularity: packet.service.granularity,
+        granularity: packet.sought as u8,
     };
 }

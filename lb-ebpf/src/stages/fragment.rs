@@ -9,7 +9,7 @@ use lb_common::{
     verdict::{Action, Reason, Verdict},
 };
 
-use super::unusual::{self, on_its_way};
+use super::unusual::{self, ON_ITS_WAY};
 use crate::{
     atomic::fetch_add,
     ctx::Frame,
@@ -30,7 +30,7 @@ pub struct Fragmented {
 /// [`unusual::meet`]; the packet has its network. `roles` are those of its destination.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn meet_fragment(md: *mut xdp_md, roles: u32, is_reply: u32) -> u32 {
+pub extern "C" fn meet_fragment(md: *mut xdp_md, roles: u32) -> u32 {
     let Some(packet) = Packet::current() else { return Reason::Internal as u32 };
     let to = AddressRoles(roles);
     let frame = Frame::of(md);
@@ -45,7 +45,7 @@ pub extern "C" fn meet_fragment(md: *mut xdp_md, roles: u32, is_reply: u32) -> u
             Ok(transport) => transport,
             Err(problem) => return refused(problem, to),
         };
-        return on_its_way(packet, to, is_reply != 0);
+        return ON_ITS_WAY;
     }
     // SAFETY: the value may be given to another datagram while it is read, as fragments in the
     // network may be mixed up: its receiver finds out by the checksum.
@@ -60,7 +60,7 @@ pub extern "C" fn meet_fragment(md: *mut xdp_md, roles: u32, is_reply: u32) -> u
     }
     let Some(protocol) = Protocol::from_number(flow.protocol) else { return Reason::Internal as u32 };
     packet.transport = fragment.transport(flow, protocol);
-    on_its_way(packet, to, is_reply != 0)
+    ON_ITS_WAY
 }
 
 #[inline(always)]
@@ -80,10 +80,19 @@ fn early(to: AddressRoles) -> u32 {
 }
 
 /// Keeps what a first fragment told once its verdict is known, and numbers those that are sent on
-/// translated. Verdicts go in and out as [`Verdict::bits`].
+/// translated. Gives the verdict on the packet, which may be whole.
+#[inline(always)]
+pub fn settled(md: *mut xdp_md, packet: &Packet, verdict: Verdict) -> Verdict {
+    match packet.transport.part {
+        Part::Whole => verdict,
+        Part::First | Part::Later => Verdict::from_bits(settle(md, verdict.bits())),
+    }
+}
+
+/// Verdicts go in and out as [`Verdict::bits`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn settle(md: *mut xdp_md, verdict: u64) -> u64 {
+extern "C" fn settle(md: *mut xdp_md, verdict: u64) -> u64 {
     let verdict = Verdict::from_bits(verdict);
     let Some(packet) = Packet::current() else { return verdict.bits() };
     let reason = Reason::from_number(verdict.reason());

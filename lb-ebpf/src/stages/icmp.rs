@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6 to one of our addresses: a program of its own, see `lb_icmp`.
+//! ICMP and ICMPv6: a program of its own, see `lb_icmp`.
 
 use lb_common::{
     abi::AddressRoles,
@@ -10,18 +10,19 @@ use lb_common::{
 };
 use network_types::eth::EthHdr;
 
-use super::admit;
+use super::{admit, errors};
 use crate::ctx::Frame;
 
-/// Answers an echo request to a service's address; the kernel gets everything else.
+/// Answers an echo request to a service's address, and brings errors about flows where they belong;
+/// the kernel gets everything else.
 #[inline(always)]
 pub fn run(frame: &mut Frame) -> Verdict {
     let (Ok(network), Some(ethernet)) = (parse::network(frame), frame.read::<EthHdr>(0)) else {
         return Verdict::of(Reason::MalformedPassed);
     };
-    let to_service = admit::roles(&network.destination).has(AddressRoles::SERVICE);
-    if !to_service || !is_echo_request(frame, &network) || !answerable(&ethernet, &network) {
-        return Verdict::of(Reason::NotTransport);
+    let to = admit::roles(&network.destination);
+    if !to.has(AddressRoles::SERVICE) || !is_echo_request(frame, &network) || !answerable(&ethernet, &network) {
+        return errors::run(frame.md(), &network, to);
     }
     match echo(frame, &network) {
         Some(()) => Verdict::transmit(Reason::Echo),

@@ -2,12 +2,18 @@
 
 pub mod admit;
 pub mod begin;
+pub mod clients;
+pub mod errors;
 pub mod fragment;
+pub mod hashed;
 pub mod icmp;
 pub mod load;
+pub mod mss;
 pub mod ports;
 pub mod refuse;
 pub mod select;
 pub mod table;
 pub mod tagged;
+pub mod too_big;
+pub mod tunnel_error;
 pub mod unusual;

@@ -52,7 +52,7 @@ fn answer(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
 
 /// Counts an ICMP error against this CPU's limit.
 #[inline(always)]
-fn icmp_allowed(packet: &mut Packet) -> bool {
+pub fn icmp_allowed(packet: &mut Packet) -> bool {
     if packet.icmp_tick != packet.now {
         packet.icmp_tick = packet.now;
         packet.icmp_sent = 0;
@@ -76,7 +76,7 @@ fn unreachable(frame: &mut Frame, packet: &Packet, ethernet: &EthHdr) -> Option<
 
 /// Cuts the frame to `len` bytes.
 #[inline(always)]
-fn cut(frame: &mut Frame, len: usize) -> Option<()> {
+pub fn cut(frame: &mut Frame, len: usize) -> Option<()> {
     let excess = frame.len() as i32 - len as i32;
     if excess == 0 {
         return Some(());

@@ -9,17 +9,18 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::{
-    abi::{BackendState, Scheduler, limits::LEAST_SCAN},
-    hash::{selection_hash, selection_slot, source_hash},
+    abi::{BackendState, HashedBy, Scheduler, limits::LEAST_SCAN},
+    hash::selection_slot,
 };
 
-use super::load;
+use super::{hashed, load};
 use crate::{
-    maps::{BACKENDS, CURSORS, SELECTION},
+    maps::{BACKENDS, CURSORS},
     packet::{NO_BACKEND, Packet},
 };
 
-/// The id of a backend for the packet under way, or [`NO_BACKEND`] when none is ready. The first
+/// The id of a backend for the packet under way, or [`NO_BACKEND`] when none is ready. Where the
+/// scheduler has a table of hashes, the packet's hash must be set ([`hashed::set_hash`]). The first
 /// `attempt` is 0. Where that backend could not take the flow, the next attempt gets another slot:
 /// by another hash, and in turn where loads were compared, because the least loaded backend would
 /// be the same.
@@ -32,8 +33,8 @@ pub extern "C" fn pick(attempt: u32) -> u32 {
         return NO_BACKEND;
     }
     let scheduler = packet.service.scheduler;
-    if scheduler == Scheduler::Maglev as u8 || scheduler == Scheduler::SourceHash as u8 {
-        return at(packet, selection_slot(hash(packet), attempt, len));
+    if HashedBy::of(scheduler, packet.service.granularity).is_some() {
+        return at(packet, selection_slot(packet.slot_hash, attempt, len));
     }
     if attempt == 0 && scheduler == Scheduler::RandomTwo as u8 {
         return random_two(len);
@@ -93,16 +94,6 @@ fn scaled(random: u32, len: u32) -> u32 {
     ((random as u64 * len as u64) >> 32) as u32
 }
 
-#[inline(always)]
-fn hash(packet: &Packet) -> u64 {
-    let (network, transport) = (&packet.network, &packet.transport);
-    if packet.service.scheduler == Scheduler::SourceHash as u8 {
-        return source_hash(&network.source);
-    }
-    let (from, to) = (transport.source_port, transport.destination_port);
-    selection_hash(&network.source, &network.destination, from, to, transport.protocol as u8)
-}
-
 /// What [`consider`] keeps is reached anew each time: no reference to the packet may be held over a
 /// call of it, or the compiler would take what it read before for what is there.
 #[inline(always)]
@@ -146,5 +137,5 @@ extern "C" fn consider(slot: u32) -> u32 {
 /// The backend id in a slot of the service's table.
 #[inline(always)]
 fn at(packet: &Packet, slot: u32) -> u32 {
-    SELECTION.get(packet.service.selection_base.wrapping_add(slot)).copied().unwrap_or(NO_BACKEND)
+    hashed::slot(packet, slot).current()
 }

@@ -15,8 +15,9 @@ use lb_common::{
 use super::{load, ports};
 use crate::{
     atomic::compare_exchange,
-    maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS},
-    packet::{NO_BACKEND, Packet},
+    copy,
+    maps::{BACKEND_STATS, BACKENDS, FLOW_WORDS, FLOWS, REPLY_WORDS, SERVICE_INFO},
+    packet::Packet,
     settings::{flow_mask, hash_seed, reply_mask},
     stats,
 };
@@ -62,8 +63,7 @@ pub struct Place {
     pub word: Word,
 }
 
-/// Finds the flow that the client's packet belongs to, and sets its place. Where the packet was
-/// scheduled to a backend already, a flow to that backend.
+/// Finds the flow that the client's packet belongs to, or what else is sought, and sets its place.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn find_forward() -> u32 {
@@ -97,11 +97,8 @@ extern "C" fn asks(index: u32) -> u32 {
         && flow.service_port == tuple.destination_port
         && flow.protocol == tuple.protocol
         && flow.service_id == packet.service.id
-        && if packet.backend_id == NO_BACKEND {
-            flow.granularity == Granularity::Flow as u8
-        } else {
-            flow.granularity == Granularity::Packet as u8 && flow.backend_id == packet.backend_id
-        };
+        && flow.granularity as u32 == packet.sought
+        && (packet.sought != Granularity::Packet as u32 || flow.backend_id == packet.backend_id);
     asks as u32
 }
 
@@ -315,10 +312,27 @@ pub fn publish(index: u32, now: u32, word: Word) {
 #[inline(always)]
 pub fn first_word(packet: &Packet) -> Word {
     let (tag, tcp) = (tag(packet.tuple.hash), packet.tuple.protocol == Protocol::Tcp as u8);
-    if Mode::is_one_sided(packet.flow.mode) {
+    let word = if packet.adopted != 0 {
+        Word::adopt(tag, tcp, packet.now)
+    } else if Mode::is_one_sided(packet.flow.mode) {
         Word::begin_one_sided(tag, tcp, packet.now)
     } else {
         Word::begin(tag, tcp, packet.now)
+    };
+    match SERVICE_INFO.get(packet.flow.service_id) {
+        Some(info) => word.under(&info.timeouts, packet.now),
+        None => word,
+    }
+}
+
+/// Makes the entry of a client that was found last for another `timeout` ticks.
+#[inline(always)]
+pub fn extend(packet: &Packet, timeout: u32) {
+    let Place { index, word } = packet.place;
+    if let Some(place) = word_ptr(index) {
+        // SAFETY: `place` points to an aligned word of a map value. If somebody else was faster, that
+        // was another flow of the client, or its entry is gone.
+        unsafe { compare_exchange(place, word.0, Word::client(word.tag(), timeout, packet.now).0) };
     }
 }
 
@@ -331,9 +345,10 @@ pub extern "C" fn touch(reply: u32) -> u32 {
     let transport = &packet.transport;
     let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: reply != 0, tcp_flags: transport.tcp_flags };
     let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
+    let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return 0 };
     let mut word = packet.place.word;
     for _ in 0..ATTEMPTS {
-        let after = word.after(seen, packet.now);
+        let after = word.after_under(seen, packet.now, &info.timeouts);
         if after == word {
             return 0;
         }
@@ -382,7 +397,7 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
         // The agent emptied the backend only when no flow was left; nothing is held.
         return 0;
     }
-    if !Mode::is_one_sided(flow.mode) {
+    if flow.has_reply() {
         let port = backend_port(backend, flow.service_port);
         // Not on the stack, which is short here. The packet's own reply comes after this.
         packet.reply_tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
@@ -390,6 +405,9 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
         ports::give_back(flow, backend.port_pool);
     }
     load::changed(flow, Word(word), Word::EMPTY);
+    if !flow.has_load() {
+        return 0;
+    }
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(flow.backend_id) {
         // SAFETY: this CPU's element.
         unsafe { (*counters).ended += 1 };
@@ -431,7 +449,7 @@ fn flow(index: u32) -> Option<&'static Flow> {
 pub fn copy(packet: &mut Packet) -> bool {
     let place = packet.place;
     let Some(flow) = flow(place.index) else { return false };
-    packet.flow = *flow;
+    copy::copy(flow, &mut packet.flow);
     let now = word(place.index);
     now.tag() == place.word.tag() && now.state() > State::Busy
 }

@@ -12,6 +12,8 @@
 mod authority;
 pub mod client;
 mod connections;
+pub mod decap;
+pub mod doctor;
 pub mod model;
 mod request;
 mod server;

@@ -165,8 +165,24 @@ pub struct ServiceView {
     pub id: Option<u32>,
     /// The tier that serves; none: no backend is ready.
     pub active_tier: Option<u8>,
+    /// Flows with an entry in the flow table.
     pub live_flows: u64,
+    /// Where flows need no entry: how far they go by their hash alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracking: Option<TrackingView>,
     pub backends: Vec<BackendView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackingView {
+    pub slots: usize,
+    /// Slots whose flows are looked up in the flow table, because they may be elsewhere.
+    pub unsettled: usize,
+    /// Time after which no flow without an entry is left on a backend that its slot was taken from;
+    /// none: there is no such flow, or the maps do not know of the change yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settles_in_millis: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,14 +1,14 @@
 //! From what the core knows to what is shown.
 
 use crate::{
-    api::model::{AdminView, BackendView, EffectiveView, HealthCheckView, HealthView, ServiceView},
+    api::model::{AdminView, BackendView, EffectiveView, HealthCheckView, HealthView, ServiceView, TrackingView},
     config::{Check, Health},
     core::{self, Admin, HealthState, Now},
 };
 
 /// A service as it is shown at `now`.
 pub fn service_view(service: &core::ServiceView, now: Now) -> ServiceView {
-    let core::ServiceView { config, id, active_tier, live_flows, backends } = service;
+    let core::ServiceView { config, id, active_tier, live_flows, tracking, backends } = service;
     ServiceView {
         name: config.name.clone(),
         listen: config.listen,
@@ -20,6 +20,11 @@ pub fn service_view(service: &core::ServiceView, now: Now) -> ServiceView {
         id: *id,
         active_tier: *active_tier,
         live_flows: *live_flows,
+        tracking: tracking.map(|tracking| TrackingView {
+            slots: tracking.slots,
+            unsettled: tracking.unsettled,
+            settles_in_millis: tracking.settles_in.map(millis),
+        }),
         backends: backends.iter().map(|backend| backend_view(&config.name, backend, now)).collect(),
     }
 }

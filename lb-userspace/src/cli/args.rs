@@ -99,6 +99,10 @@ pub enum Command {
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// On a backend: unpack what balancers send in tunnels (dsr-ipip, dsr-gue).
+    Decap(super::decap::DecapArgs),
+    /// What keeps packets from flowing, and what to type.
+    Doctor(super::doctor::DoctorArgs),
     /// Take the balancer off this host: XDP programs, maps, service addresses. Ends its traffic.
     Detach {
         /// Stop a running agent first, instead of refusing.

@@ -14,7 +14,7 @@ use crate::{
         model::{Detached, Stopping},
     },
     dataplane::kernel,
-    host::{Host, Undone},
+    host::{Host, HostRecord, Undone},
 };
 
 /// Time for a running agent to end.
@@ -37,6 +37,9 @@ pub fn detach(global: &Global, printer: &Printer, force: bool) -> Result<Exit, F
             ));
         }
     };
+    // Before anything is taken off that could not be taken back as a whole.
+    HostRecord::load(&global.state_dir)
+        .map_err(|e| Failure::new("nothing was detached", e.to_string(), "do that, then: lb detach"))?;
     let (interfaces, pins) = remove_data_path(&global.pin_dir)?;
     let undone = block_on(release(&global.state_dir, &interfaces))??;
     let Undone { done: host_done, left, failed } = undone;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::flow::State;
+use lb_common::{abi::Granularity, flow::State};
 
 use super::{
     Exit, Failure,
@@ -15,6 +15,9 @@ use crate::{
     api::model::{FlowList, FlowView},
     dataplane::kernel::{FlowFilter, FlowRecord, Flows},
 };
+
+/// State of an entry that is no flow, but tells where the next one of a client goes.
+pub const CLIENT: &str = "client";
 
 pub fn flows(global: &Global, printer: &Printer, arguments: &FlowsArgs) -> Result<Exit, Failure> {
     printer.watched(arguments.watch, || read(global, arguments), render::flow_list)
@@ -60,7 +63,7 @@ fn view(pinned: &Pinned, flow: &FlowRecord, backend: Option<SocketAddr>) -> Flow
         listen: address.map(|address| SocketAddr::new(address, flow.service_port)),
         source: flow.source,
         backend,
-        state: flow.state.name().to_owned(),
+        state: if flow.granularity == Granularity::Client { CLIENT } else { flow.state.name() }.to_owned(),
         idle_millis: u64::try_from(flow.idle.as_millis()).unwrap_or(u64::MAX),
     }
 }

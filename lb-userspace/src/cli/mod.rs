@@ -3,7 +3,9 @@
 mod args;
 mod backend;
 mod check;
+mod decap;
 mod detach;
+mod doctor;
 mod failure;
 mod flows;
 mod maps;
@@ -48,6 +50,8 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
         Command::Stats { service, watch } => stats::stats(&global, printer, service.as_deref(), watch),
         Command::Flows(arguments) => flows::flows(&global, printer, &arguments),
         Command::Config(ConfigCommand::Check { file }) => check::check(printer, &file),
+        Command::Decap(arguments) => decap::decap(&global, printer, arguments),
+        Command::Doctor(arguments) => doctor::doctor(&global, printer, arguments),
         Command::Detach { force } => detach::detach(&global, printer, force),
     }
 }

@@ -11,6 +11,7 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
 use super::{
     diagnostic::{At, Finding, Findings, Located},
     keys,
+    model::MssClamp,
     read::{BackendDraft, Draft, LimitsDraft, ServiceDraft},
 };
 
@@ -52,10 +53,24 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
         findings.warning(finding);
     }
     countable(findings, service);
+    clamped(findings, service);
     same_family(findings, service);
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
+}
+
+/// Only TCP announces sizes.
+fn clamped(findings: &mut Findings, service: &ServiceDraft) {
+    if let (Ok(clamp), Ok(protocol)) = (&service.mss_clamp, &service.protocol)
+        && clamp.value != MssClamp::Off
+        && protocol.value != Protocol::Tcp
+    {
+        let finding = Finding::new(&clamp.at, "only TCP has a segment size to clamp")
+            .and(&protocol.at, format!("protocol \"{}\"", protocol.value.name()))
+            .help("leave `mss-clamp` out: senders of packets that do not fit are told so in any case");
+        findings.error(finding);
+    }
 }
 
 /// Schedulers that compare loads need flows to count: where every packet is scheduled anew there are
@@ -85,7 +100,7 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
             let message = format!("an {} backend cannot serve an {} service", family(theirs), family(ours));
             let finding = Finding::new(&endpoint.at, message)
                 .and(&listen.at, family(ours))
-                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" needs none")
+                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" and \"dsr-gue\" need none")
                 .help(format!("write the backend's {} address", family(ours)));
             findings.error(finding);
         }

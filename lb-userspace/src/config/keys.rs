@@ -3,14 +3,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits};
 
 use super::{
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Special, Time, Whole},
-    model::{PortRange, StatusRange, XdpMode},
+    model::{MssClamp, PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
-    value,
+    timeouts::{self, TIMEOUTS_TABLE},
+    tunnel, value,
 };
 
 /// Kinds of health check, before their details are read.
@@ -35,7 +36,7 @@ impl CheckKind {
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
-    [&TOP, &LIMITS, &SERVICE, &HEALTH, &BACKEND].into_iter()
+    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &BACKEND].into_iter()
 }
 
 pub(super) static TOP: Section = Section {
@@ -127,7 +128,7 @@ pub(super) static LIMIT_SERVICES: Key<u32> =
 
 pub(super) static LIMIT_BACKENDS: Key<u32> = limit(
     "backends",
-    &Whole { min: 1, max: 65_536, unit: "" },
+    &Whole { min: 1, max: 1_048_576, unit: "" },
     limits::BACKENDS,
     "Backends of all services together, those that are still being drained included.",
 );
@@ -141,7 +142,7 @@ pub(super) static LIMIT_ADDRESSES: Key<u32> = limit(
 
 pub(super) static LIMIT_SELECTION_SLOTS: Key<u32> = limit(
     "selection-slots",
-    &Whole { min: 1, max: 16_777_216, unit: "" },
+    &Whole { min: 1, max: 268_435_456, unit: "" },
     limits::SELECTION_SLOTS,
     "Slots of all selection tables together. A service takes one per backend, with weights as many as they add up \
      to (divided by what they have in common, at most 4096), with `maglev` and `source-hash` \
@@ -149,7 +150,7 @@ pub(super) static LIMIT_SELECTION_SLOTS: Key<u32> = limit(
 );
 
 /// A power of two, which the reader of the limits checks on top.
-pub(super) const FLOWS_RANGE: Whole<u32> = Whole { min: 64, max: 16_777_216, unit: "a power of two" };
+pub(super) const FLOWS_RANGE: Whole<u32> = Whole { min: 64, max: 67_108_864, unit: "a power of two" };
 
 pub(super) static LIMIT_FLOWS: Key<u32> = limit(
     "flows",
@@ -160,14 +161,31 @@ pub(super) static LIMIT_FLOWS: Key<u32> = limit(
 
 pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
     "port-pools",
-    &Whole { min: 1, max: 16_384, unit: "" },
+    &Whole { min: 1, max: 262_144, unit: "" },
     limits::PORT_POOLS,
     "Different backend endpoints (address, port, protocol) of `full-nat` services; 8 KiB each.",
 );
 
 pub(super) static SERVICE: Section = Section {
     header: "[[service]]",
-    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+    keys: &[
+        &SERVICE_NAME,
+        &LISTEN,
+        &PROTOCOL,
+        &MODE,
+        &SCHEDULER,
+        &GRANULARITY,
+        &CLIENT_TIMEOUT,
+        &CLIENT_NETMASK,
+        &GUE_PORT,
+        &TUNNEL_SOURCE,
+        &TUNNEL_SOURCE_ENTROPY,
+        &TUNNEL_DF,
+        &HEALTH_TABLE,
+        &TIMEOUTS_TABLE,
+        &MSS_CLAMP,
+        &BACKENDS_TABLE,
+    ],
 };
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
@@ -194,13 +212,14 @@ pub(super) static PROTOCOL: Key<Protocol> = Key {
 
 pub(super) static MODE: Key<Mode> = Key {
     name: "mode",
-    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &["dsr-gue"] },
+    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &[] },
     left_out: LeftOut::Value(Mode::FullNat),
     doc: "How packets reach the backends. `full-nat` rewrites source and destination: backends need no change. \
           `nat` keeps the client's address: backends must route their replies through the balancer. `dsr-l2` (direct \
           server return) leaves the packet as it is and sends it to the backend's link-layer address: backends on the \
           same segment have the service's address too and answer clients themselves. `dsr-ipip` does the same through \
-          a tunnel (IP in IP): backends may be anywhere.",
+          a tunnel (IP in IP): backends may be anywhere. `dsr-gue` puts UDP in between (GUE variant 1), which networks \
+          and network cards spread like any UDP.",
 };
 
 pub(super) static SCHEDULER: Key<Scheduler> = Key {
@@ -215,9 +234,66 @@ pub(super) static SCHEDULER: Key<Scheduler> = Key {
 
 pub(super) static GRANULARITY: Key<Granularity> = Key {
     name: "granularity",
-    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &["client"] },
+    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &[] },
     left_out: LeftOut::Value(Granularity::Flow),
-    doc: "What is scheduled: each `flow` once, or each `packet` anew (UDP only).",
+    doc: "What is scheduled: each `flow` once, each `packet` anew (UDP only), or each `client`, so that all its flows \
+          go to one backend.",
+};
+
+pub(super) static CLIENT_TIMEOUT: Key<Duration> = Key {
+    name: "client-timeout",
+    form: &Time { min: Duration::from_secs(1), max: Duration::from_secs(7 * 86_400) },
+    left_out: LeftOut::Value(Duration::from_secs(600)),
+    doc: "`granularity = \"client\"`: how long a client is remembered after its last new flow. Also one of a backend \
+          that is being drained comes back to it meanwhile.",
+};
+
+pub(super) static CLIENT_NETMASK: Key<u8> = Key {
+    name: "client-netmask",
+    form: &Whole { min: 1, max: 128, unit: "bits" },
+    left_out: LeftOut::Depends("the whole address: 32, for IPv6 128"),
+    doc: "`granularity = \"client\"`: bits of an address that name one client. `24` takes the neighbours of an IPv4 \
+          address for the same client.",
+};
+
+pub(super) static GUE_PORT: Key<u16> = Key {
+    name: "gue-port",
+    form: &Whole { min: 1, max: 65_535, unit: "" },
+    left_out: LeftOut::Value(Tunnel::GUE_PORT),
+    doc: "`dsr-gue`: UDP port that the backends' end of the tunnel listens on.",
+};
+
+pub(super) static TUNNEL_SOURCE: Key<Vec<TunnelSource>> = Key {
+    name: "tunnel-source",
+    form: &Special { allowed: tunnel::SOURCE_ALLOWED, read: tunnel::source },
+    left_out: LeftOut::Depends("the host's own address towards the backend"),
+    doc: "Tunnels: outer source address. Where it is not this host's, ICMP errors about the tunnel are lost.",
+};
+
+pub(super) static TUNNEL_SOURCE_ENTROPY: Key<Vec<TunnelSource>> = Key {
+    name: "tunnel-source-entropy",
+    form: &Special { allowed: tunnel::ENTROPY_ALLOWED, read: tunnel::entropy },
+    left_out: LeftOut::Depends("no address is chosen"),
+    doc: "Tunnels: outer source addresses are chosen from this prefix, one for each flow (at most the last 32 bits), so \
+          that backends' network cards spread `dsr-ipip` over their queues. Nothing may filter these addresses on the \
+          way, and reverse-path filters of the backends must be off.",
+};
+
+pub(super) static TUNNEL_DF: Key<DontFragment> = Key {
+    name: "tunnel-df",
+    form: &OneOf { all: DontFragment::ALL, name: DontFragment::name, planned: &[] },
+    left_out: LeftOut::Value(DontFragment::Copy),
+    doc: "Tunnels over IPv4: \"don't fragment\" of the outer header. `copy` takes the inner packet's (always set for \
+          IPv6), `set` always sets it, `clear` lets routers on the way fragment what is too big for a link.",
+};
+
+pub(super) static MSS_CLAMP: Key<MssClamp> = Key {
+    name: "mss-clamp",
+    form: &Special { allowed: value::MSS_ALLOWED, read: value::mss_clamp },
+    left_out: LeftOut::Text("\"off\""),
+    doc: "Largest TCP segment that a client's SYN, and with `nat` and `full-nat` a backend's SYN-ACK, may announce; larger \
+          ones are lowered. `auto`: what fits the MTU towards both sides, less headers and tunnel. For ways whose ICMP \
+          errors get lost.",
 };
 
 pub(super) static HEALTH_TABLE: Nested =
@@ -318,7 +394,7 @@ pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
     form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
     left_out: LeftOut::Required,
-    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`); unique within it. With direct server return (`dsr-...`) its port \
+    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`, `dsr-gue`); unique within it. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",
 };
 

@@ -6,6 +6,7 @@
 //! ```
 
 mod check;
+mod clients;
 mod diagnostic;
 mod endpoint;
 mod form;
@@ -21,13 +22,18 @@ mod report;
 mod source;
 mod suggest;
 mod summary;
+mod timeouts;
+mod tunnel;
 mod value;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use endpoint::why_unusable;
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse};
-pub use model::{Backend, Check, Config, Health, Limits, PortRange, Service, StatusRange, XdpMode};
+pub use model::{
+    Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource,
+    XdpMode,
+};
 pub(crate) use prime::is_prime;
 pub use reference::reference;
 pub use report::{ConfigError, ReportStyle, render};

@@ -1,9 +1,15 @@
 //! What a valid configuration is. Everything here has been checked: names are unique, addresses of
 //! one service share a family (except in tunnels), numbers are in range.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
+use lb_common::{
+    abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, ServiceValue, limits},
+    flow::Timeouts,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -58,6 +64,20 @@ pub struct Limits {
     pub port_pools: u32,
 }
 
+impl Limits {
+    /// Each limit with its key, in the order of the reference.
+    pub const fn by_setting(&self) -> [(&'static str, u32); 6] {
+        [
+            ("services", self.services),
+            ("backends", self.backends),
+            ("addresses", self.addresses),
+            ("selection-slots", self.selection_slots),
+            ("flows", self.flows),
+            ("port-pools", self.port_pools),
+        ]
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -81,9 +101,87 @@ pub struct Service {
     pub mode: Mode,
     pub scheduler: Scheduler,
     pub granularity: Granularity,
+    pub tunnel: Tunnel,
+    pub mss_clamp: MssClamp,
+    /// What counts with [`Granularity::Client`] only.
+    pub clients: Clients,
     pub health: Health,
+    /// How long silent flows are kept.
+    pub timeouts: Timeouts,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
+}
+
+/// How a service's tunnels to its backends are; without meaning in modes that have none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// `dsr-gue`: UDP destination port.
+    pub gue_port: u16,
+    /// At most one for each family; without one, the host's own address towards the backend.
+    pub sources: Vec<TunnelSource>,
+    pub dont_fragment: DontFragment,
+}
+
+impl Tunnel {
+    /// The port assigned to GUE (IANA).
+    pub const GUE_PORT: u16 = 6080;
+
+    /// The source towards a backend, where one is configured for its family.
+    pub fn source(&self, backend: IpAddr) -> Option<TunnelSource> {
+        self.sources.iter().copied().find(|source| source.address.is_ipv4() == backend.is_ipv4())
+    }
+}
+
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self { gue_port: Self::GUE_PORT, sources: Vec::new(), dont_fragment: DontFragment::Copy }
+    }
+}
+
+/// Outer source addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelSource {
+    /// Its last `chosen_bits` (0 to 32) are zero, and chosen for each flow.
+    pub address: IpAddr,
+    pub chosen_bits: u8,
+}
+
+/// The largest TCP segments that SYNs of the service may announce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// As they like.
+    #[default]
+    Off,
+    /// What fits both ways.
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
+impl MssClamp {
+    /// As it stands in `ServiceValue::mss`.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Off => 0,
+            Self::Auto => ServiceValue::MSS_AUTO,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// How clients are told apart and how long they are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clients {
+    /// After the last new flow.
+    pub timeout: Duration,
+    /// Bits of an address that name one client: IPv4, IPv6.
+    pub bits: (u8, u8),
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(600), bits: (32, 128) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,16 +2,21 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+use lb_common::{
+    abi::{Granularity, Mode, Protocol, Scheduler},
+    flow::Timeouts,
+};
 use toml::de::DeTable;
 
 use super::{
+    clients,
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     health, keys,
-    model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
+    model::{Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     prime::is_prime,
     reader::Table,
+    timeouts, tunnel,
 };
 
 /// A configuration whose parts may be missing because they were wrong; each missing part has been
@@ -53,7 +58,11 @@ pub(super) struct ServiceDraft {
     pub(super) mode: Read<Located<Mode>>,
     pub(super) scheduler: Read<Located<Scheduler>>,
     pub(super) granularity: Read<Located<Granularity>>,
+    pub(super) tunnel: Read<Tunnel>,
+    pub(super) mss_clamp: Read<Located<MssClamp>>,
+    pub(super) clients: Read<Clients>,
     pub(super) health: Read<Health>,
+    timeouts: Read<Timeouts>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -152,7 +161,11 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let mode = table.value(findings, &keys::MODE);
     let scheduler = table.value(findings, &keys::SCHEDULER);
     let granularity = table.value(findings, &keys::GRANULARITY);
+    let tunnel = tunnel::read(findings, table, &mode);
+    let mss_clamp = table.value(findings, &keys::MSS_CLAMP);
+    let clients = clients::read(findings, table, &granularity, &listen);
     let health = health::read(findings, table, &protocol, &listen);
+    let timeouts = timeouts::read(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
@@ -160,7 +173,22 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
-    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, backends, backends_read }
+    ServiceDraft {
+        at,
+        name,
+        listen,
+        protocol,
+        mode,
+        scheduler,
+        granularity,
+        tunnel,
+        clients,
+        health,
+        timeouts,
+        mss_clamp,
+        backends,
+        backends_read,
+    }
 }
 
 fn backend(
@@ -220,7 +248,11 @@ impl ServiceDraft {
             mode: self.mode?.value,
             scheduler: self.scheduler?.value,
             granularity: self.granularity?.value,
+            tunnel: self.tunnel?,
+            mss_clamp: self.mss_clamp?.value,
+            clients: self.clients?,
             health: self.health?,
+            timeouts: self.timeouts?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }

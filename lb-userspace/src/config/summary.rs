@@ -9,6 +9,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::model::{Check, Config, Health, Limits, Service};
+use crate::dataplane::kernel::object;
 
 /// Bytes that the kernel keeps beside key and value of each element of a hash map (`struct
 /// htab_elem` up to its key, Linux 5.15 to 6.18), and per bucket.
@@ -27,6 +28,8 @@ pub struct Summary {
     /// Every map at the configured limits.
     pub maps: Vec<MapMemory>,
     pub memory_bytes: u64,
+    #[serde(skip)]
+    limits: Limits,
 }
 
 /// One service on one line.
@@ -61,6 +64,7 @@ impl Config {
             cpus,
             memory_bytes: maps.iter().map(|map| map.bytes).sum(),
             maps,
+            limits: self.limits,
         }
     }
 }
@@ -69,6 +73,7 @@ fn service(service: &Service) -> ServiceSummary {
     let per = match service.granularity {
         Granularity::Flow => "flow",
         Granularity::Packet => "packet",
+        Granularity::Client => "client",
     };
     ServiceSummary {
         name: service.name.clone(),
@@ -97,12 +102,13 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
     let per_cpu =
         |name, entries: u64, value: usize| MapMemory { name, entries, bytes: entries * aligned(value) * cpus };
     vec![
+        array(names::ADDRESS_BITS, u64::from(limits::ADDRESS_BITS) / 64, size_of::<u64>()),
         hash(names::ADDRESSES, limits.addresses, size_of::<abi::Address>(), size_of::<abi::AddressRoles>()),
         hash(names::SERVICES, limits.services, size_of::<abi::ServiceKey>(), size_of::<abi::ServiceValue>()),
         array(names::SERVICE_INFO, services, size_of::<abi::ServiceInfo>()),
         array(names::BACKENDS, backends, size_of::<abi::Backend>()),
         array(names::BACKEND_LOAD, backends, size_of::<i64>()),
-        array(names::SELECTION, limits.selection_slots.into(), size_of::<u32>()),
+        array(names::SELECTION, limits.selection_slots.into(), size_of::<abi::Slot>()),
         per_cpu(names::CURSORS, services, size_of::<u32>()),
         array(names::FLOW_WORDS, flows, size_of::<u64>()),
         array(names::REPLY_WORDS, flows * u64::from(limits::REPLY_FACTOR), size_of::<u64>()),
@@ -141,14 +147,28 @@ impl fmt::Display for Summary {
             writeln!(f, "  {name}: {protocol} {listen}, {mode}, {schedule}, {backends} backend{plural}, {check}")?;
         }
         writeln!(f, "memory of the maps: about {} ({} CPUs)", size(self.memory_bytes), self.cpus)?;
-        let mut maps: Vec<_> = self.maps.iter().collect();
-        maps.sort_by_key(|map| std::cmp::Reverse(map.bytes));
-        for map in maps.iter().take(5) {
-            writeln!(f, "  {:<15} {:>10}   {} entries", map.name, size(map.bytes), map.entries)?;
+        for (setting, limit) in self.limits.by_setting() {
+            write_memory(f, setting, &format!("   {limit}"), |map| limits_of(map) == Some(setting), &self.maps)?;
+            writeln!(f)?;
         }
-        let rest: u64 = maps.iter().skip(5).map(|map| map.bytes).sum();
-        write!(f, "  {:<15} {:>10}", "others", size(rest))
+        write_memory(f, "others", "", |map| limits_of(map).is_none(), &self.maps)
     }
+}
+
+fn write_memory(
+    f: &mut fmt::Formatter<'_>,
+    setting: &str,
+    limit: &str,
+    pick: impl Fn(&str) -> bool,
+    maps: &[MapMemory],
+) -> fmt::Result {
+    let bytes = maps.iter().filter(|map| pick(map.name)).map(|map| map.bytes).sum();
+    write!(f, "  {setting:<15} {:>10}{limit}", size(bytes))
+}
+
+/// Key under `limits` that sets the size of a map.
+fn limits_of(map: &str) -> Option<&'static str> {
+    object::capacity(map, &Limits::default()).map(|(_, setting)| setting)
 }
 
 /// Bytes with a unit; one digit after the point from KiB on.

@@ -5,7 +5,7 @@ use toml::de::DeValue;
 use super::{
     diagnostic::{Finding, Findings, Read, Reported},
     form::{integer, mismatch, text},
-    model::{PortRange, StatusRange},
+    model::{MssClamp, PortRange, StatusRange},
     reader::Field,
 };
 
@@ -95,6 +95,31 @@ pub(super) const PORTS_ALLOWED: &str =
 pub(super) fn source_ports(findings: &mut Findings, field: &Field<'_>) -> Read<Vec<PortRange>> {
     let ranges = ranges(findings, field, 1024, u16::MAX, PORTS_ALLOWED)?;
     Ok(ranges.into_iter().map(|(first, last)| PortRange { first, last }).collect())
+}
+
+/// From what every host takes over IPv4 (RFC 9293, 3.7.1) to the longest packet less its headers.
+const MSS_MIN: u16 = 536;
+const MSS_MAX: u16 = 65_495;
+
+pub(super) const MSS_ALLOWED: &str = "\"off\", \"auto\" or a whole number of bytes from 536 to 65495";
+
+pub(super) fn mss_clamp(findings: &mut Findings, field: &Field<'_>) -> Read<MssClamp> {
+    if let Some(number) = integer(field.value) {
+        return match u16::try_from(number) {
+            Ok(bytes) if (MSS_MIN..=MSS_MAX).contains(&bytes) => Ok(MssClamp::Bytes(bytes)),
+            _ => Err(mismatch(findings, field, MSS_ALLOWED, None)),
+        };
+    }
+    match text(field.value) {
+        Some("off") => Ok(MssClamp::Off),
+        Some("auto") => Ok(MssClamp::Auto),
+        written => {
+            let unquoted = written
+                .filter(|written| written.parse::<i64>().is_ok())
+                .map(|written| format!("write it without quotes: {written}"));
+            Err(mismatch(findings, field, MSS_ALLOWED, unquoted))
+        }
+    }
 }
 
 pub(super) const EXPECT_ALLOWED: &str =

@@ -6,14 +6,16 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Port, ServiceKey};
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, HashedBy, Port, ServiceKey, ServiceValue, Slot};
 
 use super::{
     Now,
     extents::Extent,
     health::Health,
     ledger::{Ledger, in_use},
-    service::{Leave, Member, Place, Service, ServiceRef, Table},
+    service::{Leave, Member, Place, Service, ServiceRef, Shape, Table},
+    tracked::{Hash, Tracked},
+    tunnel::Tunnel,
 };
 use crate::dataplane::Tables;
 
@@ -81,13 +83,28 @@ fn adopt_service(
     let Some(value) = key.and_then(|key| inherited.services.get(key)) else { return service };
     ledger.roles.hold(me.key.address, me.own_roles());
     service.holds_address = true;
-    let extent = Extent { base: value.selection_base, len: value.selection_len };
-    let complete = inherited.selection.get(&extent.base).is_some_and(|slots| slots.len() == extent.len as usize);
+    let extent = Extent { base: value.selection_base, len: value.slots() };
+    let slots = inherited.selection.get(&extent.base).filter(|slots| slots.len() == extent.len as usize);
+    if let Some(slots) = slots {
+        service.tracked = adopt_tracked(inherited, value, slots, leave.generation);
+    }
     // Slots that another table claims too are left to it: this one gets new ones.
-    if complete && ledger.extents.reserve(extent) {
-        service.table = Some(Table { extent, base: extent.base, len: extent.len });
+    if slots.is_some() && ledger.extents.reserve(extent) {
+        let paired = value.has(ServiceValue::PAIRED);
+        let hash = service.tracked.as_ref().map(|tracked| tracked.hash);
+        let shape = Shape { turns: value.selection_len, stable: value.stable_len, hash, paired };
+        service.table = Some(Table { extent, base: extent.base, len: extent.len, shape });
     }
     service
+}
+
+/// Where flows without an entry are: the timeouts of those that were left behind begin anew.
+fn adopt_tracked(inherited: &Tables, value: &ServiceValue, slots: &[Slot], generation: u32) -> Option<Tracked> {
+    let by = HashedBy::from_number(value.stable_hash).filter(|_| value.has(ServiceValue::TRACKED))?;
+    let hash = Hash { by, client_bits: (value.client_prefix_v4, value.client_prefix_v6) };
+    let lives = |id| inherited.backends.get(&id).is_some_and(|backend| backend.state == BackendState::Live as u8);
+    let slots = slots.get(..value.stable_len as usize)?;
+    Some(Tracked::adopt(hash, slots, value.has(ServiceValue::PAIRED), lives, generation))
 }
 
 fn adopt_backends(
@@ -98,7 +115,7 @@ fn adopt_backends(
     ledger: &mut Ledger,
     now: Now,
 ) {
-    let selected: BTreeSet<u32> = inherited.selection.values().flatten().copied().collect();
+    let selected: BTreeSet<u32> = inherited.selection.values().flatten().map(|slot| slot.current()).collect();
     for (&id, backend) in inherited.backends.iter().filter(|(_, backend)| in_use(backend)) {
         let Some((me, service)) = ids.get(&backend.service_id).and_then(|me| Some((*me, services.get_mut(me)?))) else {
             continue;
@@ -135,6 +152,7 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
         source: me.needs_source().then_some(backend.source),
         old_sources: Vec::new(),
         pool: me.full_nat().then_some(backend.port_pool),
+        tunnel: Tunnel::adopted(backend),
     });
     member
 }

@@ -271,7 +271,10 @@ pub(super) fn word(admin: Admin) -> &'static str {
 mod tests {
     use std::time::Duration;
 
-    use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
+    use lb_common::{
+        abi::{Granularity, Mode, Protocol, Scheduler},
+        flow::State,
+    };
 
     use super::*;
 
@@ -284,6 +287,9 @@ mod tests {
             mode: Mode::Nat,
             scheduler: Scheduler::RoundRobin,
             granularity: Granularity::Flow,
+            tunnel: config::Tunnel::default(),
+            mss_clamp: config::MssClamp::Off,
+            clients: config::Clients::default(),
             health: config::Health {
                 check: config::Check::Tcp,
                 interval: Duration::from_secs(1),
@@ -293,6 +299,7 @@ mod tests {
                 jitter_percent: 0,
                 port: None,
             },
+            timeouts: State::TIMEOUTS,
             backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],
         }
     }

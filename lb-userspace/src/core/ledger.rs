@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Port, ServiceInfo, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Port, ServiceInfo, ServiceKey, ServiceValue, Slot};
 
 use super::{
     Now,
@@ -16,7 +16,7 @@ use super::{
     ids::Ids,
     pools::{Host, Pools},
     roles::Roles,
-    service::{Leave, Table, empty_entry},
+    service::{Leave, Shape, Table, empty_entry},
 };
 use crate::{
     config::{Limits, PortRange},
@@ -304,17 +304,17 @@ impl Ledger {
 /// Selection tables.
 impl Ledger {
     /// The slots of a published table.
-    pub(super) fn slots(&self, table: &Table) -> &[u32] {
+    pub(super) fn slots(&self, table: &Table) -> &[Slot] {
         self.desired.selection.get(&table.base).map_or(&[], Vec::as_slice)
     }
 
     /// Puts a table into free slots; `None`: no room, or no slots to place. The caller retires the old one.
-    pub(super) fn place_table(&mut self, slots: &[u32]) -> Option<Table> {
+    pub(super) fn place_table(&mut self, slots: &[Slot]) -> Option<Table> {
         let len = u32::try_from(slots.len()).ok().filter(|&len| len > 0)?;
         let extent = self.extents.take(len)?;
         self.desired.selection.insert(extent.base, slots.to_vec());
         self.changed = true;
-        Some(Table { extent, base: extent.base, len })
+        Some(Table { extent, base: extent.base, len, shape: Shape::plain(len) })
     }
 
     /// Makes a part of the table the whole of it; no slot changes its content.
@@ -325,7 +325,7 @@ impl Ledger {
             self.desired.selection.insert(table.base + first, slots);
         }
         self.changed = true;
-        Table { base: table.base + first, len, ..*table }
+        Table { base: table.base + first, len, shape: Shape::plain(len), ..*table }
     }
 
     /// The table leaves the tables, and the slots it was in rest.

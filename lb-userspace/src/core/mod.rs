@@ -8,7 +8,7 @@
 //!
 //! The way of a decision: `state` (what came in, which services it concerns) -> `configure` (who is
 //! a backend), `health`, `census` (who has left) -> `publish` (one service into the tables), which
-//! asks `rotation` or `maglev` for the selection table and `ledger` for everything that is handed out: ids,
+//! asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and `ledger` for everything that is handed out: ids,
 //! slots, port pools, address roles. `adopt` fills the ledger from the maps of an earlier agent.
 
 mod adopt;
@@ -29,6 +29,8 @@ mod roles;
 mod rotation;
 mod service;
 mod state;
+mod tracked;
+mod tunnel;
 mod view;
 
 pub use commands::{Command, CommandError};
@@ -173,6 +175,7 @@ pub struct BackendView {
     pub used_reason: String,
     /// Removed from the configuration, kept until its flows are over.
     pub leaving: bool,
+    /// Flows with an entry in the flow table.
     pub live_flows: u64,
 }
 
@@ -183,6 +186,19 @@ pub struct ServiceView {
     pub id: Option<u32>,
     /// The tier that serves; `None`: no backend is ready.
     pub active_tier: Option<u8>,
+    /// Flows with an entry in the flow table.
     pub live_flows: u64,
+    /// Set where flows need no entry.
+    pub tracking: Option<TrackingView>,
     pub backends: Vec<BackendView>,
+}
+
+/// How far the flows of a service go by their hash alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrackingView {
+    pub slots: usize,
+    /// Slots whose flows are looked up in the flow table, because they may be elsewhere.
+    pub unsettled: usize,
+    /// Time after which no flow without an entry can be on a backend that its slot left.
+    pub settles_in: Option<Duration>,
 }

@@ -16,7 +16,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, iter::Peekable};
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, ServiceKey, ServiceValue, Slot};
 
 use super::service::empty_entry;
 use crate::dataplane::{Op, Tables};
@@ -119,26 +119,26 @@ impl Steps {
     /// New selection tables; whoever stands in their way is emptied first.
     fn selection(&mut self, actual: &Tables, desired: &Tables) {
         let changed = join(&actual.selection, &desired.selection).filter(|(_, old, new)| new.is_some() && old != new);
-        let mut written: Vec<(u32, &Vec<u32>)> = changed.filter_map(|(&base, _, new)| Some((base, new?))).collect();
+        let mut written: Vec<(u32, &Vec<Slot>)> = changed.filter_map(|(&base, _, new)| Some((base, new?))).collect();
         written.retain(|&(base, slots)| !holds(actual, base, slots));
         if written.is_empty() {
             return;
         }
-        let published = actual.services.iter().filter(|(_, value)| value.selection_len > 0);
+        let published = actual.services.iter().filter(|(_, value)| value.slots() > 0);
         let published: BTreeMap<u32, (&ServiceKey, &ServiceValue)> =
             published.map(|(key, value)| (value.selection_base, (key, value))).collect();
         for &(base, slots) in &written {
             let end = u64::from(base) + slots.len() as u64;
-            let reach = |value: &ServiceValue| u64::from(value.selection_base) + u64::from(value.selection_len);
+            let reach = |value: &ServiceValue| u64::from(value.selection_base) + u64::from(value.slots());
             // Tables do not overlap: of those that begin before `base` only the last can reach it.
             let before = published.range(..base).next_back().filter(|(_, (_, value))| reach(value) > u64::from(base));
             let within = published.range(base..).take_while(|(first, _)| u64::from(**first) < end);
             for (_, (key, value)) in before.into_iter().chain(within) {
-                let value = ServiceValue { selection_base: 0, selection_len: 0, ..**value };
+                let value = value.without_slots();
                 self.selection.push(Op::SetService { key: **key, value });
             }
         }
-        let write = |(base, slots): (u32, &Vec<u32>)| Op::WriteSelection { base, slots: slots.clone() };
+        let write = |(base, slots): (u32, &Vec<Slot>)| Op::WriteSelection { base, slots: slots.clone() };
         self.selection.extend(written.into_iter().map(write));
     }
 
@@ -166,7 +166,7 @@ impl Steps {
 }
 
 /// Whether the slots are there already, as a part of a longer table.
-fn holds(actual: &Tables, base: u32, slots: &[u32]) -> bool {
+fn holds(actual: &Tables, base: u32, slots: &[Slot]) -> bool {
     let Some((&first, longer)) = actual.selection.range(..=base).next_back() else { return false };
     longer.get((base - first) as usize..).is_some_and(|rest| rest.starts_with(slots))
 }
@@ -235,6 +235,10 @@ mod tests {
         ServiceKey::new(VIP, Port::new(80), 6)
     }
 
+    fn slots(backends: &[u32]) -> Vec<Slot> {
+        backends.iter().copied().map(Slot::clean).collect()
+    }
+
     /// One `nat` service with one backend and a table at slot 4.
     fn tables() -> Tables {
         let info = ServiceInfo::new(VIP, Port::new(80), 6, 0);
@@ -246,7 +250,7 @@ mod tests {
             services: [(key(), value(4, 1))].into(),
             service_info: [(0, info)].into(),
             backends: [(0, backend(BackendState::Live))].into(),
-            selection: [(4, vec![0])].into(),
+            selection: [(4, slots(&[0]))].into(),
             port_pools: [(0, Vec::new())].into(),
         }
     }
@@ -292,7 +296,7 @@ mod tests {
         desired.backends.insert(0, backend(BackendState::Dead));
         desired.backends.insert(1, backend(BackendState::Live));
         desired.services.insert(key(), value(5, 1));
-        desired.selection = [(5, vec![1])].into();
+        desired.selection = [(5, slots(&[1]))].into();
         let plan = plan(&tables(), &desired);
         assert_eq!(plan[0], Op::SetBackend { id: 0, backend: backend(BackendState::Dead) });
         assert_eq!(names(&plan)[1..], ["SetGeneration", "SetBackend", "WriteSelection", "SetService"]);
@@ -302,10 +306,10 @@ mod tests {
     fn a_part_of_a_table_is_pointed_at_without_a_write() {
         let mut actual = tables();
         actual.services.insert(key(), value(4, 3));
-        actual.selection = [(4, vec![1, 0, 2])].into();
+        actual.selection = [(4, slots(&[1, 0, 2]))].into();
         let mut desired = actual.clone();
         desired.services.insert(key(), value(5, 1));
-        desired.selection = [(5, vec![0])].into();
+        desired.selection = [(5, slots(&[0]))].into();
         assert_eq!(plan(&actual, &desired), [Op::SetService { key: key(), value: value(5, 1) }]);
     }
 
@@ -313,7 +317,7 @@ mod tests {
     fn a_contested_table_is_emptied_before_it_is_overwritten() {
         let mut desired = tables();
         desired.services.insert(key(), ServiceValue { generation: 2, ..value(4, 2) });
-        desired.selection = [(4, vec![1, 2])].into();
+        desired.selection = [(4, slots(&[1, 2]))].into();
         let plan = plan(&tables(), &desired);
         assert_eq!(plan[0], Op::SetService { key: key(), value: value(0, 0) });
         assert_eq!(names(&plan)[1..], ["WriteSelection", "SetService"]);

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::{AddressRoles, Granularity, Mode, Scheduler, ServiceInfo, ServiceValue};
+use lb_common::{
+    abi::{AddressRoles, BackendState, Granularity, HashedBy, Mode, Scheduler, ServiceInfo, ServiceValue, Slot},
+    flow::seconds,
+};
 
 use super::{
     Notice,
@@ -10,7 +13,9 @@ use super::{
     ledger::Ledger,
     maglev::{self, Turn},
     rotation,
-    service::{Leave, Made, Member, Place, Service, ServiceRef},
+    service::{Leave, Made, Member, Place, Service, ServiceRef, Shape},
+    tracked::{Hash, Tracked},
+    tunnel::Tunnel,
 };
 
 /// What came of it.
@@ -49,6 +54,7 @@ impl Round<'_> {
             service.members.iter_mut().for_each(|member| self.indexes.set_probe(me, member, None));
             return Outcome::Over;
         };
+        self.publish_info(me, service, id);
         self.publish_members(me, service, id);
         let mut starved = !placed || service.members.iter().any(|member| member.problem.is_some());
         if keeps_key && placed {
@@ -74,9 +80,19 @@ impl Round<'_> {
         service.id = Some(id);
         service.holds_address = true;
         self.ledger.hold_roles(me.key.address, me.own_roles());
-        let info = ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode);
-        self.ledger.set_service_info(id, info);
         Ok(())
+    }
+
+    /// What flows find of their service. One that is leaving keeps the timeouts it had.
+    fn publish_info(&mut self, me: ServiceRef, service: &Service, id: u32) {
+        if service.leaving.is_some() {
+            return;
+        }
+        let mut info = constants(me, service);
+        if let Some(config) = &service.config {
+            info.timeouts = config.timeouts;
+        }
+        self.ledger.set_service_info(id, info);
     }
 
     /// Takes the service's key, table and role of the address off the tables.
@@ -88,6 +104,8 @@ impl Round<'_> {
         if std::mem::take(&mut service.holds_address) {
             self.ledger.release_roles(me.key.address, me.own_roles());
         }
+        service.tracked = None;
+        service.made = None;
         service.active_tier = None;
     }
 
@@ -121,8 +139,13 @@ impl Round<'_> {
     fn publish_members(&mut self, me: ServiceRef, service: &mut Service, id: u32) {
         let name = service.name().to_owned();
         self.move_to_whole_pools(me, service);
+        let tunnels = service.config.as_ref().map(|config| config.tunnel.clone()).unwrap_or_default();
         for member in &mut service.members {
-            let problem = self.refresh_sources(&name, me, member).and_then(|()| self.place_member(me, member)).err();
+            let tunnel = Tunnel::configured(me, &tunnels, member.address.ip());
+            let problem = self
+                .refresh_sources(&name, me, member, tunnel)
+                .and_then(|()| self.place_member(me, member, tunnel))
+                .err();
             let mut known = member.problem.take();
             self.tell_problem(name.clone(), Some(member.address), &mut known, problem);
             member.problem = known;
@@ -166,13 +189,13 @@ impl Round<'_> {
     }
 
     /// A place in the maps for a backend that should have one and can have one.
-    fn place_member(&mut self, me: ServiceRef, member: &mut Member) -> Result<(), String> {
+    fn place_member(&mut self, me: ServiceRef, member: &mut Member, tunnel: Tunnel) -> Result<(), String> {
         if member.place.is_some() || member.leaving.is_some() {
             return Ok(());
         }
         let ledger = &mut *self.ledger;
         let source = match ledger.sources.get(&member.address.ip()) {
-            Some(Some(source)) if me.needs_source() => Some((*source).into()),
+            Some(Some(source)) if me.needs_source() => Some(tunnel.source.unwrap_or((*source).into())),
             _ if me.needs_source() => return Ok(()),
             _ => None,
         };
@@ -189,7 +212,7 @@ impl Round<'_> {
         }
         if let Some(id) = ledger.backend_ids.take() {
             let generation = ledger.backend_generation(id);
-            member.place = Some(Place { id, generation, source, old_sources: Vec::new(), pool });
+            member.place = Some(Place { id, generation, source, old_sources: Vec::new(), pool, tunnel });
             member.no_route = false;
         }
         if let Some((address, role)) = member.own_role(me) {
@@ -200,7 +223,13 @@ impl Round<'_> {
 
     /// Follows the host's source address. In `full-nat` older flows keep theirs, so its role stays
     /// until the backend has no flow left; in a tunnel nothing is answered to it.
-    fn refresh_sources(&mut self, name: &str, me: ServiceRef, member: &mut Member) -> Result<(), String> {
+    fn refresh_sources(
+        &mut self,
+        name: &str,
+        me: ServiceRef,
+        member: &mut Member,
+        tunnel: Tunnel,
+    ) -> Result<(), String> {
         let Some(place) = member.place.as_mut().filter(|_| me.needs_source()) else { return Ok(()) };
         let role = AddressRoles::SOURCE;
         place.old_sources.retain(|(address, leave)| {
@@ -212,12 +241,13 @@ impl Round<'_> {
         if member.leaving.is_some() {
             return Ok(());
         }
+        place.tunnel = tunnel;
         let told = self.ledger.sources.get(&member.address.ip()).copied();
         let no_route = told == Some(None);
         if let Some(Some(source)) = told
             && !me.full_nat()
         {
-            place.source = Some(source.into());
+            place.source = Some(tunnel.source.unwrap_or(source.into()));
         } else if let Some(Some(source)) = told
             && place.source != Some(source.into())
         {
@@ -261,8 +291,9 @@ impl Round<'_> {
         if !std::mem::replace(&mut service.holds_address, true) {
             self.ledger.hold_roles(me.key.address, me.own_roles());
         }
+        self.ledger.set_service_info(id, constants(me, service));
         let turns = turns(service);
-        let fits = self.turn_table(service, turns);
+        let fits = self.turn_table(me, service, turns);
         if service.leaving.is_none() {
             let problem = (!fits).then(|| limit("selection slots", self.ledger.extents.slots(), "selection-slots"));
             let mut known = service.problem.take();
@@ -270,41 +301,74 @@ impl Round<'_> {
             service.problem = known;
             self.follow_tier(service);
         }
-        let (base, len) = service.table.map_or((0, 0), |table| (table.base, table.len));
-        let config = service.config.as_ref();
-        let value = ServiceValue {
-            id,
-            selection_base: base,
-            selection_len: len,
-            generation: 0,
-            mode: me.mode,
-            scheduler: config.map_or(Scheduler::RoundRobin, |config| config.scheduler) as u8,
-            granularity: config.map_or(Granularity::Flow, |config| config.granularity) as u8,
-            ..ServiceValue::EMPTY
-        };
-        self.ledger.set_service(me.key, value);
+        self.ledger.set_service(me.key, value(id, me, service));
         fits
     }
 
     /// Makes the scheduler's table of `turns`. Without room it takes, in this order: each backend once;
     /// the longest part of the old table that names ready backends only.
-    fn turn_table(&mut self, service: &mut Service, turns: Vec<Turn>) -> bool {
-        let scheduler = service.config.as_ref().map_or(Scheduler::RoundRobin, |config| config.scheduler);
-        let made = Made { scheduler, turns, maglev_table: self.maglev_table };
-        if service.table.is_some() && service.made.as_ref() == Some(&made) {
+    fn turn_table(&mut self, me: ServiceRef, service: &mut Service, turns: Vec<Turn>) -> bool {
+        let hash = service.tracked_hash(me);
+        let made = Made { scheduler: service.scheduler(), hash, turns, maglev_table: self.maglev_table };
+        forget_the_dead(service);
+        let stale = service.tracked.as_ref().is_some_and(|tracked| tracked.stale);
+        if service.table.is_some() && service.made.as_ref() == Some(&made) && !stale {
             return true;
         }
-        let fits = self.place_slots(service, &made);
+        let wanted = made.slots();
+        track(service, &made, &wanted, self.ledger.next_generation());
+        let fits = match service.tracked {
+            Some(_) => self.place_tracked(service, &made, wanted),
+            None => self.place_slots(service, &made, wanted),
+        };
         service.made = fits.then_some(made);
         fits
     }
 
-    fn place_slots(&mut self, service: &mut Service, made: &Made) -> bool {
-        let once: Vec<u32> = made.turns.iter().map(|turn| turn.id).collect();
-        let wanted = made.slots();
+    /// Places the slots of a service whose flows need no entry. Without room the old table stays, with
+    /// all that it names: a shorter one would lose where flows are. If nobody is to take new flows, they
+    /// are refused all the same.
+    fn place_tracked(&mut self, service: &mut Service, made: &Made, wanted: Vec<u32>) -> bool {
+        let Some(tracked) = service.tracked.as_mut() else { return false };
+        let paired = pairs(tracked, made, &wanted);
+        let slots = tracked.slots((!paired).then_some(&wanted));
+        let stable = tracked.len() as u32;
+        let turns = if paired { stable } else { wanted.len() as u32 };
+        let shape = Shape { turns, stable, hash: Some(tracked.hash), paired };
+        let current = service.table.as_ref().map_or(&[][..], |table| self.ledger.slots(table));
+        let changed = current != slots;
+        if changed {
+            let Some(new) = self.ledger.place_table(&slots) else {
+                if let Some(table) = service.table.as_mut().filter(|table| table.shape.hash.is_some()) {
+                    if wanted.is_empty() {
+                        table.shape = Shape { turns: 0, paired: false, ..table.shape };
+                    }
+                    return false;
+                }
+                service.tracked = None;
+                self.place_slots(service, made, wanted);
+                return false;
+            };
+            if let Some(old) = service.table.replace(new) {
+                self.ledger.retire_table(old);
+            }
+        }
+        if let Some(table) = &mut service.table {
+            table.shape = shape;
+        }
+        tracked.placed(changed.then(|| self.ledger.next_generation()));
+        true
+    }
+
+    fn place_slots(&mut self, service: &mut Service, made: &Made, wanted: Vec<u32>) -> bool {
+        let once: Vec<Slot> = made.turns.iter().map(|turn| Slot::clean(turn.id)).collect();
+        let wanted: Vec<Slot> = wanted.into_iter().map(Slot::clean).collect();
         for slots in [&wanted, &once] {
             let current = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
             if current == slots {
+                if let Some(table) = &mut service.table {
+                    table.shape = Shape::plain(table.len);
+                }
                 return *slots == wanted;
             }
             let new = self.ledger.place_table(slots);
@@ -318,7 +382,8 @@ impl Round<'_> {
         }
         let Some(table) = service.table else { return false };
         let ready: BTreeSet<u32> = ready(service).map(|(_, place)| place.id).collect();
-        let (first, len) = longest_run(self.ledger.slots(&table), |id| ready.contains(&id));
+        let (first, len) =
+            longest_run(self.ledger.slots(&table), |slot| slot.is_clean() && ready.contains(&slot.current()));
         if len == 0 {
             service.table = None;
             self.ledger.retire_table(table);
@@ -330,7 +395,7 @@ impl Round<'_> {
 
     fn follow_tier(&mut self, service: &mut Service) {
         let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
-        let first = slots.first().and_then(|id| ready(service).find(|(_, place)| place.id == *id));
+        let first = slots.first().and_then(|slot| ready(service).find(|(_, place)| place.id == slot.current()));
         let first = first.map(|(member, _)| member.tier);
         let backends = ready(service).filter(|(member, _)| Some(member.tier) == first).count();
         let backends = format!("{backends} {}", if backends == 1 { "backend" } else { "backends" });
@@ -346,6 +411,80 @@ impl Round<'_> {
         service.active_tier = first;
         let name = service.name().to_owned();
         self.tell(&name, None, text);
+    }
+}
+
+/// The constant part of a service.
+fn constants(me: ServiceRef, service: &Service) -> ServiceInfo {
+    let timeout = service.client_timeout().map_or(0, |timeout| seconds(timeout.as_secs()));
+    ServiceInfo { client_timeout: timeout, ..ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode) }
+}
+
+/// What packets need to know; the ledger adds the generation.
+fn value(id: u32, me: ServiceRef, service: &Service) -> ServiceValue {
+    let (base, shape) = service.table.map_or((0, Shape::plain(0)), |table| (table.base, table.shape));
+    let bits = client_bits(service, shape.hash).or(shape.hash.map(|hash| hash.client_bits));
+    let (client_prefix_v4, client_prefix_v6) = bits.unwrap_or((32, 128));
+    let mut value = ServiceValue {
+        id,
+        selection_base: base,
+        selection_len: shape.turns,
+        stable_len: shape.stable,
+        mode: me.mode,
+        scheduler: service.scheduler() as u8,
+        granularity: service.granularity() as u8,
+        client_prefix_v4,
+        client_prefix_v6,
+        mss: service.config.as_ref().map_or(0, |config| config.mss_clamp.number()),
+        ..ServiceValue::EMPTY
+    };
+    if let Some(hash) = shape.hash {
+        let stay = service.tracked.as_ref().is_some_and(Tracked::clients_stay);
+        value.stable_hash = hash.by as u8;
+        value.flags |= ServiceValue::TRACKED;
+        value.flags |= if shape.paired { ServiceValue::PAIRED } else { 0 };
+        value.flags |= if stay && hash.by == HashedBy::Client { ServiceValue::CLIENTS_STAY } else { 0 };
+    }
+    value
+}
+
+/// Decides where flows without an entry are when new ones go by the table `wanted`.
+fn track(service: &mut Service, made: &Made, wanted: &[u32], generation: u32) {
+    let bits = client_bits(service, made.hash);
+    if let Some(tracked) = &mut service.tracked {
+        let same = pairs(tracked, made, wanted);
+        // Another table than that of the same hash knows nothing of them: they all get entries.
+        tracked.follow(Some(wanted).filter(|table| same && !table.is_empty()), generation);
+        // By other bits of their addresses clients are others.
+        let others = tracked.hash.by == HashedBy::Client && bits.is_some_and(|bits| bits != tracked.hash.client_bits);
+        if tracked.over() || others {
+            service.tracked = None;
+        }
+    }
+    if let (None, Some(hash), false) = (&service.tracked, made.hash, wanted.is_empty()) {
+        service.tracked = Some(Tracked::begin(hash, wanted, generation));
+    }
+}
+
+/// Whether the scheduler's table is one of the slots by which flows without an entry are found.
+fn pairs(tracked: &Tracked, made: &Made, wanted: &[u32]) -> bool {
+    made.hash == Some(tracked.hash) && (wanted.len() == tracked.len() || wanted.is_empty())
+}
+
+/// Bits of an address that name a client; `None`: the service's own flows do not ask.
+fn client_bits(service: &Service, hash: Option<Hash>) -> Option<(u8, u8)> {
+    let hashed = hash.filter(|hash| hash.by == HashedBy::Client).map(|hash| hash.client_bits);
+    let asked = service.granularity() == Granularity::Client;
+    hashed.or(asked.then(|| service.client_bits()))
+}
+
+/// Backends that were removed and have died do not come back.
+fn forget_the_dead(service: &mut Service) {
+    let Some(tracked) = &mut service.tracked else { return };
+    let dead = service.members.iter().filter(|m| m.leaving.is_some() && m.state() == BackendState::Dead);
+    let gone: BTreeSet<u32> = dead.filter_map(|member| Some(member.place.as_ref()?.id)).collect();
+    if !gone.is_empty() {
+        tracked.forget(&gone);
     }
 }
 
@@ -385,7 +524,7 @@ fn ready(service: &Service) -> impl Iterator<Item = (&Member, &Place)> {
 }
 
 /// First index and length of the longest run of slots that pass.
-fn longest_run(slots: &[u32], pass: impl Fn(u32) -> bool) -> (u32, u32) {
+fn longest_run(slots: &[Slot], pass: impl Fn(Slot) -> bool) -> (u32, u32) {
     let (mut best, mut first) = ((0, 0), 0);
     for (i, &slot) in slots.iter().enumerate() {
         if !pass(slot) {
@@ -407,10 +546,11 @@ mod tests {
 
     #[test]
     fn the_longest_run_is_found_wherever_it_is() {
-        let even = |id: u32| id.is_multiple_of(2);
-        assert_eq!(longest_run(&[], even), (0, 0));
-        assert_eq!(longest_run(&[1, 3], even), (0, 0));
-        assert_eq!(longest_run(&[2, 1, 4, 6, 8, 3, 2, 2], even), (2, 3));
-        assert_eq!(longest_run(&[1, 2, 4], even), (1, 2));
+        let even = |slot: Slot| slot.current().is_multiple_of(2);
+        let run = |ids: &[u32]| longest_run(&ids.iter().copied().map(Slot::clean).collect::<Vec<_>>(), even);
+        assert_eq!(run(&[]), (0, 0));
+        assert_eq!(run(&[1, 3]), (0, 0));
+        assert_eq!(run(&[2, 1, 4, 6, 8, 3, 2, 2]), (2, 3));
+        assert_eq!(run(&[1, 2, 4]), (1, 2));
     }
 }

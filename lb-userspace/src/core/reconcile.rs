@@ -1,6 +1,8 @@
 //! Brings the maps to the desired state. The reconciler remembers what it wrote, so that a change
 //! costs only its own writes; after any error, and whenever it is told to forget, it reads first.
 
+use lb_common::abi::Slot;
+
 use super::plan;
 use crate::dataplane::{Dataplane, DataplaneError, Op, Tables};
 
@@ -81,15 +83,15 @@ fn note(tables: &mut Tables, op: &Op) {
         Op::SetAddress { address, roles } => _ = tables.addresses.insert(*address, *roles),
         Op::DeleteAddress { address } => _ = tables.addresses.remove(address),
         Op::SetService { key, value } => {
-            let slots = slots(tables, value.selection_base, value.selection_len);
+            let slots = slots(tables, value.selection_base, value.slots());
             let old = tables.services.insert(*key, *value);
-            if let Some(old) = old.filter(|old| old.selection_len > 0) {
+            if let Some(old) = old.filter(|old| old.slots() > 0) {
                 tables.selection.remove(&old.selection_base);
             }
             tables.selection.extend(slots.map(|slots| (value.selection_base, slots)));
         }
         Op::DeleteService { key } => {
-            if let Some(old) = tables.services.remove(key).filter(|old| old.selection_len > 0) {
+            if let Some(old) = tables.services.remove(key).filter(|old| old.slots() > 0) {
                 tables.selection.remove(&old.selection_base);
             }
         }
@@ -98,17 +100,17 @@ fn note(tables: &mut Tables, op: &Op) {
 
 /// Whether no two services share slots.
 fn apart(tables: &Tables) -> bool {
-    let published = tables.services.values().filter(|value| value.selection_len > 0);
-    let mut extents: Vec<(u32, u32)> = published.map(|value| (value.selection_base, value.selection_len)).collect();
+    let published = tables.services.values().filter(|value| value.slots() > 0);
+    let mut extents: Vec<(u32, u32)> = published.map(|value| (value.selection_base, value.slots())).collect();
     extents.sort_unstable();
     extents.is_sorted_by(|(base, len), (next, _)| base.saturating_add(*len) <= *next)
 }
 
 /// A table that was written just now, or a part of one that is known.
-fn slots(tables: &Tables, base: u32, len: u32) -> Option<Vec<u32>> {
+fn slots(tables: &Tables, base: u32, len: u32) -> Option<Vec<Slot>> {
     let (first, known) = tables.selection.range(..=base).next_back().filter(|_| len > 0)?;
     let from = (base - first) as usize;
-    known.get(from..from + len as usize).map(<[u32]>::to_vec)
+    known.get(from..from + len as usize).map(<[Slot]>::to_vec)
 }
 
 #[cfg(test)]

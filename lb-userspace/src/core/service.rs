@@ -1,11 +1,20 @@
 //! A service and its backends as the core keeps them: what is wanted of them, what is known, and
 //! which places they have in the maps.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, Scheduler, ServiceKey};
+use lb_common::abi::{
+    Address, AddressRoles, Backend, BackendState, Granularity, HashedBy, Mode, Port, Scheduler, ServiceKey,
+};
 
-use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health, maglev::Turn};
+use super::{
+    Admin, HealthState, Override, ProbeKey,
+    extents::Extent,
+    health::Health,
+    maglev::Turn,
+    tracked::{Hash, Tracked},
+    tunnel::Tunnel,
+};
 use crate::config::{self, Check};
 
 /// Who a service is: the same key in another mode is another service with an id of its own, because
@@ -69,6 +78,9 @@ impl Leave {
     }
 }
 
+/// Every address is a client.
+const ALL_BITS: (u8, u8) = (32, 128);
+
 #[derive(Debug)]
 pub(super) struct Service {
     pub id: Option<u32>,
@@ -82,6 +94,8 @@ pub(super) struct Service {
     pub table: Option<Table>,
     /// What the table was made of; `None`: not as wanted, or not known.
     pub made: Option<Made>,
+    /// Where flows without an entry are; `None`: all have one.
+    pub tracked: Option<Tracked>,
     /// Whether the service holds the role of its address.
     pub holds_address: bool,
     pub active_tier: Option<u8>,
@@ -99,6 +113,7 @@ impl Service {
             members: Vec::new(),
             table: None,
             made: None,
+            tracked: None,
             holds_address: false,
             active_tier: None,
             live_flows: 0,
@@ -108,6 +123,38 @@ impl Service {
 
     pub(super) fn name(&self) -> &str {
         self.config.as_ref().map_or("", |config| &config.name)
+    }
+
+    pub(super) fn scheduler(&self) -> Scheduler {
+        self.config.as_ref().map_or(Scheduler::RoundRobin, |config| config.scheduler)
+    }
+
+    pub(super) fn granularity(&self) -> Granularity {
+        self.config.as_ref().map_or(Granularity::Flow, |config| config.granularity)
+    }
+
+    /// Bits of an address that name one client: IPv4, IPv6.
+    pub(super) fn client_bits(&self) -> (u8, u8) {
+        let config = self.config.as_ref().filter(|config| config.granularity == Granularity::Client);
+        config.map_or(ALL_BITS, |config| config.clients.bits)
+    }
+
+    /// What is hashed where flows need no entry: with direct server return, by a scheduler with a table
+    /// of hashes.
+    pub(super) fn tracked_hash(&self, me: ServiceRef) -> Option<Hash> {
+        let granularity = self.granularity();
+        if !Mode::is_one_sided(me.mode) || granularity == Granularity::Packet {
+            return None;
+        }
+        let by = HashedBy::of(self.scheduler() as u8, granularity as u8)?;
+        let client_bits = if by == HashedBy::Client { self.client_bits() } else { ALL_BITS };
+        Some(Hash { by, client_bits })
+    }
+
+    /// Time in which a client is remembered.
+    pub(super) fn client_timeout(&self) -> Option<Duration> {
+        let config = self.config.as_ref().filter(|config| config.granularity == Granularity::Client);
+        config.map(|config| config.clients.timeout)
     }
 }
 
@@ -120,12 +167,35 @@ pub(super) struct Table {
     pub base: u32,
     /// Its length; `base + len` is within the extent.
     pub len: u32,
+    pub shape: Shape,
+}
+
+/// What the slots of a table are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Slots that the scheduler goes by, from the first.
+    pub turns: u32,
+    /// Slots that tell where flows without an entry are, from the first.
+    pub stable: u32,
+    /// What those are found by; `None`: there are none.
+    pub hash: Option<Hash>,
+    /// Both are the same slots.
+    pub paired: bool,
+}
+
+impl Shape {
+    /// All for the scheduler.
+    pub(super) fn plain(len: u32) -> Self {
+        Self { turns: len, stable: 0, hash: None, paired: false }
+    }
 }
 
 /// What a selection table is made of: the same of these is the same table.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Made {
     pub scheduler: Scheduler,
+    /// What is hashed where flows need no entry.
+    pub hash: Option<Hash>,
     /// By id.
     pub turns: Vec<Turn>,
     pub maglev_table: u32,
@@ -164,6 +234,7 @@ pub(super) struct Place {
     /// `full-nat`: sources of older flows.
     pub old_sources: Vec<(Address, Leave)>,
     pub pool: Option<u32>,
+    pub tunnel: Tunnel,
 }
 
 impl Member {
@@ -214,7 +285,7 @@ impl Member {
             Mode::Nat => Some((self.ip(), AddressRoles::NAT_BACKEND)),
             Mode::FullNat => Some((self.place.as_ref()?.source?, AddressRoles::SOURCE)),
             // Its replies take another way.
-            Mode::DsrL2 | Mode::DsrIpip => None,
+            Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue => None,
         }
     }
 
@@ -229,9 +300,10 @@ impl Member {
             generation: place.generation,
             service_id,
             port_pool: place.pool.unwrap_or(0),
-            weight: self.weight.into(),
-            tunnel_port: Port::ANY,
-            zero_too: [0; 2],
+            weight: if self.admin == Admin::Ready && self.leaving.is_none() { self.weight.into() } else { 0 },
+            tunnel_port: place.tunnel.port,
+            dont_fragment: place.tunnel.dont_fragment,
+            source_bits: place.tunnel.source_bits,
             reserved: [0; 2],
         }
     }
@@ -266,7 +338,8 @@ pub(super) fn empty_entry(generation: u32) -> Backend {
         port_pool: 0,
         weight: 0,
         tunnel_port: Port::ANY,
-        zero_too: [0; 2],
+        dont_fragment: 0,
+        source_bits: 0,
         reserved: [0; 2],
     }
 }

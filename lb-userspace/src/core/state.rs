@@ -35,6 +35,8 @@ pub struct Core {
     starved: BTreeSet<ServiceRef>,
     pub(super) notices: Vec<Notice>,
     published_services: u64,
+    /// When the last walk over the flow table was taken in.
+    pub(super) walked_at: Now,
 }
 
 impl Core {
@@ -59,6 +61,7 @@ impl Core {
             starved: BTreeSet::new(),
             notices: Vec::new(),
             published_services: 0,
+            walked_at: now,
         };
         core.configure(config, now);
         if core.anything_leaves() {
@@ -208,7 +211,8 @@ impl Core {
 
     fn anything_leaves(&self) -> bool {
         let leaves = |service: &Service| {
-            service.leaving.is_some() || service.members.iter().any(|member| member.leaving.is_some())
+            let waits = service.leaving.is_some() || service.tracked.is_some();
+            waits || service.members.iter().any(|member| member.leaving.is_some())
         };
         !self.ledger.old_sources.is_empty() || self.services.values().any(leaves)
     }

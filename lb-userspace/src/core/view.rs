@@ -1,7 +1,9 @@
 //! What is shown of services and backends.
 
+use std::collections::BTreeSet;
+
 use super::{
-    Admin, BackendView, Core, HealthState, ServiceView,
+    Admin, BackendView, Core, HealthState, ServiceView, TrackingView, census,
     health::word,
     service::{Member, Service},
 };
@@ -16,22 +18,33 @@ impl Core {
     pub fn service(&self, name: &str) -> Option<ServiceView> {
         let service = self.services.get(self.names.get(name)?)?;
         let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
-        let used: std::collections::BTreeSet<u32> = slots.iter().copied().collect();
+        let used: BTreeSet<u32> = slots.iter().map(|slot| slot.current()).collect();
+        let unlisted = census::unlisted(&self.ledger, service);
         let backends = service.members.iter().map(|member| {
-            let used = member.place.as_ref().is_some_and(|place| used.contains(&place.id));
-            backend(service, member, used)
+            let named = |ids: &BTreeSet<u32>| member.place.as_ref().is_some_and(|place| ids.contains(&place.id));
+            backend(service, member, named(&used), named(&unlisted))
         });
         Some(ServiceView {
             config: service.config.clone()?,
             id: service.id,
             active_tier: service.active_tier,
             live_flows: service.live_flows,
+            tracking: self.tracking(service),
             backends: backends.collect(),
+        })
+    }
+
+    fn tracking(&self, service: &Service) -> Option<TrackingView> {
+        let (id, tracked) = (service.id?, service.tracked.as_ref()?);
+        Some(TrackingView {
+            slots: tracked.len(),
+            unsettled: tracked.unsettled(),
+            settles_in: tracked.settles_in(self.walked_at, census::idle(&self.ledger, id)),
         })
     }
 }
 
-fn backend(service: &Service, member: &Member, used: bool) -> BackendView {
+fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> BackendView {
     BackendView {
         address: member.address,
         id: member.place.as_ref().map(|place| place.id),
@@ -43,17 +56,18 @@ fn backend(service: &Service, member: &Member, used: bool) -> BackendView {
         health_reason: member.health.reason.clone(),
         health_since: member.health.since,
         used,
-        used_reason: used_reason(service, member, used),
+        used_reason: used_reason(service, member, used, unlisted),
         leaving: member.leaving.is_some(),
         live_flows: member.live_flows,
     }
 }
 
 /// The first reason, in the order in which an operator would ask.
-fn used_reason(service: &Service, member: &Member, used: bool) -> String {
+fn used_reason(service: &Service, member: &Member, used: bool, unlisted: bool) -> String {
     let by = || member.overridden.as_ref().map(|decided| format!(" by {}", decided.by)).unwrap_or_default();
     if member.leaving.is_some() {
-        return format!("removed: {} flows left", member.live_flows);
+        let others = if unlisted { ", and there may be others without an entry" } else { "" };
+        return format!("removed: {} flows left{others}", member.live_flows);
     }
     match member.admin {
         Admin::Drain => return format!("drain{}", by()),

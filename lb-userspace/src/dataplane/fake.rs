@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, ServiceInfo, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, ServiceInfo, ServiceKey, ServiceValue, Slot};
 
 use super::{Dataplane, DataplaneError, FlowCensus, Op, Tables};
 use crate::config::{Limits, PortRange};
@@ -18,7 +18,7 @@ pub struct FakeDataplane {
     services: BTreeMap<ServiceKey, ServiceValue>,
     service_info: BTreeMap<u32, ServiceInfo>,
     backends: BTreeMap<u32, Backend>,
-    selection: Vec<u32>,
+    selection: Vec<Slot>,
     port_pools: BTreeMap<u32, Vec<PortRange>>,
     /// What [`Dataplane::sweep`] answers.
     pub census: FlowCensus,
@@ -33,8 +33,10 @@ pub struct Choices {
     pub live: BTreeSet<u32>,
     /// Backends of the selection table that were declared dead a moment ago.
     pub dead: BTreeSet<u32>,
-    /// Slots of the selection table in order.
+    /// Backends of the selection table in the order of its slots.
     pub slots: Vec<u32>,
+    /// Backends of flows without an entry, that are not in the selection table.
+    pub stable: BTreeSet<u32>,
 }
 
 impl FakeDataplane {
@@ -47,7 +49,7 @@ impl FakeDataplane {
             services: BTreeMap::new(),
             service_info: BTreeMap::new(),
             backends: BTreeMap::new(),
-            selection: vec![0; limits.selection_slots as usize],
+            selection: vec![Slot::clean(0); limits.selection_slots as usize],
             port_pools: BTreeMap::new(),
             census: FlowCensus::default(),
             ops: Vec::new(),
@@ -75,8 +77,23 @@ impl FakeDataplane {
         let Some(slots) = self.selection.get(range) else {
             return Err(format!("{key:?}: its table lies outside: {value:?}"));
         };
-        let mut choices = Choices { slots: slots.to_vec(), ..Choices::default() };
-        for &id in slots {
+        let own = value.selection_base as usize..value.selection_base as usize + value.slots() as usize;
+        let all = self.selection.get(own).ok_or_else(|| format!("{key:?}: its table lies outside: {value:?}"))?;
+        let ids: Vec<u32> = slots.iter().map(|slot| slot.current()).filter(|id| *id != Slot::NOBODY).collect();
+        let stable: BTreeSet<u32> = all.iter().filter_map(|slot| slot.stable_backend()).collect();
+        if !value.has(ServiceValue::TRACKED) && !stable.is_empty() {
+            return Err(format!("{key:?}: flows without an entry are at {stable:?}, and nobody looks there"));
+        }
+        let mut choices = Choices { slots: ids.clone(), ..Choices::default() };
+        for id in stable.difference(&ids.iter().copied().collect()).copied() {
+            let backend = self.backends.get(&id).ok_or_else(|| format!("{key:?}: backend {id} was never set"))?;
+            if backend.state == BackendState::Empty as u8 {
+                return Err(format!("{key:?}: backend {id}, of flows without an entry, is empty"));
+            }
+            self.check_backend(value, backend).map_err(|why| format!("{key:?}: backend {id} {why}"))?;
+            choices.stable.insert(id);
+        }
+        for id in ids {
             let backend = self.backends.get(&id).ok_or_else(|| format!("{key:?}: backend {id} was never set"))?;
             match BackendState::from_number(backend.state) {
                 Some(BackendState::Live) => _ = choices.live.insert(id),
@@ -102,7 +119,7 @@ impl FakeDataplane {
     }
 
     /// What a slot of the map `selection` holds, whoever points at it; `None`: beyond its end.
-    pub fn slot(&self, index: u32) -> Option<u32> {
+    pub fn slot(&self, index: u32) -> Option<Slot> {
         self.selection.get(index as usize).copied()
     }
 
@@ -131,10 +148,10 @@ impl FakeDataplane {
                 return Err(format!("names port pool {}, which is not ready", backend.port_pool));
             }
             Some(Mode::FullNat) => (backend.source, AddressRoles::SOURCE),
-            Some(Mode::DsrIpip) if backend.source.octets() == [0; 16] => {
+            Some(Mode::DsrIpip | Mode::DsrGue) if backend.source.octets() == [0; 16] => {
                 return Err("has no source address for its tunnel".to_owned());
             }
-            Some(Mode::DsrL2 | Mode::DsrIpip) => return Ok(()),
+            Some(Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue) => return Ok(()),
             None => return Err(format!("is of a service without a mode: {value:?}")),
         };
         if self.roles(address) & role == 0 {
@@ -188,9 +205,9 @@ impl Dataplane for FakeDataplane {
     }
 
     fn read(&mut self) -> Result<Tables, DataplaneError> {
-        let published = self.services.values().filter(|value| value.selection_len > 0);
+        let published = self.services.values().filter(|value| value.slots() > 0);
         let slots = |value: &ServiceValue| {
-            let (base, len) = (value.selection_base as usize, value.selection_len as usize);
+            let (base, len) = (value.selection_base as usize, value.slots() as usize);
             (value.selection_base, self.selection[base..base + len].to_vec())
         };
         Ok(Tables {

@@ -6,9 +6,9 @@ pub mod fake;
 pub mod faulty;
 pub mod kernel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Address, AddressRoles, Backend, ServiceInfo, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, AddressRoles, Backend, HashedBy, ServiceInfo, ServiceKey, ServiceValue, Slot};
 
 use crate::config::PortRange;
 
@@ -23,8 +23,8 @@ pub struct Tables {
     /// By backend id; an element that was never used is absent, one that is over stays here in
     /// state `Empty` with its generation, so that the generation rises when the id is used again.
     pub backends: BTreeMap<u32, Backend>,
-    /// Slots (backend ids) of each selection table that a service points at, by first slot.
-    pub selection: BTreeMap<u32, Vec<u32>>,
+    /// Slots of each selection table that a service points at, by first slot.
+    pub selection: BTreeMap<u32, Vec<Slot>>,
     /// Port pools that are ready for use, and the ports they hand out.
     pub port_pools: BTreeMap<u32, Vec<PortRange>>,
 }
@@ -56,7 +56,7 @@ pub enum Op {
     /// Writes slots that no published service points at.
     WriteSelection {
         base: u32,
-        slots: Vec<u32>,
+        slots: Vec<Slot>,
     },
     SetService {
         key: ServiceKey,
@@ -82,6 +82,18 @@ pub struct FlowCensus {
     pub aged: u64,
     pub by_backend: BTreeMap<u32, u64>,
     pub by_service: BTreeMap<u32, u64>,
+    /// By id of a service whose flows need no entry.
+    pub entries: BTreeMap<u32, SlotEntries>,
+}
+
+/// Where flows that have an entry all the same lie in the slots of their service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotEntries {
+    /// How slots were found: by this hash, in a table of so many.
+    pub by: HashedBy,
+    pub len: u32,
+    /// Slot and backend id of each entry, once.
+    pub at: BTreeSet<(u32, u32)>,
 }
 
 /// Why an operation was not carried out.

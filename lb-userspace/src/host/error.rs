@@ -23,6 +23,13 @@ pub enum HostError {
          this host is to be undone, remove the file", path.display()
     )]
     Record { path: PathBuf, why: String },
+    /// What was changed belongs to another network namespace that still exists.
+    #[error(
+        "{} tells of changes in another network namespace, {}: run this there \
+         (`nsenter --net={} lb ...`), or use another --state-dir here",
+        record.display(), namespace.display(), namespace.display()
+    )]
+    OtherNamespace { record: PathBuf, namespace: PathBuf },
 }
 
 impl HostError {

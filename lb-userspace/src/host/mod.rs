@@ -41,6 +41,7 @@ mod bpffs;
 mod error;
 mod frames;
 mod links;
+mod namespace;
 mod neighbours;
 mod netlink;
 mod offload;
@@ -51,6 +52,7 @@ mod rights;
 mod routes;
 mod sysctl;
 mod undo;
+mod variety;
 mod vlans;
 mod watch;
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, PortSet};
+use super::{HostError, PortSet, namespace};
 use crate::config::PortRange;
 
 const FILE: &str = "host.json";
@@ -37,6 +37,9 @@ pub struct Changes {
     api_version: String,
     kind: String,
     boot_id: String,
+    /// The network namespace that was changed.
+    #[serde(default)]
+    namespace: String,
     /// Service addresses the agent added.
     #[serde(default)]
     pub addresses: BTreeSet<AddedAddress>,
@@ -80,23 +83,27 @@ impl Changes {
 
 impl HostRecord {
     /// Reads the record of the state directory; an empty one where there is none, or where it is
-    /// from before the last boot.
+    /// from before the last boot or of a network namespace that is gone.
     ///
     /// # Errors
-    /// The file cannot be read, or is no record.
+    /// The file cannot be read, or is no record; or it tells of another network namespace, where
+    /// the changes still are.
     pub fn load(state_dir: &Path) -> Result<Self, HostError> {
         let boot_id = fs::read_to_string(BOOT_ID).map_err(HostError::file("read", BOOT_ID))?;
-        Self::load_for_boot(state_dir, boot_id.trim())
+        let here = namespace::current()?;
+        let record = Self::read(state_dir, boot_id.trim(), &here)?;
+        if record.changes.namespace == here {
+            return Ok(record);
+        }
+        match namespace::find(&record.changes.namespace) {
+            Some(namespace) => Err(HostError::OtherNamespace { record: record.path, namespace }),
+            None => Ok(Self { changes: empty(boot_id.trim(), &here), ..record }),
+        }
     }
 
-    fn load_for_boot(state_dir: &Path, boot_id: &str) -> Result<Self, HostError> {
+    fn read(state_dir: &Path, boot_id: &str, namespace: &str) -> Result<Self, HostError> {
         let path = state_dir.join(FILE);
-        let empty = Changes {
-            api_version: API_VERSION.to_owned(),
-            kind: KIND.to_owned(),
-            boot_id: boot_id.to_owned(),
-            ..Changes::default()
-        };
+        let empty = empty(boot_id, namespace);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { path, changes: empty }),
@@ -222,6 +229,16 @@ impl HostRecord {
     }
 }
 
+fn empty(boot_id: &str, namespace: &str) -> Changes {
+    Changes {
+        api_version: API_VERSION.to_owned(),
+        kind: KIND.to_owned(),
+        boot_id: boot_id.to_owned(),
+        namespace: namespace.to_owned(),
+        ..Changes::default()
+    }
+}
+
 fn pairs(ports: &PortSet) -> Vec<(u16, u16)> {
     ports.ranges().iter().map(|range| (range.first, range.last)).collect()
 }
@@ -250,14 +267,14 @@ mod tests {
     #[test]
     fn what_was_noted_is_there_after_a_crash() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::load_for_boot(&dir.path().join("made/on/demand"), "boot-1").unwrap();
+        let mut record = HostRecord::read(&dir.path().join("made/on/demand"), "boot-1", "4:1").unwrap();
         record.note_addresses([address("192.0.2.1"), address("2001:db8::1")]).unwrap();
         record.note_sysctl(Path::new("net/a"), "0", "1").unwrap();
         record.note_reserved_ports(&PortSet::parse("20000-29999").unwrap()).unwrap();
         record.note_reserved_ports(&PortSet::parse("30000-30010").unwrap()).unwrap();
         record.note_attached("eth0.1").unwrap();
 
-        let read = HostRecord::load_for_boot(&dir.path().join("made/on/demand"), "boot-1").unwrap();
+        let read = HostRecord::read(&dir.path().join("made/on/demand"), "boot-1", "4:1").unwrap();
         assert_eq!(read.changes(), record.changes());
         assert_eq!(read.changes().addresses.len(), 2);
         assert_eq!(read.changes().reserved_ports().to_string(), "20000-30010");
@@ -267,7 +284,7 @@ mod tests {
     #[test]
     fn a_setting_changed_twice_keeps_the_value_from_before_the_first_change() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::load_for_boot(dir.path(), "boot-1").unwrap();
+        let mut record = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap();
         record.note_sysctl(Path::new("net/a"), "0", "1").unwrap();
         record.note_sysctl(Path::new("net/a"), "1", "2").unwrap();
         let [changed] = record.changes().sysctls.as_slice() else { panic!("{:?}", record.changes()) };
@@ -277,16 +294,16 @@ mod tests {
     #[test]
     fn a_reboot_undid_everything_so_the_record_starts_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::load_for_boot(dir.path(), "boot-1").unwrap();
+        let mut record = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap();
         record.note_addresses([address("192.0.2.1")]).unwrap();
-        let read = HostRecord::load_for_boot(dir.path(), "boot-2").unwrap();
+        let read = HostRecord::read(dir.path(), "boot-2", "4:1").unwrap();
         assert!(read.changes().is_empty());
     }
 
     #[test]
     fn the_file_is_gone_once_nothing_is_left_to_undo() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::load_for_boot(dir.path(), "boot-1").unwrap();
+        let mut record = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap();
         record.note_addresses([address("192.0.2.1")]).unwrap();
         record.note_attached("eth0.1").unwrap();
         record.forget_addresses(&[address("192.0.2.1")]).unwrap();
@@ -299,7 +316,7 @@ mod tests {
     fn a_change_that_cannot_be_recorded_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let occupied = dir.path().join("state");
-        let mut record = HostRecord::load_for_boot(&occupied, "boot-1").unwrap();
+        let mut record = HostRecord::read(&occupied, "boot-1", "4:1").unwrap();
         fs::write(&occupied, "a file where the directory should be").unwrap();
         assert!(record.note_attached("eth0").is_err());
         assert!(record.changes().is_empty(), "memory follows the disk");
@@ -310,7 +327,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for content in ["{", r#"{"apiVersion":"lb/v9","kind":"HostRecord","bootId":"boot-1"}"#] {
             fs::write(dir.path().join(FILE), content).unwrap();
-            let error = HostRecord::load_for_boot(dir.path(), "boot-1").unwrap_err().to_string();
+            let error = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap_err().to_string();
             assert!(error.contains("host.json") && error.contains("remove the file"), "{error}");
         }
     }

@@ -21,7 +21,7 @@ use lb_userspace::{
         Peer, Refusal, Request,
         model::{Change, CommandDone, CommandRequest, ServiceView, Status},
     },
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{ProbeKey, ProbeOutcome},
     dataplane::{
         Dataplane, DataplaneError, FlowCensus, Op, Tables,
@@ -61,6 +61,9 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         mode: Mode::Nat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_millis(500),
@@ -70,6 +73,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             jitter_percent: 10,
             port: None,
         },
+        timeouts: lb_common::flow::State::TIMEOUTS,
         backends: backends.iter().map(backend).collect(),
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{BackendState, Mode, Scheduler, ServiceKey};
+use lb_common::abi::{BackendState, Mode, Scheduler, ServiceKey, Slot};
 use lb_userspace::{
     config::{Check, Service},
     core::{Command, Core, Input},
@@ -17,7 +17,7 @@ use rand::{Rng, seq::IndexedRandom};
 
 use super::{
     Packet, Simulation, UNDER_WAY,
-    core_support::{SOURCE, backend, key_of, ok, refused, service},
+    core_support::{SOURCE, backend, key_of, ok, refused, service, slot_entries},
     watched::{Flow, check_flows},
 };
 
@@ -137,6 +137,7 @@ impl Simulation {
             *census.by_backend.entry(flow.backend).or_default() += 1;
             *census.by_service.entry(flow.service_id).or_default() += 1;
         }
+        census.entries = slot_entries(self.dataplane.inner());
         self.input(Input::Flows(census));
     }
 
@@ -164,7 +165,10 @@ impl Simulation {
                 continue;
             }
             let fake = self.dataplane.inner();
-            let id = fake.slot(packet.slot).unwrap();
+            let id = fake.slot(packet.slot).unwrap().current();
+            if id == Slot::NOBODY {
+                continue;
+            }
             let backend = *fake.backend(id).unwrap();
             assert_eq!(backend.service_id, packet.value.id, "{packet:?} was sent to another service");
             assert_ne!(backend.state, BackendState::Empty as u8, "{packet:?} found nobody");
@@ -208,8 +212,10 @@ impl Simulation {
         self.packets.clear();
         self.config.services.clear();
         self.input(Input::Config(Arc::new(self.config.clone())));
-        for _ in 0..8 {
-            self.now += Duration::from_millis(1100);
+        for step in 0..24 {
+            // Flows without an entry are over when they may have been silent for long enough.
+            let idle = if step == 8 { 8000 } else { 0 };
+            self.now += Duration::from_millis(1100) + Duration::from_secs(idle);
             self.walk();
             self.reconcile();
         }

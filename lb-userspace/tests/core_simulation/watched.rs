@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{Address, AddressRoles, BackendState, Mode, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, AddressRoles, BackendState, Mode, ServiceKey, ServiceValue, Slot};
 use lb_userspace::dataplane::{
     Dataplane, DataplaneError, FlowCensus, Op, Tables,
     fake::{Choices, FakeDataplane},
@@ -40,15 +40,15 @@ impl Watched<'_> {
     fn check(&self, op: &Op) {
         let now = choices(self.inner.inner());
         for (key, choices) in &now {
-            let old = self.before.get(key).map(|choices| &choices.slots);
+            let old = self.before.get(key).map(|choices| choices.slots.clone());
             let new = self.desired.services.get(key).map(|value| slots(self.desired, value));
             assert!(
-                old == Some(&choices.slots) || new == Some(&choices.slots),
+                old.as_ref() == Some(&choices.slots) || new.as_ref() == Some(&choices.slots),
                 "{key:?} shows neither old {old:?} nor new {new:?} but {choices:?} after {op:?}"
             );
             let live = |id: &u32| self.desired.backends.get(id).map(|b| b.state) == Some(BackendState::Live as u8);
             let survivor = self.before.get(key).is_some_and(|choices| choices.live.iter().any(live));
-            if survivor && new.is_some_and(|slots| !slots.is_empty()) {
+            if survivor && new.as_ref().is_some_and(|slots| !slots.is_empty()) {
                 assert!(!choices.live.is_empty(), "{key:?} has nobody after {op:?}");
             }
         }
@@ -59,9 +59,11 @@ impl Watched<'_> {
     }
 }
 
-pub fn slots<'a>(tables: &'a Tables, value: &ServiceValue) -> &'a Vec<u32> {
-    static NONE: Vec<u32> = Vec::new();
-    if value.selection_len == 0 { &NONE } else { &tables.selection[&value.selection_base] }
+/// Backends of new flows, slot by slot.
+pub fn slots(tables: &Tables, value: &ServiceValue) -> Vec<u32> {
+    let slots = tables.selection.get(&value.selection_base).filter(|_| value.selection_len > 0);
+    let turns = slots.map_or(&[][..], |slots| &slots[..value.selection_len as usize]);
+    turns.iter().map(|slot| slot.current()).filter(|id| *id != Slot::NOBODY).collect()
 }
 
 impl Dataplane for Watched<'_> {

@@ -2,17 +2,17 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use lb_common::abi::{Granularity, Mode, Port, Protocol, Scheduler, ServiceKey};
+use lb_common::abi::{Granularity, HashedBy, Mode, Port, Protocol, Scheduler, ServiceKey, ServiceValue};
 use lb_userspace::{
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{BackendView, Command, Core, Input, Notice, Now, OperatorLayer, ProbeOutcome, reconcile::Reconciler},
-    dataplane::{Dataplane, FlowCensus, Tables, fake::FakeDataplane},
+    dataplane::{Dataplane, FlowCensus, SlotEntries, Tables, fake::FakeDataplane},
 };
 
 pub const SOURCE: &str = "10.255.0.1";
@@ -71,6 +71,9 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         mode: Mode::Nat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_millis(500),
@@ -80,6 +83,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             jitter_percent: 10,
             port: None,
         },
+        timeouts: lb_common::flow::State::TIMEOUTS,
         backends: backends.iter().map(|address| backend(address, 1, 0)).collect(),
     }
 }
@@ -98,6 +102,17 @@ pub fn ok() -> ProbeOutcome {
 
 pub fn refused() -> ProbeOutcome {
     ProbeOutcome { up: false, result: "L4CON: Connection refused".to_owned(), took: Duration::from_millis(1) }
+}
+
+/// What a walk tells of services whose flows need no entry, where none has one.
+pub fn slot_entries(dataplane: &FakeDataplane) -> BTreeMap<u32, SlotEntries> {
+    let services = dataplane.service_keys().into_iter().filter_map(|key| dataplane.service(&key));
+    let tracked = services.filter(|value| value.has(ServiceValue::TRACKED));
+    let entries = |value: &ServiceValue| {
+        let by = HashedBy::from_number(value.stable_hash).unwrap();
+        (value.id, SlotEntries { by, len: value.stable_len, at: BTreeSet::new() })
+    };
+    tracked.map(entries).collect()
 }
 
 /// A core with its data plane, without faults.
@@ -182,7 +197,8 @@ impl World {
                 *by_service.entry(service).or_default() += flows;
             }
             let live = by_backend.values().sum();
-            self.input(Input::Flows(FlowCensus { live, aged: 0, by_backend, by_service }));
+            let entries = slot_entries(&self.dataplane);
+            self.input(Input::Flows(FlowCensus { live, aged: 0, by_backend, by_service, entries }));
         }
     }
 

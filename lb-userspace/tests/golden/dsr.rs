@@ -200,20 +200,6 @@ fn a_backend_behind_a_gateway_is_not_on_the_segment() {
 }
 
 #[test]
-fn packets_too_big_for_the_backends_interface_are_dropped_and_counted() {
-    lab(|lab| {
-        let served = lab.serve(dsr(true, Protocol::Udp));
-        ip_batch("link set back mtu 1280\n");
-        let mut asked = request(&served, 40_000, 0);
-        asked.segment = Segment::udp(40_000, 80, &[7; 1300]);
-        let frame = from_client(&asked);
-        let sent = lab.send(Side::Front, &frame);
-        assert_eq!(sent.exit, "drop");
-        assert!(sent.counted.contains(&format!("too_big 1 x {}", frame.len())), "{:?}", sent.counted);
-    });
-}
-
-#[test]
 fn the_last_hop_is_left_to_the_kernel() {
     lab(|lab| {
         let served = lab.serve(dsr(true, Protocol::Tcp));

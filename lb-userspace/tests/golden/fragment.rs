@@ -11,8 +11,8 @@ use crate::{
     counters::assert_counted,
     frames::{ETHERNET, Packet, Segment, fragments, reassembled, right_header, verified},
     lab::{
-        KINDS, Lab, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, lab, packet, request,
-        vip,
+        KINDS, Lab, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, ip_batch, lab,
+        packet, request, vip,
     },
 };
 
@@ -50,6 +50,14 @@ fn assert_dropped(lab: &mut Lab, frame: &[u8], reason: &str) {
     let sent = lab.send(Side::Front, frame);
     assert_eq!(sent.exit, "drop", "{:?}", sent.counted);
     assert_counted(&sent, &[&format!("{reason} 1 x {}", frame.len())]);
+}
+
+/// Dropped, with whatever its service counts.
+#[track_caller]
+fn assert_dropped_at(lab: &mut Lab, frame: &[u8], reason: &str) {
+    let sent = lab.send(Side::Front, frame);
+    assert_eq!(sent.exit, "drop", "{:?}", sent.counted);
+    assert!(sent.counted.contains(&format!("{reason} 1 x {}", frame.len())), "{:?}", sent.counted);
 }
 
 #[track_caller]
@@ -100,6 +108,46 @@ fn a_fragmented_datagram_may_begin_a_flow() {
             assert_eq!(to.len(), 1, "all to one backend");
         }
         assert_eq!(lab.flows().len(), 6);
+    });
+}
+
+#[test]
+fn a_fragmented_datagram_may_begin_a_flow_of_a_client_that_stays() {
+    lab(|lab| {
+        let spec =
+            Spec { backends: 3, granularity: Granularity::Client, ..Spec::new(true, Protocol::Udp, Mode::FullNat) };
+        let served = lab.serve(spec);
+        let mut ids = BTreeSet::new();
+        let mut to = BTreeSet::new();
+        for port in 40_000..40_006 {
+            let out = send_all(lab, Side::Front, &asked(&served, port, 0, ID), "to_backend");
+            let (whole, id) = reassembled(&out);
+            verified(&whole);
+            to.extend(out.iter().map(|frame| frame[30..34].to_vec()));
+            ids.insert(id);
+        }
+        assert_eq!((to.len(), ids.len()), (1, 6), "one backend, and an identification for each datagram");
+    });
+}
+
+#[test]
+fn of_fragments_that_do_not_fit_only_the_first_is_answered() {
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::Nat));
+        let pieces = asked(&served, 40_000, 0, ID);
+        ip_batch("link set back mtu 600\n");
+        let sent = lab.send(Side::Front, &pieces[0]);
+        assert_eq!(sent.exit, "tx", "{:?}", sent.counted);
+        assert!(sent.counted.contains(&format!("too_big 1 x {}", pieces[0].len())), "{:?}", sent.counted);
+        verified(&sent.frame);
+        assert_dropped_at(lab, &pieces[1], "fragment_early");
+
+        // The first has gone its way, and the others do not fit any more.
+        ip_batch("link set back mtu 1500\n");
+        send_all(lab, Side::Front, &pieces[..1], "to_backend");
+        ip_batch("link set back mtu 600\n");
+        lab.next_tick();
+        assert_dropped_at(lab, &pieces[1], "unanswerable");
     });
 }
 

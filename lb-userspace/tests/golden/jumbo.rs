@@ -96,8 +96,8 @@ fn a_jumbo_frame_that_does_not_fit_the_next_interface_is_too_big() {
         let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::Nat));
         let frame = from_client(&large(&served, 0));
         let sent = lab.send(Side::Front, &frame);
-        assert_eq!(sent.exit, "drop");
-        assert_frame(&sent.frame, &frame);
+        assert_eq!(sent.exit, "tx", "the sender is told");
+        assert!(sent.frame.len() < 1514);
         assert!(sent.counted.contains(&"too_big 1 x 9014".to_owned()), "{:?}", sent.counted);
     });
 }

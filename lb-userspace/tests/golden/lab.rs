@@ -16,13 +16,13 @@ use std::{
 
 use aya::{
     TestRun as _,
-    maps::MapData,
+    maps::{Array, Map, MapData},
     programs::{ProgramError, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, limits::WAYS, names,
+        ServiceKey, ServiceValue, Settings, Slot, limits::WAYS, names,
     },
     flow::{Word, ticks},
 };
@@ -109,7 +109,7 @@ neigh add 2001:db8:2::13 lladdr 02:00:00:00:02:13 dev back nud permanent
 ";
 
 /// Small, so that tables can be filled.
-const LIMITS: Limits =
+pub const LIMITS: Limits =
     Limits { services: 16, backends: 64, addresses: 64, selection_slots: 256, flows: 1024, port_pools: 8 };
 
 /// The configuration's default: 60,416 ports.
@@ -183,11 +183,16 @@ pub fn lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
 
 /// The same with room for so many flows.
 pub fn lab_of(flows: u32, test: impl FnOnce(&mut Lab) + Send + 'static) {
+    lab_with(Limits { flows, ..LIMITS }, test);
+}
+
+/// The same with room for so much.
+pub fn lab_with(limits: Limits, test: impl FnOnce(&mut Lab) + Send + 'static) {
     // The namespace ends with the thread. It stays on its CPU, because each CPU takes its own turns.
     let result = thread::spawn(move || {
         // SAFETY: has no arguments.
         pin_to(unsafe { libc::sched_getcpu() } as usize);
-        test(&mut Lab::new(flows));
+        test(&mut Lab::new(limits));
     })
     .join();
     if let Err(panic) = result {
@@ -196,7 +201,7 @@ pub fn lab_of(flows: u32, test: impl FnOnce(&mut Lab) + Send + 'static) {
 }
 
 impl Lab {
-    fn new(flows: u32) -> Self {
+    fn new(limits: Limits) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // SAFETY: no preconditions.
         let uid = unsafe { libc::geteuid() };
@@ -212,7 +217,6 @@ impl Lab {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pin_dir = PinDir(Path::new("/sys/fs/bpf").join(format!("lb-golden-{}-{number}", process::id())));
         lb_userspace::host::ensure_bpffs(Path::new("/sys/fs/bpf")).expect("a bpf file system");
-        let limits = Limits { flows, ..LIMITS };
         let mut loaded =
             load(&LoadOptions { pin_dir: &pin_dir.0, limits: &limits, debug_log: false }).expect("the program loads");
         for interface in ["front", "back"] {
@@ -245,7 +249,8 @@ impl Lab {
                 port_pool: pool,
                 weight: 1,
                 tunnel_port: Port::ANY,
-                zero_too: [0; 2],
+                dont_fragment: 0,
+                source_bits: 0,
                 reserved: [0; 2],
             };
             self.apply(Op::SetBackend { id, backend: entry });
@@ -260,7 +265,7 @@ impl Lab {
         self.apply(Op::SetServiceInfo { id: number, info });
         let base = number * 16;
         if !backends.is_empty() {
-            self.apply(Op::WriteSelection { base, slots: backends.clone() });
+            self.apply(Op::WriteSelection { base, slots: backends.iter().copied().map(Slot::clean).collect() });
         }
         let value = ServiceValue {
             id: number,
@@ -292,7 +297,7 @@ impl Lab {
     /// Points the service at these backends (1 to 3).
     pub fn select(&mut self, served: &Served, backends: &[u8]) {
         let base = served.value.selection_base + 8;
-        let slots: Vec<u32> = backends.iter().map(|&n| served.backends[usize::from(n) - 1]).collect();
+        let slots: Vec<Slot> = backends.iter().map(|&n| Slot::clean(served.backends[usize::from(n) - 1])).collect();
         let selection_len = slots.len() as u32;
         if !slots.is_empty() {
             self.apply(Op::WriteSelection { base, slots });
@@ -337,6 +342,23 @@ impl Lab {
         ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
     }
 
+    /// Says whether packets to one backend may take different ways.
+    pub fn set_routes_vary(&self, vary: bool) {
+        let map = MapData::from_pin(Pins::new(&self.pin_dir.0).map(names::SETTINGS)).unwrap();
+        let mut map: Array<_, Settings> = Array::try_from(Map::Array(map)).unwrap();
+        let settings = map.get(&0, 0).unwrap();
+        let flags = if vary { Settings::ROUTES_VARY } else { 0 };
+        map.set(0, Settings { flags, ..settings }, 0).unwrap();
+    }
+
+    /// Waits for the next tick of the program's clock.
+    pub fn next_tick(&self) {
+        let now = self.now();
+        while self.now() == now {
+            thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
     /// Writes the whole flow table.
     pub fn set_every_word(&self, word: Word) {
         let map = MapData::from_pin(Pins::new(&self.pin_dir.0).map(names::FLOW_WORDS)).unwrap();
@@ -358,6 +380,15 @@ impl Lab {
         let before = Counters::read(&self.stats, &self.limits);
         let (exit, out) = run(self.loaded.program().expect("the program"), ifindex(side), frame);
         Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) }
+    }
+
+    /// Runs the program on a frame, without a look at the counters.
+    pub fn run(&mut self, side: Side, frame: &[u8]) -> (&'static str, Vec<u8>) {
+        run(self.loaded.program().expect("the program"), ifindex(side), frame)
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// The same with only the first bytes of the frame in its first buffer; `None` where the kernel
@@ -398,6 +429,27 @@ impl Lab {
             *sum.entry(exit).or_insert(0) += n;
         }
         sum
+    }
+
+    /// Runs the program on a frame from an interface, for tests that do so very often. Gives its exit and
+    /// leaves what became of the frame in `out`.
+    pub fn run_into(&mut self, ifindex: u32, frame: &[u8], out: &mut [u8]) -> u32 {
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let program = self.loaded.program().expect("the program");
+        program.test_run(options).expect("the kernel runs the program").return_value
+    }
+
+    /// Where the maps are pinned.
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir.0
     }
 
     /// Flows begun so far towards each backend of a service.
@@ -460,7 +512,7 @@ fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
     frame
 }
 
-fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
+pub fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
     run_in_parts(program, ifindex, frame, frame.len()).expect("the kernel runs the program")
 }
 
@@ -512,7 +564,7 @@ fn pin_to(cpu: usize) {
     assert_eq!(refused, 0, "CPU {cpu}");
 }
 
-fn ifindex(side: Side) -> u32 {
+pub fn ifindex(side: Side) -> u32 {
     lb_userspace::dataplane::kernel::ifindex(match side {
         Side::Front => "front",
         Side::Back => "back",

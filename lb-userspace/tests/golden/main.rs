@@ -3,16 +3,23 @@
 //! tables of a network namespace that ends with the test.
 
 mod counters;
+mod decap;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
 mod frames;
 mod lab;
 
+mod clients;
 mod dsr;
+mod errors;
 mod flows;
 mod forward;
 mod fragment;
+mod hops;
 mod icmp;
+mod icmp_wire;
 mod jumbo;
+mod mss;
+mod mutated;
 mod passed;
 mod ports;
 mod refused;
@@ -20,5 +27,10 @@ mod scale;
 mod schedule;
 mod schedulers;
 mod table;
+mod timeouts;
+mod too_big;
+mod tracked;
+mod tracked_scale;
 mod tunnel;
+mod tunnel_errors;
 mod vlan;

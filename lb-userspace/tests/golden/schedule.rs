@@ -132,18 +132,14 @@ fn a_neighbour_that_is_not_known_costs_a_packet_and_asks_for_it() {
 }
 
 #[test]
-fn without_a_route_or_room_the_packet_is_dropped_whole() {
+fn without_a_route_the_packet_is_dropped_whole() {
     lab(|lab| {
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::FullNat));
         crate::lab::ip_batch("route add blackhole 10.0.0.11/32\n");
-        let sent = lab.send(Side::Front, &from_client(&request(&served, 40_000, TCP_SYN)));
+        let frame = from_client(&request(&served, 40_000, TCP_SYN));
+        let sent = lab.send(Side::Front, &frame);
         assert_eq!(sent.exit, "drop");
+        assert_frame(&sent.frame, &frame);
         assert!(sent.counted.iter().any(|line| line.starts_with("no_route 1")), "{:?}", sent.counted);
-        crate::lab::ip_batch("route del blackhole 10.0.0.11/32\nlink set back mtu 1280\n");
-        let mut long = request(&served, 40_000, TCP_SYN);
-        long.segment = crate::frames::Segment::tcp(40_000, 80, TCP_SYN, &[7; 1400]);
-        let sent = lab.send(Side::Front, &from_client(&long));
-        assert_eq!(sent.exit, "drop");
-        assert!(sent.counted.iter().any(|line| line.starts_with("too_big 1")), "{:?}", sent.counted);
     });
 }

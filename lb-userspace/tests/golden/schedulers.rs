@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Address, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceValue},
+    abi::{Address, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceValue, Slot},
     flow::{TCP_ACK, TCP_RST, TCP_SYN},
     hash::{selection_hash, selection_slot, source_hash},
 };
@@ -102,6 +102,7 @@ fn of_a_long_table_least_connections_looks_at_a_window_that_moves() {
         let served = lab.serve(spec(Scheduler::LeastConnections));
         let mut slots = vec![served.backends[0]; 128];
         slots[127] = served.backends[1];
+        let slots = slots.into_iter().map(Slot::clean).collect();
         lab.apply(Op::WriteSelection { base: 128, slots });
         lab.publish(&served, ServiceValue { selection_base: 128, selection_len: 128, ..served.value });
         assert_eq!(open(lab, &served, 40_000..40_001), BTreeMap::from([(1, 1)]), "63 slots further is out of sight");

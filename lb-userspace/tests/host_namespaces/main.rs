@@ -4,5 +4,6 @@ mod announcing;
 mod netlink;
 mod preparing;
 mod rights;
+mod variety;
 mod wire;
 mod world;

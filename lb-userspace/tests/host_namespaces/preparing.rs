@@ -7,7 +7,7 @@ use lb_common::{
     checksum::Sum,
 };
 use lb_userspace::{
-    config::{Backend, Check, Config, Health, Limits, PortRange, Service, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     host::{Added, AddedAddress, Host, HostError, HostRecord, PortSet},
 };
 use tokio::time::sleep;
@@ -43,6 +43,9 @@ pub fn service(listen: &str) -> Service {
         mode: Mode::FullNat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
+        tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
         health: Health {
             check: Check::Tcp,
             interval: Duration::from_secs(1),
@@ -52,6 +55,7 @@ pub fn service(listen: &str) -> Service {
             jitter_percent: 10,
             port: None,
         },
+        timeouts: lb_common::flow::State::TIMEOUTS,
         backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0 }],
     }
 }
@@ -309,4 +313,18 @@ fn router_advertisement() -> Vec<u8> {
     frame.extend(all_nodes.octets());
     frame.extend(message);
     frame
+}
+
+#[test]
+fn changes_of_another_namespace_are_refused_while_it_exists_and_forgotten_when_it_is_gone() {
+    let state = tempfile::tempdir().unwrap();
+    let first = World::new();
+    first.host.run(async || HostRecord::load(state.path()).unwrap().note_attached(UP).unwrap());
+    let other = World::new();
+    let error = other.host.run(async || HostRecord::load(state.path()).unwrap_err().to_string());
+    assert!(error.contains("nsenter --net=/") && error.contains("host.json"), "{error}");
+    first.host.run(async || assert!(HostRecord::load(state.path()).unwrap().changes().attached.contains(UP)));
+    drop(first);
+    let left = other.host.run(async || HostRecord::load(state.path()).unwrap().changes().attached.clone());
+    assert!(left.is_empty(), "{left:?}");
 }

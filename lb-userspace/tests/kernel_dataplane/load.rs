@@ -12,7 +12,7 @@ use crate::support::{LIMITS, PinDir, run};
 #[test]
 fn loading_pins_every_map_with_the_configured_capacity() {
     let pins = PinDir::new();
-    let loaded = pins.load();
+    let _loaded = pins.load();
     for spec in map_specs(&LIMITS).unwrap() {
         let info = pins.map(spec.name).info().unwrap();
         assert_eq!(info.max_entries(), spec.max_entries, "{}", spec.name);
@@ -20,11 +20,6 @@ fn loading_pins_every_map_with_the_configured_capacity() {
     }
     assert_eq!(pins.map(names::FLOW_WORDS).info().unwrap().max_entries(), LIMITS.flows / 8);
     assert_eq!(pins.map(names::REPLY_WORDS).info().unwrap().max_entries(), LIMITS.flows / 4);
-    for (name, verified) in loaded.verified {
-        let verified = verified.expect("this kernel tells what the verifier walked");
-        println!("{name}: the verifier walked {verified} instructions of 1,000,000");
-        assert!(verified < 500_000, "{name}: {verified} instructions leave no room for older kernels' verifiers");
-    }
 }
 
 #[test]
@@ -33,6 +28,24 @@ fn the_default_limits_load() {
     let loaded = pins.try_load(&Limits::default()).unwrap();
     assert!(loaded.program_id != 0);
     assert_eq!(pins.open().read().unwrap(), Default::default());
+}
+
+#[test]
+fn ten_thousand_services_with_a_hundred_thousand_backends_and_sixteen_million_flows_fit() {
+    let pins = PinDir::new();
+    let limits = Limits {
+        services: 10_000,
+        backends: 100_000,
+        addresses: 131_072,
+        selection_slots: 1 << 22,
+        flows: 1 << 24,
+        ..Limits::default()
+    };
+    drop(pins.try_load(&limits).unwrap());
+    assert_eq!(pins.open().read().unwrap(), Default::default());
+    for spec in map_specs(&limits).unwrap() {
+        assert_eq!(pins.map(spec.name).info().unwrap().max_entries(), spec.max_entries, "{}", spec.name);
+    }
 }
 
 #[test]

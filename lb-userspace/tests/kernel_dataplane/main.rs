@@ -7,3 +7,4 @@ mod observe;
 mod ports;
 mod support;
 mod tables;
+mod verifier;

@@ -145,7 +145,8 @@ pub const BACKEND: Backend = Backend {
     port_pool: 1,
     weight: 0,
     tunnel_port: Port::ANY,
-    zero_too: [0; 2],
+    dont_fragment: 0,
+    source_bits: 0,
     reserved: [0; 2],
 };
 

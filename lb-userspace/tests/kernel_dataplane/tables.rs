@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, net::Ipv6Addr};
 use bytemuck::Zeroable;
 use lb_common::abi::{
     Address, AddressRoles, Backend, BackendCounters, Port, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue,
-    names,
+    Slot, names,
 };
 use lb_userspace::{
     config::PortRange,
@@ -52,8 +52,11 @@ fn numbers_beyond_a_limit_name_the_setting() {
         (Op::SetBackend { id: LIMITS.backends, backend: BACKEND }, "limits.backends"),
         (Op::SetServiceInfo { id: LIMITS.services, info: ServiceInfo::zeroed() }, "limits.services"),
         (Op::ClearServiceInfo { id: LIMITS.services }, "limits.services"),
-        (Op::WriteSelection { base: LIMITS.selection_slots - 1, slots: vec![1, 2] }, "limits.selection-slots"),
-        (Op::WriteSelection { base: u32::MAX, slots: vec![1, 2] }, "limits.selection-slots"),
+        (
+            Op::WriteSelection { base: LIMITS.selection_slots - 1, slots: [1, 2].map(Slot::clean).to_vec() },
+            "limits.selection-slots",
+        ),
+        (Op::WriteSelection { base: u32::MAX, slots: [1, 2].map(Slot::clean).to_vec() }, "limits.selection-slots"),
         (Op::SetPortPool { pool: LIMITS.port_pools, ports: vec![] }, "limits.port-pools"),
         (Op::ClearPortPool { pool: LIMITS.port_pools }, "limits.port-pools"),
     ];
@@ -98,7 +101,7 @@ fn counters_begin_anew_with_another_owner_only() {
     let backend = stats.backend(5).unwrap();
     assert!(service.flows > 0 && backend.flows > 0);
 
-    dataplane.apply(&Op::SetServiceInfo { id: 2, info }).unwrap();
+    dataplane.apply(&Op::SetServiceInfo { id: 2, info: ServiceInfo { timeouts: [7; 8], ..info } }).unwrap();
     dataplane.apply(&Op::SetBackend { id: 5, backend: Backend { state: 2, ..BACKEND } }).unwrap();
     assert_eq!((stats.service(2).unwrap(), stats.backend(5).unwrap()), (service, backend));
 
@@ -156,7 +159,7 @@ fn any_tables() -> impl Strategy<Value = Tables> {
             let mut tables = Tables { generation, addresses, service_info, backends, port_pools, ..Tables::default() };
             let mut base = 0;
             for (key, (id, slots, mode)) in wanted {
-                let slots: Vec<u32> = (0..slots as u32).map(|slot| slot * 7 + id).collect();
+                let slots: Vec<Slot> = (0..slots as u32).map(|slot| any_slot(slot * 7 + id)).collect();
                 let value = ServiceValue {
                     id,
                     selection_base: base,
@@ -174,6 +177,15 @@ fn any_tables() -> impl Strategy<Value = Tables> {
             tables
         },
     )
+}
+
+/// Every kind of slot.
+fn any_slot(id: u32) -> Slot {
+    match id % 3 {
+        0 => Slot::clean(id),
+        1 => Slot::unsettled(id, id / 2),
+        _ => Slot::gone(id),
+    }
 }
 
 fn any_address() -> impl Strategy<Value = Address> {
@@ -206,7 +218,8 @@ fn any_backend() -> impl Strategy<Value = Backend> {
             port_pool,
             weight: service_id + 1,
             tunnel_port: Port::ANY,
-            zero_too: [0; 2],
+            dont_fragment: 0,
+            source_bits: 0,
             reserved: [0; 2],
         },
     )

@@ -59,7 +59,7 @@ fn clippy_ebpf(toolchain: setup::ebpf::Toolchain) -> Result<()> {
         println!("({} has no clippy: only the compiler's warnings)", toolchain.describe());
         ebpf_cargo(toolchain, &["check"])
     };
-    command.args(["--package", "lb-ebpf", "--release", "--target", "bpfel-unknown-none"]);
+    command.args(["--package", "lb-ebpf", "--all-features", "--release", "--target", "bpfel-unknown-none"]);
     command.arg("--target-dir").arg(shell::root().join("target/lint-ebpf"));
     if toolchain == setup::ebpf::Toolchain::Nightly {
         command.args(["-Z", "build-std=core"]);
@@ -74,7 +74,7 @@ fn ebpf_cargo(toolchain: setup::ebpf::Toolchain, arguments: &[&str]) -> Command 
     let mut command = shell::rustup_run(toolchain.name(), "cargo");
     command.current_dir(shell::root()).args(arguments);
     if toolchain == setup::ebpf::Toolchain::Debian {
-        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb");
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb,lb_bench");
     }
     let arch = std::env::consts::ARCH;
     let flags = [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".into(), "-Dwarnings".into()];

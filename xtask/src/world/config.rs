@@ -25,6 +25,10 @@ pub struct Service {
     /// Indices of hosts, from 0.
     pub backends: Vec<u8>,
     pub backend_port: u16,
+    /// Of the backends' addresses; in tunnels it may be another one than the service's.
+    pub backend_family: Family,
+    /// Further lines of the service: `gue-port = 6081`.
+    pub lines: Vec<String>,
 }
 
 /// Probes run ten times a second: two failures take a backend down, two successes bring it back.
@@ -69,6 +73,8 @@ impl Service {
             health: Health::Tcp { port: None },
             backends,
             backend_port,
+            backend_family: family,
+            lines: Vec::new(),
         }
     }
 
@@ -85,7 +91,7 @@ impl Service {
 
     /// Address of the service's backend on this host.
     pub fn backend_address(&self, index: u8) -> String {
-        self.family.backend_port(index, self.backend_port).to_string()
+        self.backend_family.backend_port(index, self.backend_port).to_string()
     }
 
     /// What clients connect to.
@@ -108,6 +114,9 @@ impl Service {
             self.mode,
             self.granularity
         );
+        for line in &self.lines {
+            text += &format!("{line}\n");
+        }
         text += &self.health.render();
         for address in self.backend_addresses() {
             let _ = write!(text, "[[service.backend]]\naddress = \"{address}\"\n");

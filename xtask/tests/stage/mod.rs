@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test file compiles this on its own and uses its part")]
 
 pub mod clients;
+pub mod dsr;
 pub mod echo;
+pub mod tunnel_end;
 
 use std::{
     fs, io,

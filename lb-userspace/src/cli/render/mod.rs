@@ -1,12 +1,16 @@
 //! Documents as text for people: aligned columns without borders, numbers to the right.
 
 mod backends;
+mod decap;
+mod doctor;
 mod services;
 mod stats;
 mod status;
 mod table;
 
 pub use backends::{backend_list, command_done};
+pub use decap::{decap_off, decap_status};
+pub use doctor::diagnosis;
 pub use services::{service, service_list};
 pub use stats::{flow_list, stats};
 pub use status::{detached, status};

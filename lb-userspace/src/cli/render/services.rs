@@ -47,9 +47,21 @@ pub fn service(service: &ServiceView, format: Format) -> String {
                 .active_tier
                 .map_or_else(|| "nothing: no backend is ready".to_owned(), |tier| format!("tier {tier}")),
         ),
-        ("flows", service.live_flows.to_string()),
+        ("flows", flows(service)),
     ]);
     format!("{head}\n\n{}", backend_table(&service.backends, format))
+}
+
+fn flows(service: &ServiceView) -> String {
+    let Some(tracking) = &service.tracking else { return service.live_flows.to_string() };
+    let slots = format!("{} of {} slots are unsettled", tracking.unsettled, tracking.slots);
+    let left = tracking.settles_in_millis.filter(|left| *left > 0);
+    let left = left.map(|left| format!(", flows may be left where they were for {}", duration(left)));
+    format!(
+        "{} with an entry; others go by their hash and are not counted ({slots}{})",
+        service.live_flows,
+        left.unwrap_or_default()
+    )
 }
 
 /// `2 of 3`, red when it is none.

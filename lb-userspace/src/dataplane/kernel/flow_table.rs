@@ -106,7 +106,7 @@ impl FlowTable {
             if seen.open() {
                 self.loads.ended(&flow);
             }
-            if flow.mode == Mode::FullNat as u8 {
+            if flow.mode == Mode::FullNat as u8 && flow.has_reply() {
                 pools.free(backend.port_pool, flow.source_port.get());
             }
         }

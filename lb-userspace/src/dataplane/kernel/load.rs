@@ -72,6 +72,7 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
     for spec in &specs {
         loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
     }
+    loader.map_max_entries(names::HOPS, options.limits.backends);
     let mut ebpf = loader.load(object::object()?).context("making the maps of the data path")?;
     // The seed is stored before the program runs, so that every flow in the maps follows it.
     store_settings(&mut ebpf, &settings)?;
@@ -141,7 +142,7 @@ impl Loaded {
 fn settings(pins: &Pins) -> Result<Settings> {
     let fresh = || -> Result<Settings> {
         let hash_seed = sys::random_u64().context("asking the kernel for a random number")?;
-        Ok(Settings { abi_version: ABI_VERSION, generation: 0, hash_seed, reserved: [0; 6] })
+        Ok(Settings { abi_version: ABI_VERSION, generation: 0, hash_seed, flags: 0, zero: 0, reserved: [0; 5] })
     };
     let path = pins.map(names::SETTINGS);
     let map = match MapData::from_pin(&path) {
@@ -198,7 +199,7 @@ fn pin_program(program: &mut Xdp, pins: &Pins) -> Result<u32> {
     Ok(program.info()?.id())
 }
 
-fn explain_refusal(error: ProgramError) -> anyhow::Error {
+pub(super) fn explain_refusal(error: ProgramError) -> anyhow::Error {
     match error {
         ProgramError::LoadError { io_error, verifier_log } if io_error.raw_os_error() == Some(libc::EPERM) => {
             let hint = "loading the data path needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run it as root";

@@ -6,11 +6,14 @@
 //! tables    KernelDataplane: the Dataplane contract over the pinned maps
 //! sweep     ages flows, audits ports, mends loads; flow_table, ports and loads hold the atomic steps
 //! stats, flows, events    what the data path tells
+//! decap     the backend's end of tunnels: a program of its own
 //! ```
 //!
 //! Memory shared with the data path is reached through `mmap` only, and by atomic operations.
 
+mod address_bits;
 mod attach;
+pub mod decap;
 mod detach;
 mod events;
 mod flow_table;
@@ -20,9 +23,10 @@ mod loads;
 mod maps;
 mod mmap;
 mod netlink;
-mod object;
+pub(crate) mod object;
 mod pins;
 mod ports;
+mod slots;
 mod stages;
 mod stats;
 mod sweep;

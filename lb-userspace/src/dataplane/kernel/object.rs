@@ -74,7 +74,7 @@ pub fn reply_buckets(limits: &Limits) -> u32 {
 }
 
 /// Elements of a map whose size is configured, and the setting it follows.
-fn capacity(name: &str, limits: &Limits) -> Option<(u32, &'static str)> {
+pub(crate) fn capacity(name: &str, limits: &Limits) -> Option<(u32, &'static str)> {
     Some(match name {
         names::ADDRESSES => (limits.addresses, "addresses"),
         names::SERVICES | names::SERVICE_INFO | names::CURSORS | names::SERVICE_STATS => (limits.services, "services"),

@@ -61,10 +61,9 @@ impl Pins {
         self.version.join(format!("{STAGES_PREFIX}{program_id}"))
     }
 
-    /// The pin of the attachment to `interface`. bpffs refuses names with a dot, and no interface
-    /// name has a colon.
+    /// The pin of the attachment to `interface`.
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.version.join(format!("{LINK_PREFIX}{}", interface.replace('.', ":")))
+        self.version.join(format!("{LINK_PREFIX}{}", file_name(interface)))
     }
 
     /// Makes the directory, and mounts bpffs at its usual place where it is missing.
@@ -97,7 +96,18 @@ impl Pins {
 
 /// The interface that a pin's file name stands for; `None` for pins of another kind.
 pub(super) fn interface_of(file_name: &str) -> Option<String> {
-    file_name.strip_prefix(LINK_PREFIX).map(|name| name.replace(':', "."))
+    file_name.strip_prefix(LINK_PREFIX).map(interface_name)
+}
+
+/// How an interface's name stands in file names: bpffs refuses names with a dot, and no interface
+/// name has a colon.
+pub(super) fn file_name(interface: &str) -> String {
+    interface.replace('.', ":")
+}
+
+/// The interface that [`file_name`] was made of.
+pub(super) fn interface_name(file_name: &str) -> String {
+    file_name.replace(':', ".")
 }
 
 /// The number of the program whose stages a pin's file name stands for.

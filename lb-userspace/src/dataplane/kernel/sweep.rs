@@ -6,15 +6,16 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Backend, Flow, Mode, names},
+    abi::{Backend, Flow, Mode, ServiceKey, ServiceValue, names},
     flow::{ReplyWord, State},
 };
 
 use super::{
     flow_table::{FlowTable, owns},
-    maps::{List, open_shared},
+    maps::{List, Table, open_shared},
     pins::Pins,
     ports::{OwnedPorts, Pools},
+    slots::Slots,
 };
 use crate::dataplane::{DataplaneError, FlowCensus};
 
@@ -23,6 +24,7 @@ use crate::dataplane::{DataplaneError, FlowCensus};
 pub struct Sweeper {
     table: FlowTable,
     backends: List<Backend>,
+    services: Table<ServiceKey, ServiceValue>,
     pools: Pools,
     pool_count: u32,
     /// What the last audit found without an owner.
@@ -53,6 +55,7 @@ impl Sweeper {
         Ok(Self {
             table: FlowTable::open(pins)?,
             backends: List::open(pins, names::BACKENDS)?,
+            services: Table::open(pins, names::SERVICES)?,
             pool_count: pools.len(),
             pools: Pools(pools),
             suspect_ports: BTreeSet::new(),
@@ -62,13 +65,14 @@ impl Sweeper {
 
     /// Removes flows that were idle for too long and ways that somebody left busy; counts the rest.
     /// A flow of a backend that has gone (its id was given to another) counts for its service only.
-    /// Also closes ports that were given back outside the ranges of their pool, and mends what the
+    /// Of services whose flows need no entry it tells the slots of those that have one. Also closes ports that were given back outside the ranges of their pool, and mends what the
     /// data path's schedulers know about the backends' loads.
     ///
     /// # Errors
     /// The backends could not be read; nothing was changed then.
     pub fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         let backends = self.read_backends()?;
+        let mut slots = Slots::of(&self.services)?;
         for pool in 0..self.pool_count {
             self.pools.close(pool);
         }
@@ -85,11 +89,13 @@ impl Sweeper {
                 *census.by_service.entry(flow.service_id).or_default() += 1;
                 if backends.get(flow.backend_id as usize).is_some_and(|backend| owns(backend, &flow)) {
                     *census.by_backend.entry(flow.backend_id).or_default() += 1;
-                    *open.entry(flow.backend_id).or_default() += i64::from(word.open());
+                    slots.found(&flow);
+                    *open.entry(flow.backend_id).or_default() += i64::from(flow.has_load() && word.open());
                 }
             }
         }
         self.table.loads.mend(&loads, &open);
+        census.entries = slots.finish();
         Ok(census)
     }
 
@@ -155,7 +161,8 @@ pub(super) fn owned_ports(table: &FlowTable, backends: &[Backend]) -> OwnedPorts
     for (at, _) in table.taken() {
         let flow: Flow = table.flow(at);
         let backend = backends.get(flow.backend_id as usize);
-        if let Some(backend) = backend.filter(|backend| flow.mode == Mode::FullNat as u8 && owns(backend, &flow)) {
+        let holds_port = flow.mode == Mode::FullNat as u8 && flow.has_reply();
+        if let Some(backend) = backend.filter(|backend| holds_port && owns(backend, &flow)) {
             owned.entry(backend.port_pool).or_default().insert(flow.source_port.get());
         }
     }

@@ -6,10 +6,11 @@ use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use bytemuck::Zeroable;
 use lb_common::abi::{
     Address, AddressRoles, Backend, BackendCounters, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings,
-    limits::PORT_RANGES, names,
+    Slot, limits::PORT_RANGES, names,
 };
 
 use super::{
+    address_bits::AddressBits,
     flow_table::FlowTable,
     maps::{List, Table, io_error, kernel, open_per_cpu, open_shared},
     mmap::SharedArray,
@@ -33,10 +34,11 @@ const UNUSED_MODE: u8 = 0xff;
 pub struct KernelDataplane {
     settings: List<Settings>,
     addresses: Table<Address, AddressRoles>,
+    address_bits: AddressBits,
     services: Table<ServiceKey, ServiceValue>,
     service_info: List<ServiceInfo>,
     backends: List<Backend>,
-    selection: SharedArray<u32>,
+    selection: SharedArray<Slot>,
     pools: Pools,
     service_stats: PerCpuArray<MapData, ServiceCounters>,
     backend_stats: PerCpuArray<MapData, BackendCounters>,
@@ -51,9 +53,13 @@ impl KernelDataplane {
     /// A map is not pinned or may not be opened.
     pub fn open(pin_dir: &Path) -> Result<Self, DataplaneError> {
         let pins = &Pins::new(pin_dir);
+        let settings = List::open(pins, names::SETTINGS)?;
+        let addresses: Table<Address, AddressRoles> = Table::open(pins, names::ADDRESSES)?;
+        let published = addresses.read_all().map_err(failed("reading the addresses"))?;
         Ok(Self {
-            settings: List::open(pins, names::SETTINGS)?,
-            addresses: Table::open(pins, names::ADDRESSES)?,
+            settings,
+            address_bits: AddressBits::open(pins, published.into_iter().map(|(address, _)| address))?,
+            addresses,
             services: Table::open(pins, names::SERVICES)?,
             service_info: List::open(pins, names::SERVICE_INFO)?,
             backends: List::open(pins, names::BACKENDS)?,
@@ -129,13 +135,13 @@ impl KernelDataplane {
         check("service id", id, self.service_info.map.len(), "services")?;
         let what = || format!("writing service info {id}");
         let before = self.service_info.map.get(&id, 0).map_err(|error| kernel(what(), error))?;
-        if before != *info && info.mode != UNUSED_MODE {
+        if !before.is_same_service(info) && info.mode != UNUSED_MODE {
             reset_counters(&mut self.service_stats, id, ServiceCounters::default())?;
         }
         self.service_info.map.set(id, info, 0).map_err(|error| kernel(what(), error))
     }
 
-    fn write_selection(&mut self, base: u32, slots: &[u32]) -> Result<(), DataplaneError> {
+    fn write_selection(&mut self, base: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
         if let Some(last) = slots.len().checked_sub(1) {
             let last = base as u64 + last as u64;
             check("selection slot", last, self.selection.len(), "selection-slots")?;
@@ -147,8 +153,8 @@ impl KernelDataplane {
     }
 
     /// Slots of one selection table; `None` where it has none or does not lie within the map.
-    fn selection_of(&self, service: &ServiceValue) -> Option<Vec<u32>> {
-        let end = service.selection_base.checked_add(service.selection_len)?;
+    fn selection_of(&self, service: &ServiceValue) -> Option<Vec<Slot>> {
+        let end = service.selection_base.checked_add(service.slots())?;
         let slots = (service.selection_base..end).map(|at| self.selection.read(at)).collect::<Option<Vec<_>>>()?;
         (!slots.is_empty()).then_some(slots)
     }
@@ -172,15 +178,19 @@ impl Dataplane for KernelDataplane {
             }
             Op::DeleteService { key } => removed("deleting a service", self.services.map.remove(key)),
             Op::SetAddress { address, roles } => {
+                self.address_bits.set(*address);
                 let result = self.addresses.map.insert(address, roles, 0);
                 inserted("addresses", self.addresses.capacity, "addresses", result)
             }
-            Op::DeleteAddress { address } => removed("deleting an address", self.addresses.map.remove(address)),
+            Op::DeleteAddress { address } => {
+                removed("deleting an address", self.addresses.map.remove(address))?;
+                self.address_bits.clear(address);
+                Ok(())
+            }
         }
     }
 
     fn read(&mut self) -> Result<Tables, DataplaneError> {
-        let failed = |what: &'static str| move |source| DataplaneError::Kernel { what: what.into(), source };
         let settings = self.settings.map.get(&0, 0).map_err(|error| kernel("reading the settings", error))?;
         let services: Vec<(ServiceKey, ServiceValue)> =
             self.services.read_all().map_err(failed("reading the services"))?;
@@ -204,6 +214,10 @@ impl Dataplane for KernelDataplane {
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         self.sweeper.sweep()
     }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Kernel { what: what.into(), source }
 }
 
 fn read<V: aya::Pod + bytemuck::Pod>(list: &List<V>, what: &str) -> Result<Vec<(u32, V)>, DataplaneError> {

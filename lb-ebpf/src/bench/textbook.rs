@@ -1,0 +1,148 @@
+//! The textbook balancer: direct server return through IP in IP, as Katran and its relatives do it. Per
+//! packet: a total; the service in a hash map; the flow in the kernel's LRU hash, but for a SYN, or
+//! else a slot of a Maglev table and a new entry; the backend; the next hop; a counter for the service
+//! and one for the backend. Nothing in it is slower than it has to be: the clock is the coarse one, and
+//! parser, hash, headers and checksums are the data path's own.
+
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_ktime_get_coarse_ns, macros::xdp, programs::XdpContext};
+use lb_common::{
+    abi::{DirectionCounters, DontFragment, Port, Protocol, ServiceKey},
+    bench::{TextbookBackend, TextbookFlow, TextbookVip, TupleKey},
+    encap::{Tunnel, encapsulate},
+    flow::{TCP_ACK, TCP_SYN, ticks},
+    hash::{selection_hash, selection_slot},
+    packet::PacketAccess,
+    parse::{self, Network, Transport},
+};
+
+use crate::{
+    ctx::Frame,
+    maps::{BACKENDS, FLOWS, HOP, REAL_STATS, RING, TOTAL, VIP_STATS, VIPS},
+};
+
+#[xdp(frags)]
+pub fn textbook(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    count(TOTAL.get_ptr_mut(0), bytes);
+    let Ok(network) = parse::network(&frame) else { return xdp_action::XDP_PASS };
+    let Ok(transport) = parse::transport(&frame, &network) else { return xdp_action::XDP_PASS };
+    match balance(&mut frame, &network, &transport, bytes) {
+        Some(action) => action,
+        None => xdp_action::XDP_DROP,
+    }
+}
+
+#[inline(always)]
+fn balance(frame: &mut Frame, network: &Network, transport: &Transport, bytes: u64) -> Option<u32> {
+    let Some(vip) = vip(network, transport) else { return Some(xdp_action::XDP_PASS) };
+    let id = known(network, transport).or_else(|| begin(vip, network, transport))?;
+    let backend = BACKENDS.get(id)?;
+    let hop = *HOP.get(0)?;
+    count(VIP_STATS.get_ptr_mut(vip.id), bytes);
+    count(REAL_STATS.get_ptr_mut(id), bytes);
+    let tunnel = tunnel(backend);
+    frame.adjust_head(-(tunnel.growth() as i32))?;
+    encapsulate(frame, network, transport, &tunnel)?;
+    frame.write(0, hop.destination)?;
+    frame.write(6, hop.source)?;
+    count(TOTAL.get_ptr_mut(1), bytes);
+    Some(xdp_action::XDP_TX)
+}
+
+#[inline(always)]
+pub fn vip(network: &Network, transport: &Transport) -> Option<&'static TextbookVip> {
+    let key = ServiceKey::new(network.destination, transport.destination_port, transport.protocol as u8);
+    // SAFETY: values are written once, before the first packet.
+    unsafe { VIPS.get(key) }
+}
+
+/// The packet's 5-tuple.
+#[inline(always)]
+pub fn key(network: &Network, transport: &Transport) -> TupleKey {
+    TupleKey {
+        source: network.source,
+        destination: network.destination,
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        protocol: transport.protocol as u8,
+        zero: [0; 3],
+    }
+}
+
+/// The backend that the Maglev table of the service has for a hash.
+#[inline(always)]
+pub fn select(vip: &TextbookVip, hash: u64) -> Option<u32> {
+    RING.get(vip.ring_base + selection_slot(hash, 0, vip.ring_len)).copied()
+}
+
+#[inline(always)]
+pub fn is_syn(transport: &Transport) -> bool {
+    transport.protocol == Protocol::Tcp && transport.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: has no arguments.
+    ticks(unsafe { bpf_ktime_get_coarse_ns() })
+}
+
+#[inline(always)]
+pub fn count(counters: Option<*mut DirectionCounters>, bytes: u64) {
+    if let Some(counters) = counters {
+        // SAFETY: this CPU's element.
+        unsafe {
+            (*counters).packets += 1;
+            (*counters).bytes += bytes;
+        }
+    }
+}
+
+/// Ticks after which a flow without a connection is no longer believed: thirty seconds.
+const UDP_TICKS: u32 = 224;
+
+#[inline(always)]
+fn known(network: &Network, transport: &Transport) -> Option<u32> {
+    if is_syn(transport) {
+        return None;
+    }
+    let flow = FLOWS.get_ptr_mut(key(network, transport))?;
+    // SAFETY: an entry that gives way meanwhile is still memory of the map.
+    unsafe {
+        if transport.protocol == Protocol::Udp {
+            let now = now();
+            if now.wrapping_sub((*flow).seen) > UDP_TICKS {
+                return None;
+            }
+            (*flow).seen = now;
+        }
+        Some((*flow).backend)
+    }
+}
+
+#[inline(always)]
+fn begin(vip: &TextbookVip, network: &Network, transport: &Transport) -> Option<u32> {
+    let hash = selection_hash(
+        &network.source,
+        &network.destination,
+        transport.source_port,
+        transport.destination_port,
+        transport.protocol as u8,
+    );
+    let backend = select(vip, hash)?;
+    // As its peers do: a table that cannot take the flow loses nothing but the memory of it.
+    let _ = FLOWS.insert(key(network, transport), TextbookFlow { backend, seen: now() }, 0);
+    Some(backend)
+}
+
+#[inline(always)]
+fn tunnel(backend: &TextbookBackend) -> Tunnel {
+    Tunnel {
+        source: backend.source,
+        destination: backend.address,
+        gue_port: Port::ANY,
+        entropy: 0,
+        dont_fragment: DontFragment::Copy as u8,
+        id: 0,
+    }
+}

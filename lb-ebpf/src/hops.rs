@@ -1,0 +1,55 @@
+//! The way to each backend, as the kernel's tables told it in this tick of the clock (134 ms): asking
+//! them costs as much as all the rest of a packet's way. A changed route or neighbour is followed in
+//! the next tick, with or without an agent.
+
+use lb_common::abi::Settings;
+
+use crate::{
+    maps::{HOPS, SETTINGS},
+    packet::{Hop, Packet},
+    transmit::length,
+};
+
+/// An answer of the kernel's tables.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Known {
+    hop: Hop,
+    /// The tick it is from, with [`FILLED`].
+    tick: u32,
+    /// The interface that the packet came in by: routes may depend on it.
+    ingress: u32,
+    /// Longest IP packet in bytes.
+    mtu: u32,
+}
+
+/// Tells tick 0 from an element that was never written.
+const FILLED: u32 = 1 << 31;
+
+/// Sets the packet's hop from the answer to another packet of this tick to the same backend.
+#[inline(always)]
+pub fn recall(packet: &mut Packet) -> bool {
+    let Some(known) = HOPS.get_ptr_mut(packet.flow.backend_id) else { return false };
+    // SAFETY: this CPU's element.
+    let known = unsafe { &*known };
+    let holds =
+        known.tick == packet.now | FILLED && known.ingress == packet.ingress && length(packet) as u32 <= known.mtu;
+    if holds {
+        packet.hop = known.hop;
+    }
+    holds
+}
+
+/// Keeps the kernel's answer about the packet, unless another packet to the backend could go
+/// another way.
+#[inline(always)]
+pub fn keep(packet: &Packet) {
+    let vary = SETTINGS.get(0).is_none_or(|settings| settings.flags & Settings::ROUTES_VARY != 0);
+    let Some(known) = HOPS.get_ptr_mut(packet.flow.backend_id).filter(|_| !vary) else { return };
+    // SAFETY: this CPU's element; the lookup was asked for the length and left the interface's in its
+    // place (Linux 5.12).
+    unsafe {
+        let mtu = packet.fib.__bindgen_anon_1.mtu_result as u32;
+        *known = Known { hop: packet.hop, tick: packet.now | FILLED, ingress: packet.ingress, mtu };
+    }
+}

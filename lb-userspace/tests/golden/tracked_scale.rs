@@ -1,0 +1,243 @@
+//! A million connections through the real program, while the real core changes their service again and
+//! again, and is killed and started anew in between: none may be moved.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use lb_common::{
+    abi::{Granularity, Mode, Protocol, Scheduler},
+    flow::{State, TCP_ACK, TCP_SYN},
+};
+use lb_userspace::{
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, Service, Tunnel, XdpMode},
+    core::{Command, Core, Input, Now, OperatorLayer, ProbeOutcome, reconcile::Reconciler},
+    dataplane::{Dataplane as _, kernel::KernelDataplane},
+};
+
+use crate::lab::{LIMITS, Lab, Side, from_client, ifindex, ip_batch, lab_with, packet, vip};
+
+const CONNECTIONS: usize = 1_000_000;
+const SLOTS: u32 = 65_537;
+/// Longer than any flow may be silent.
+const IDLE: Duration = Duration::from_secs(7400);
+/// Where a frame has its IPv4 source, TCP source port and TCP flags.
+const SOURCE: usize = 26;
+const PORT: usize = 34;
+const FLAGS: usize = 47;
+/// The exits of the program.
+const TX: u32 = 3;
+const REDIRECT: u32 = 4;
+
+/// Server `n` has the address 10.0.0.`n` and the link-layer address 02:00:00:00:02:`n`.
+fn server(n: u8) -> SocketAddr {
+    ([10, 0, 0, n], 80).into()
+}
+
+fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
+    let health = Health {
+        check: Check::Tcp,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        fall: 1,
+        rise: 1,
+        jitter_percent: 0,
+        port: None,
+    };
+    let service = Service {
+        name: "web".to_owned(),
+        listen: (vip(true), 80).into(),
+        protocol: Protocol::Tcp,
+        mode: Mode::DsrL2,
+        scheduler: Scheduler::Maglev,
+        granularity: Granularity::Flow,
+        tunnel: Tunnel::default(),
+        mss_clamp: MssClamp::Off,
+        clients: Clients::default(),
+        health,
+        timeouts: State::TIMEOUTS,
+        backends: backends.map(|(n, weight)| Backend { address: server(n), weight, tier: 0 }).collect(),
+    };
+    Config {
+        interfaces: vec!["front".to_owned(), "back".to_owned()],
+        xdp_mode: XdpMode::Auto,
+        manage_addresses: false,
+        source_ports: Vec::new(),
+        limits,
+        maglev_table_size: SLOTS,
+        services: vec![service],
+    }
+}
+
+/// The agent: the core over the kernel's maps, with a clock of its own.
+struct Agent {
+    core: Core,
+    maps: KernelDataplane,
+    reconciler: Reconciler,
+    now: Now,
+}
+
+impl Agent {
+    /// Takes over what is in the maps.
+    fn start(lab: &Lab, config: &Config, layer: OperatorLayer, now: Now) -> Self {
+        let mut maps = KernelDataplane::open(lab.pin_dir()).unwrap();
+        let inherited = maps.read().unwrap();
+        let core = Core::new(Arc::new(config.clone()), layer, &inherited, now);
+        let mut agent = Self { core, maps, reconciler: Reconciler::new(), now };
+        agent.publish();
+        agent
+    }
+
+    fn publish(&mut self) {
+        let generation = self.reconciler.step(&mut self.maps, self.core.desired()).unwrap().generation;
+        self.core.handle(Input::Published { generation }, self.now);
+    }
+
+    fn input(&mut self, input: Input) {
+        self.core.handle(input, self.now);
+        self.publish();
+    }
+
+    fn probe(&mut self, which: impl Fn(&SocketAddr) -> bool, up: bool) {
+        for key in self.core.probes().into_iter().filter(|key| which(&key.target)) {
+            let outcome = ProbeOutcome { up, result: "L4".to_owned(), took: Duration::ZERO };
+            self.input(Input::Probe { key, outcome });
+        }
+    }
+
+    fn command(&mut self, command: &Command) {
+        let layer = self.core.operator_layer().clone();
+        let layer = self.core.apply_command(&layer, command, "alice", "now", true).unwrap();
+        self.input(Input::Operator(layer));
+    }
+
+    /// Walks over the flow table; gives how many flows have an entry.
+    fn walk(&mut self, times: usize) -> u64 {
+        let mut live = 0;
+        for _ in 0..times {
+            self.now += Duration::from_millis(1100);
+            let census = self.maps.sweep().unwrap();
+            live = census.live;
+            self.input(Input::Flows(census));
+        }
+        live
+    }
+
+    fn unsettled(&self) -> usize {
+        self.core.service("web").unwrap().tracking.map_or(0, |tracking| tracking.unsettled)
+    }
+}
+
+/// The server of each connection; 0: it was reset.
+struct Connections {
+    at: Vec<u8>,
+    frame: Vec<u8>,
+    front: u32,
+    moved: usize,
+}
+
+impl Connections {
+    fn new() -> Self {
+        let packet = packet("192.0.2.9:1".parse().unwrap(), (vip(true), 80).into(), 64, Protocol::Tcp, 0);
+        Self { at: Vec::new(), frame: from_client(&packet), front: ifindex(Side::Front), moved: 0 }
+    }
+
+    /// One packet of a connection; the server that it went to.
+    fn send(&mut self, lab: &mut Lab, number: usize, flags: u8) -> u8 {
+        let mut out = [0; 128];
+        let client = 0x6440_0000 + (number as u32 / 50_000);
+        self.frame[SOURCE..SOURCE + 4].copy_from_slice(&client.to_be_bytes());
+        self.frame[PORT..PORT + 2].copy_from_slice(&(10_000 + (number % 50_000) as u16).to_be_bytes());
+        self.frame[FLAGS] = flags;
+        match lab.run_into(self.front, &self.frame, &mut out) {
+            REDIRECT => out[5],
+            TX => 0,
+            other => panic!("exit {other}"),
+        }
+    }
+
+    fn begin(&mut self, lab: &mut Lab, count: usize) {
+        for number in self.at.len()..self.at.len() + count {
+            let server = self.send(lab, number, TCP_SYN);
+            assert_ne!(server, 0);
+            self.at.push(server);
+        }
+    }
+
+    /// Every connection sends; those of a server that has died are reset, no other one is.
+    fn go_on(&mut self, lab: &mut Lab, dead: Option<u8>) {
+        for number in 0..self.at.len() {
+            let wanted = if Some(self.at[number]) == dead { 0 } else { self.at[number] };
+            if self.at[number] != 0 {
+                let got = self.send(lab, number, TCP_ACK);
+                self.moved += usize::from(got != wanted);
+                self.at[number] = wanted;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_million_connections_stay_where_they_are_while_their_service_changes() {
+    let limits = Limits { flows: 1 << 20, selection_slots: 1 << 19, ..LIMITS };
+    lab_with(limits, move |lab| {
+        let neighbour = |n| format!("neigh add 10.0.0.{n} lladdr 02:00:00:00:02:{n:02x} dev back nud permanent\n");
+        ip_batch(&(101..=112).map(neighbour).collect::<String>());
+        let file = |servers: std::ops::RangeInclusive<u8>, weight: u16| {
+            config(servers.map(|n| (n, if n == 104 { weight } else { 1 })), limits)
+        };
+        let mut agent = Agent::start(lab, &file(101..=110, 1), OperatorLayer::default(), Now::ZERO);
+        agent.probe(|_| true, true);
+        for _ in 0..2 {
+            agent.walk(4);
+            agent.now += Duration::from_secs(10);
+        }
+        agent.walk(3);
+        assert_eq!(agent.unsettled(), 0);
+        let mut all = Connections::new();
+        all.begin(lab, CONNECTIONS);
+        println!("{:>9} connections, {} entries", all.at.len(), agent.walk(1));
+
+        let tell = |what: &str, all: &Connections, agent: &mut Agent| {
+            let (entries, unsettled) = (agent.walk(1), agent.unsettled());
+            println!("{what:<52} moved {}, entries {entries:>7}, unsettled slots {unsettled:>6}", all.moved);
+        };
+        let service = || "web".to_owned();
+        agent.input(Input::Config(Arc::new(file(101..=111, 1))));
+        agent.probe(|target| *target == server(111), true);
+        all.go_on(lab, None);
+        tell("an eleventh server is added", &all, &mut agent);
+        agent.command(&Command::Drain { service: service(), address: server(102) });
+        all.go_on(lab, None);
+        tell("one is drained", &all, &mut agent);
+        agent.input(Input::Config(Arc::new(file(101..=111, 3))));
+        all.go_on(lab, None);
+        tell("one gets three times its weight", &all, &mut agent);
+
+        // Killed: nothing but the maps is left.
+        let (now, layer) = (agent.now, agent.core.operator_layer().clone());
+        drop(agent);
+        all.begin(lab, 20_000);
+        let mut agent = Agent::start(lab, &file(101..=110, 3), layer, now);
+        all.go_on(lab, None);
+        tell("the agent is killed; the next finds one server removed", &all, &mut agent);
+        agent.probe(|target| *target == server(105), false);
+        all.go_on(lab, Some(105));
+        tell("one dies, its connections are reset", &all, &mut agent);
+        agent.probe(|target| *target == server(105), true);
+        agent.command(&Command::Ready { service: service(), address: server(102) });
+        all.begin(lab, 20_000);
+        all.go_on(lab, None);
+        tell("that one and the drained one come back", &all, &mut agent);
+
+        agent.walk(4);
+        agent.now += IDLE;
+        for _ in 0..2 {
+            agent.walk(4);
+            agent.now += Duration::from_secs(10);
+        }
+        agent.walk(3);
+        all.go_on(lab, None);
+        tell("two hours later", &all, &mut agent);
+        assert_eq!(all.moved, 0);
+        assert!(agent.walk(1) < CONNECTIONS as u64 * 6 / 10, "most connections never needed an entry");
+    });
+}

@@ -1,0 +1,8 @@
+//! Embeds the programs that measure the data path.
+
+#[path = "../../lb-ebpf/build_object.rs"]
+mod build_object;
+
+fn main() -> anyhow::Result<()> {
+    build_object::embed("lb-bench", "bench")
+}

@@ -1,0 +1,28 @@
+//! In-kernel cost by packet: `cargo xtask bench packets`.
+//!
+//! ```text
+//! rows -> setting (a configuration) -> bench (ours and the textbook balancer, filled alike)
+//!      -> lanes (one program, one stream each) -> rounds -> results
+//! ```
+
+mod bench;
+mod frame;
+mod lab;
+mod lane;
+mod measure;
+mod object;
+mod ours;
+mod rows;
+mod setting;
+mod stream;
+mod textbook;
+
+pub use bench::{Bench, Flows};
+pub use lab::{inside, pin_to};
+pub use lane::{Lane, Lanes, Which};
+pub use measure::{Effort, Measured, last_cpu, measure};
+pub use object::{Capacity, Harness, Object, PROGRAMS, Ran};
+pub use ours::{Counted, Ours, ProgramSize};
+pub use rows::{Case, Row, rows};
+pub use setting::Setting;
+pub use stream::Kind;

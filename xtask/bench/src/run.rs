@@ -1,0 +1,86 @@
+//! What is asked for, in order.
+
+use std::{process::ExitCode, time::SystemTime};
+
+use anyhow::{Result, ensure};
+use xtask::bench::{BenchArguments, Part};
+
+use crate::{
+    packets::{self, Effort, Row},
+    result::{Machine, Results},
+    table,
+};
+
+/// # Errors
+/// Something that was to be measured could not be.
+pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
+    let mut results = Results {
+        machine: Machine::here(),
+        date: rfc3339(SystemTime::now()),
+        quick: arguments.quick,
+        ..Results::default()
+    };
+    if arguments.wants(Part::Packets) {
+        packets(arguments, &mut results)?;
+    }
+    if let Some(path) = &arguments.json {
+        results.write(path)?;
+        println!("written: {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    let wanted = |row: &Row| match &arguments.filter {
+        Some(filter) => row.name().contains(filter.as_str()),
+        None => row.quick || !arguments.quick,
+    };
+    let rows: Vec<Row> = packets::rows().into_iter().filter(wanted).collect();
+    ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.filter);
+    println!("packets: {} rows, nanoseconds a packet without the harness", rows.len());
+    let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
+    let measured = packets::measure(&rows, effort, &|row| println!("{}", table::line(row)))?;
+    println!("\n{}", table::packets(&measured.rows));
+    if let Some(size) = measured.program {
+        let packets::ProgramSize { verified, xlated_bytes, jited_bytes } = size;
+        println!(
+            "\nprogram: {} instructions, {jited_bytes} bytes of machine code; the verifier walked {verified}",
+            xlated_bytes / 8
+        );
+    }
+    results.rows = measured.rows;
+    results.program = measured.program;
+    Ok(())
+}
+
+/// RFC 3339, UTC, by the proleptic Gregorian calendar (H. Hinnant, "chrono-compatible low-level date
+/// algorithms").
+fn rfc3339(time: SystemTime) -> String {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn dates_are_right_at_the_ends_of_months_and_years() {
+        let at = |seconds| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59Z");
+    }
+}

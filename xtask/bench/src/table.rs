@@ -1,0 +1,69 @@
+//! Results for a terminal.
+
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+
+use crate::result::RowResult;
+
+/// One line a row, as it is measured.
+pub fn line(row: &RowResult) -> String {
+    let ratio = row.textbook_ratio.map_or_else(String::new, |ratio| format!("{ratio:.2} x textbook"));
+    format!("  {:<42} {:>7.1} ns  {ratio:<16} {}", row.name, row.net_ns, verdict(row))
+}
+
+/// All rows. Times are nanoseconds a packet; `net` is without the harness.
+pub fn packets(rows: &[RowResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["ROW", "NET", "MEDIAN", "MIN", "MAX", "FLOOR", "TEXTBOOK", "RATIO", "EVICTED", "TARGET", ""]);
+    for row in rows {
+        let optional = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        table.add_row([
+            row.name.clone(),
+            format!("{:.1}", row.net_ns),
+            format!("{:.1}", row.median_ns),
+            format!("{:.1}", row.min_ns),
+            format!("{:.1}", row.max_ns),
+            format!("{:.1}", row.floor_ns),
+            optional(row.textbook_net_ns, 1),
+            optional(row.textbook_ratio, 2),
+            row.evicted.to_string(),
+            row.target.clone().unwrap_or_default(),
+            verdict(row).to_owned(),
+        ]);
+    }
+    for column in 1..=8 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+const fn verdict(row: &RowResult) -> &'static str {
+    match row.met {
+        Some(true) => "met",
+        Some(false) => "MISSED",
+        None => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missed_target_stands_out() {
+        let row = RowResult {
+            name: "nat maglev tcp4 hit 1".to_owned(),
+            textbook_ratio: Some(1.5),
+            target: Some("<= 1.00 x textbook".to_owned()),
+            met: Some(false),
+            ..RowResult::default()
+        };
+        assert!(line(&row).ends_with("1.50 x textbook  MISSED"), "{}", line(&row));
+        let table = packets(&[row]);
+        assert!(table.contains("1.50") && table.contains("<= 1.00 x textbook") && table.contains("MISSED"), "{table}");
+    }
+}

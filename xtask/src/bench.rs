@@ -1,0 +1,58 @@
+//! `cargo xtask bench`: builds the program that measures (`xtask/bench`, which needs the eBPF
+//! toolchain and so is a package of its own) and runs it as root.
+
+use std::{env, ffi::OsString, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    build,
+    setup::{self, Level},
+    shell,
+};
+
+#[derive(Args, Clone, Debug, Default)]
+pub struct BenchArguments {
+    /// What to measure; all of it without a word
+    #[arg(value_enum)]
+    pub parts: Vec<Part>,
+    /// About a minute instead of ten: fewer rows, fewer rounds
+    #[arg(long)]
+    pub quick: bool,
+    /// Only rows with this text in their names, such as "full-nat" or "hit 1M"
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Write the results to a file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// In-kernel cost by packet, beside a floor and a textbook balancer
+    Packets,
+}
+
+impl BenchArguments {
+    pub fn wants(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
+}
+
+/// Sets up, builds, and runs with the words that this was called with.
+///
+/// # Errors
+/// Something is missing or does not build, or the program cannot be started.
+pub fn bench(words: &[OsString]) -> Result<ExitCode> {
+    setup::setup(Level::Test, false)?;
+    let artifacts = build::artifacts(&["build", "--package", "lb-bench", "--bin", "lb-bench"])?;
+    let program = artifacts.into_iter().find(|artifact| artifact.name == "lb-bench" && artifact.kind == "bin");
+    let program = program.context("cargo built lb-bench and did not say where it is")?.executable;
+    let path = shell::search_path();
+    let variables = [("HOME", env::var_os("HOME").unwrap_or_default()), ("PATH", path)];
+    let keep: Vec<_> = variables.iter().map(|(key, value)| (*key, value.as_os_str())).collect();
+    let mut command = shell::as_root(&program, &keep)?;
+    let status = command.args(words).status().with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
