@@ -1,6 +1,8 @@
 //! What must hold for any bytes that arrive: one function for libFuzzer (`fuzz/`) and for the
 //! bounded run among the normal tests. Checksums are summed here a second time, in the plainest way.
 
+mod family;
+
 use network_types::eth::EthHdr;
 
 use crate::{
@@ -43,6 +45,7 @@ pub fn check(data: &[u8]) -> Depth {
         check_reset(original, &network, &transport);
     }
     check_unreachable(original, &network, &transport);
+    family::check(original, &network, &transport, prefix);
     Depth::Transport
 }
 

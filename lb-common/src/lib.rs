@@ -10,6 +10,7 @@ pub mod abi;
 pub mod answer;
 pub mod checksum;
 pub mod encap;
+pub mod family;
 pub mod flow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

@@ -111,6 +111,9 @@ reasons! {
     NotOnSegment = 25, Drop, "not_on_segment";
     /// An echo request (ping) to a service's address.
     Echo = 26, Answer, "echo";
+    /// Of a flow between IPv4 and IPv6, and with headers that the other family does not know: a source
+    /// route, authentication, mobility.
+    NotTranslatable = 27, Drop, "not_translatable";
 }
 
 /// How a packet leaves.
@@ -153,6 +156,8 @@ macro_rules! stages {
 stages! {
     /// ICMP and ICMPv6 to one of our addresses.
     Icmp = 0, "lb_icmp";
+    /// Packets of flows between IPv4 and IPv6.
+    Family = 1, "lb_family";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

@@ -15,13 +15,18 @@ mod pipeline;
 mod settings;
 mod stages;
 mod stats;
+mod sum;
 mod transmit;
 
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
 use lb_common::verdict::{Exit, Reason, Verdict};
 
-use crate::{ctx::Frame, maps::STAGES, stages::icmp};
+use crate::{
+    ctx::Frame,
+    maps::STAGES,
+    stages::{family, icmp},
+};
 
 #[xdp]
 pub fn lb(ctx: XdpContext) -> u32 {
@@ -42,6 +47,14 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = icmp::run(&mut frame);
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp]
+pub fn lb_family(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = family::run(frame.md());
     finish(&ctx, bytes, verdict)
 }
 

@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
     abi::{Address, Backend, Flow, Mode, Port, ServiceValue},
     encap::Tunnel,
+    family::Header,
     parse::{Network, Transport},
     rewrite::Translation,
 };
@@ -14,6 +15,7 @@ use lb_common::{
 use crate::{
     maps::SCRATCH,
     stages::table::{self, Place, Tuple},
+    sum,
 };
 
 #[repr(C)]
@@ -35,6 +37,11 @@ pub struct Packet {
     pub to: Translation,
     /// In tunnel modes, towards the backend.
     pub tunnel: Tunnel,
+    /// Between IPv4 and IPv6: not 0 for a packet from the backend; what its header will be; and a part
+    /// of it on its way through a checksum.
+    pub reply: u32,
+    pub header: Header,
+    pub chunk: [u64; sum::CHUNK / 8],
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,

@@ -182,6 +182,12 @@ impl Mode {
         number > Self::DsrL2 as u8
     }
 
+    /// Whether backends may be of another address family than the service. Of a number as above.
+    #[inline(always)]
+    pub const fn joins_families(number: u8) -> bool {
+        number == Self::FullNat as u8 || Self::is_tunnel(number)
+    }
+
     /// Whether the host's source address towards the backend is needed. Of a number as above.
     #[inline(always)]
     pub const fn needs_source(number: u8) -> bool {
@@ -304,6 +310,8 @@ impl Flow {
     pub const CLIENT_MAC_KNOWN: u8 = 1;
     /// The flow counts in `backend_load`.
     pub const COUNTED: u8 = 2;
+    /// `full-nat`: client and backend are of different address families.
+    pub const ACROSS_FAMILIES: u8 = 16;
 }
 
 /// Element of `port_pools`: which source ports towards one backend endpoint are in use. A pool is

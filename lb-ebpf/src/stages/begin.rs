@@ -118,6 +118,13 @@ fn write_reply(packet: &mut Packet, backend: &Backend, source: Address, port: Po
     packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
 }
 
+/// [`Flow::ACROSS_FAMILIES`] where client and backend are of two. In tunnels they may be, untranslated.
+#[inline(always)]
+fn across_families(packet: &Packet, backend: &Backend) -> u8 {
+    let full_nat = packet.service.mode == Mode::FullNat as u8;
+    if full_nat && backend.address.is_v4() != packet.network.v4 { Flow::ACROSS_FAMILIES } else { 0 }
+}
+
 /// Fills in the flow; source and source port are those of the reply tuple.
 #[inline(always)]
 fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) {
@@ -134,7 +141,7 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         backend_generation: backend.generation,
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
-        flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler),
+        flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler) | across_families(packet, backend),
         granularity: packet.service.granularity,
     };
 }

@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod begin;
+pub mod family;
 pub mod icmp;
 pub mod load;
 pub mod ports;

@@ -74,8 +74,8 @@ fn countable(findings: &mut Findings, service: &ServiceDraft) {
 }
 
 fn same_family(findings: &mut Findings, service: &ServiceDraft) {
-    let Ok(listen) = &service.listen else { return };
-    if service.mode.as_ref().is_ok_and(|mode| Mode::is_tunnel(mode.value as u8)) {
+    let (Ok(listen), Ok(mode)) = (&service.listen, &service.mode) else { return };
+    if Mode::joins_families(mode.value as u8) {
         return;
     }
     let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
@@ -85,8 +85,11 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
             let message = format!("an {} backend cannot serve an {} service", family(theirs), family(ours));
             let finding = Finding::new(&endpoint.at, message)
                 .and(&listen.at, family(ours))
-                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" needs none")
-                .help(format!("write the backend's {} address", family(ours)));
+                .and(&mode.at, format!("\"{}\" keeps the family", mode.value.name()))
+                .help(
+                    "\"full-nat\" translates between the families, \"dsr-ipip\" takes packets of one through the other",
+                )
+                .help(format!("or write the backend's {} address", family(ours)));
             findings.error(finding);
         }
     }

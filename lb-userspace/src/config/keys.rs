@@ -328,7 +328,7 @@ pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
     form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
     left_out: LeftOut::Required,
-    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`); unique within it. With direct server return (`dsr-...`) its port \
+    doc: "Unique within the service. With `nat` and `dsr-l2` of its address family; `full-nat` and tunnels (`dsr-ipip`) take both. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",
 };
 

@@ -21,6 +21,14 @@ pub struct Config {
     pub services: Vec<Service>,
 }
 
+impl Config {
+    /// Whether a service or a backend has an address of this family.
+    pub fn has_family(&self, v4: bool) -> bool {
+        let backends = self.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address);
+        self.services.iter().map(|service| service.listen).chain(backends).any(|address| address.is_ipv4() == v4)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpMode {
     /// Native, and generic where the driver cannot; the agent says which it became.

@@ -8,6 +8,7 @@ mod frames;
 mod lab;
 
 mod dsr;
+mod family;
 mod flows;
 mod forward;
 mod icmp;

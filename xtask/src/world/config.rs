@@ -17,6 +17,8 @@ pub struct Config {
 pub struct Service {
     pub name: String,
     pub family: Family,
+    /// Of the backends; mostly that of the service.
+    pub backends_family: Family,
     pub port: u16,
     pub protocol: &'static str,
     pub mode: &'static str,
@@ -54,6 +56,15 @@ impl Config {
 }
 
 impl Service {
+    /// The same with backends of the other address family.
+    pub fn across_families(self) -> Self {
+        let backends_family = match self.family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        };
+        Self { backends_family, ..self }
+    }
+
     /// A TCP service, round robin by flow, checked by connecting.
     pub fn tcp(family: Family, mode: &'static str, port: u16, backends: Vec<u8>, backend_port: u16) -> Self {
         Self {
@@ -62,6 +73,7 @@ impl Service {
                 Family::V6 => format!("tcp{port}-6"),
             },
             family,
+            backends_family: family,
             port,
             protocol: "tcp",
             mode,
@@ -85,7 +97,7 @@ impl Service {
 
     /// Address of the service's backend on this host.
     pub fn backend_address(&self, index: u8) -> String {
-        self.family.backend_port(index, self.backend_port).to_string()
+        self.backends_family.backend_port(index, self.backend_port).to_string()
     }
 
     /// What clients connect to.
