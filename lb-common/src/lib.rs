@@ -19,5 +19,6 @@ pub mod icmp;
 pub mod packet;
 pub mod parse;
 pub mod ports;
+pub mod quic;
 pub mod rewrite;
 pub mod verdict;

@@ -61,6 +61,8 @@ pub struct Packet {
     pub icmp_sent: u32,
     /// The backend the packet was scheduled to, or [`NO_BACKEND`] where its flow decides.
     pub backend_id: u32,
+    /// QUIC: the backend that the connection ID names, or [`NO_BACKEND`]: where a flow begins.
+    pub named: u32,
 }
 
 /// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.

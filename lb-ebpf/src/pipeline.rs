@@ -13,7 +13,7 @@ use crate::{
     ctx::Frame,
     maps::{BACKENDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
-    stages::{admit, begin::begin, refuse::refuse, select, table},
+    stages::{admit, begin::begin, quic, refuse::refuse, select, table},
     stats, transmit,
 };
 
@@ -73,6 +73,9 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
     packet.set_tuple(packet.backend_id.wrapping_add(1));
+    if packet.service.quic_server_id != 0 {
+        quic::follow_connection(md);
+    }
     if table::find_forward() != 0 {
         match known(packet) {
             Known::Go => return Reason::ToBackend,

@@ -68,6 +68,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     packets_of_tcp
     plural_backends
     plural_tables
+    quic
     service_names
     services_that_are_no_tables
     single_brackets_for_a_service
@@ -101,6 +102,7 @@ fixtures! { WARNED, |name| render(&warnings(name), ReportStyle::Plain),
     no_services
     udp_without_a_check
     weights_without_effect
+    quic_backends_without_server_ids
 }
 
 #[test]

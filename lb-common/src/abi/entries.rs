@@ -6,7 +6,10 @@ use super::{
     Address, Port,
     limits::{PORT_POOL_WORDS, PORT_RANGES},
 };
-use crate::flow::{State, Timeouts};
+use crate::{
+    flow::{State, Timeouts},
+    quic::ServerId,
+};
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -329,6 +332,23 @@ pub struct PortPool {
     /// First and last port of each configured range, in host order; unused pairs are zero. For the
     /// agent: the bits alone do not tell a port in use from one outside the ranges.
     pub ranges: [[u16; 2]; PORT_RANGES],
+}
+
+/// Key of the map `quic_ids`: a server id in connection IDs of a service. The value is the id of a
+/// backend of that service.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
+pub struct QuicKey {
+    pub service_id: u32,
+    zero: u32,
+    pub server_id: ServerId,
+}
+
+impl QuicKey {
+    #[inline(always)]
+    pub const fn new(service_id: u32, server_id: ServerId) -> Self {
+        Self { service_id, zero: 0, server_id }
+    }
 }
 
 /// Value of the map `interfaces`, keyed by interface index: an interface the program is attached to.

@@ -14,7 +14,7 @@ pub mod names;
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, Flow, Granularity, Interface, Mode, PortPool, Scheduler, ServiceInfo,
+    AddressRoles, Backend, BackendState, Flow, Granularity, Interface, Mode, PortPool, QuicKey, Scheduler, ServiceInfo,
     ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
@@ -41,6 +41,7 @@ assert_size! {
     Backend = 64,
     Flow = 64,
     PortPool = 8 * 1024 + 64,
+    QuicKey = 24,
     Settings = 64,
     Interface = 8,
     DirectionCounters = 16,

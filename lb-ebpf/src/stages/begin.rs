@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Mode, Port, limits::BACKEND_ATTEMPTS},
+    abi::{Address, Backend, BackendState, Flow, Granularity, Mode, Port, limits::BACKEND_ATTEMPTS},
     flow::Word,
     verdict::Reason,
 };
@@ -90,7 +90,7 @@ fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Rea
 /// flow, its reply and its translation.
 #[inline(never)]
 fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
-    let id = if packet.backend_id == NO_BACKEND { select::pick(number) } else { packet.backend_id };
+    let id = choice(packet, number);
     let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
     // A backend that died after the selection table was written is passed over.
     if backend.state != BackendState::Live as u8 {
@@ -109,6 +109,23 @@ fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
     write_flow(md, packet, backend, id);
     packet.send_to_backend(backend);
     Reason::ToBackend
+}
+
+/// The backend that the packet was scheduled to, or that its connection ID names, or that the
+/// scheduler picks.
+#[inline(always)]
+fn choice(packet: &Packet, number: u32) -> u32 {
+    if packet.backend_id != NO_BACKEND {
+        return packet.backend_id;
+    }
+    let named = packet.service.quic_server_id != 0 && packet.named != NO_BACKEND;
+    if named && number == 0 { packet.named } else { select::pick(number) }
+}
+
+/// Flows that are told apart by their backend are found as those of single packets are.
+#[inline(always)]
+fn granularity(packet: &Packet) -> u8 {
+    if packet.backend_id != NO_BACKEND { Granularity::Packet as u8 } else { packet.service.granularity }
 }
 
 /// What the backend will answer to `source`.
@@ -142,6 +159,6 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
         flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler) | across_families(packet, backend),
-        granularity: packet.service.granularity,
+        granularity: granularity(packet),
     };
 }

@@ -6,6 +6,7 @@ pub mod family;
 pub mod icmp;
 pub mod load;
 pub mod ports;
+pub mod quic;
 pub mod refuse;
 pub mod select;
 pub mod table;

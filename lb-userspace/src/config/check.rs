@@ -10,7 +10,7 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
 
 use super::{
     diagnostic::{At, Finding, Findings, Located},
-    keys,
+    keys, quic,
     read::{BackendDraft, Draft, LimitsDraft, ServiceDraft},
 };
 
@@ -56,6 +56,7 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
+    quic::check(findings, service);
 }
 
 /// Schedulers that compare loads need flows to count: where every packet is scheduled anew there are

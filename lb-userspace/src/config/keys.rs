@@ -9,6 +9,7 @@ use super::{
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Special, Time, Whole},
     model::{PortRange, StatusRange, XdpMode},
+    quic,
     reader::{Key, LeftOut, Nested, Section},
     timeouts::{self, TIMEOUTS_TABLE},
     value,
@@ -174,6 +175,7 @@ pub(super) static SERVICE: Section = Section {
         &MODE,
         &SCHEDULER,
         &GRANULARITY,
+        &quic::SERVER_ID_LENGTH,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
         &BACKENDS_TABLE,
@@ -322,7 +324,7 @@ pub(super) static HTTP_EXPECT: Key<Vec<StatusRange>> = Key {
 };
 
 pub(super) static BACKEND: Section =
-    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER] };
+    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &quic::SERVER_ID] };
 
 pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",

@@ -8,6 +8,8 @@ use lb_common::{
     flow::Timeouts,
 };
 
+pub use super::quic::Quic;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub interfaces: Vec<String>,
@@ -95,6 +97,7 @@ pub struct Service {
     pub health: Health,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
+    pub quic: Quic,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }

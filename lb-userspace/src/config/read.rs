@@ -14,6 +14,7 @@ use super::{
     health, keys,
     model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
     prime::is_prime,
+    quic,
     reader::Table,
     timeouts,
 };
@@ -59,6 +60,7 @@ pub(super) struct ServiceDraft {
     pub(super) granularity: Read<Located<Granularity>>,
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
+    pub(super) quic_length: quic::LengthDraft,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -70,6 +72,7 @@ pub(super) struct BackendDraft {
     pub(super) address: Read<Located<SocketAddr>>,
     pub(super) weight: Read<Located<u16>>,
     pub(super) tier: Read<u8>,
+    pub(super) server_id: quic::ServerIdDraft,
 }
 
 pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
@@ -159,6 +162,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let granularity = table.value(findings, &keys::GRANULARITY);
     let health = health::read(findings, table, &protocol, &listen);
     let timeouts = timeouts::read(findings, table);
+    let quic_length = quic::read_length(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
@@ -166,7 +170,20 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
-    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, timeouts, backends, backends_read }
+    ServiceDraft {
+        at,
+        name,
+        listen,
+        protocol,
+        mode,
+        scheduler,
+        granularity,
+        health,
+        timeouts,
+        quic_length,
+        backends,
+        backends_read,
+    }
 }
 
 fn backend(
@@ -183,7 +200,8 @@ fn backend(
     };
     let weight = table.value(findings, &keys::WEIGHT);
     let tier = table.value(findings, &keys::TIER);
-    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value) }
+    let server_id = quic::read_server_id(findings, table);
+    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value), server_id }
 }
 
 impl Draft {
@@ -228,6 +246,7 @@ impl ServiceDraft {
             granularity: self.granularity?.value,
             health: self.health?,
             timeouts: self.timeouts?,
+            quic: quic::finish(self.quic_length, &self.backends)?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }

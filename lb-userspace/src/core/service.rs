@@ -3,7 +3,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, Scheduler, ServiceKey};
+use lb_common::{
+    abi::{Address, AddressRoles, Backend, BackendState, Mode, Port, Scheduler, ServiceKey},
+    quic::ServerId,
+};
 
 use super::{Admin, HealthState, Override, ProbeKey, extents::Extent, health::Health, maglev::Turn};
 use crate::config::{self, Check};
@@ -164,6 +167,8 @@ pub(super) struct Place {
     /// `full-nat`: sources of older flows.
     pub old_sources: Vec<(Address, Leave)>,
     pub pool: Option<u32>,
+    /// What its connection IDs say; kept while it leaves.
+    pub server_id: Option<ServerId>,
 }
 
 impl Member {

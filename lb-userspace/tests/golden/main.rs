@@ -14,6 +14,7 @@ mod forward;
 mod icmp;
 mod passed;
 mod ports;
+mod quic;
 mod refused;
 mod scale;
 mod schedule;

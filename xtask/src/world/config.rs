@@ -27,6 +27,16 @@ pub struct Service {
     /// Indices of hosts, from 0.
     pub backends: Vec<u8>,
     pub backend_port: u16,
+    /// QUIC: connections follow the server ids in their connection IDs.
+    pub server_ids: bool,
+}
+
+/// Bytes of a backend's QUIC server id.
+pub const SERVER_ID_LENGTH: usize = 4;
+
+/// The QUIC server id of the backend of this index (from 0).
+pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
+    [0xc0, 0xff, 0xee, index + 1]
 }
 
 /// Probes run ten times a second: two failures take a backend down, two successes bring it back.
@@ -81,6 +91,7 @@ impl Service {
             health: Health::Tcp { port: None },
             backends,
             backend_port,
+            server_ids: false,
         }
     }
 
@@ -120,9 +131,15 @@ impl Service {
             self.mode,
             self.granularity
         );
+        if self.server_ids {
+            let _ = writeln!(text, "quic-server-id-length = {SERVER_ID_LENGTH}");
+        }
         text += &self.health.render();
-        for address in self.backend_addresses() {
-            let _ = write!(text, "[[service.backend]]\naddress = \"{address}\"\n");
+        for &index in &self.backends {
+            let _ = write!(text, "[[service.backend]]\naddress = \"{}\"\n", self.backend_address(index));
+            if self.server_ids {
+                let _ = writeln!(text, "server-id = \"{:08x}\"", u32::from_be_bytes(server_id(index)));
+            }
         }
         text
     }
