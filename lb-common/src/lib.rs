@@ -21,4 +21,5 @@ pub mod parse;
 pub mod ports;
 pub mod quic;
 pub mod rewrite;
+pub mod sctp;
 pub mod verdict;

@@ -64,6 +64,8 @@ pub(crate) fn ports<P: PacketAccess>(
             let check: [u8; 2] = frame.read(offset + UDP_CHECK)?;
             frame.write(offset + UDP_CHECK, delta.apply_udp(check))
         }
+        // Its checksum covers all of the packet: it is not translated.
+        Protocol::Sctp => None,
     }
 }
 

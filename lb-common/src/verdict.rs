@@ -63,7 +63,7 @@ reasons! {
     NotForUs = 1, Pass, "not_for_us";
     /// To one of our addresses, but no service has the protocol and port.
     NoService = 2, Pass, "no_service";
-    /// To one of our addresses, neither TCP nor UDP, or with a route to further nodes.
+    /// To one of our addresses, neither TCP nor UDP nor SCTP, or with a route to further nodes.
     NotTransport = 3, Pass, "not_transport";
     /// To one of our addresses, a fragment of a larger packet.
     Fragment = 4, Pass, "fragment";
@@ -114,6 +114,9 @@ reasons! {
     /// Of a flow between IPv4 and IPv6, and with headers that the other family does not know: a source
     /// route, authentication, mobility.
     NotTranslatable = 27, Drop, "not_translatable";
+    /// SCTP of a flow that is not known, and not its beginning: perhaps from a further address of the
+    /// client. Never answered: that would end the association on its first address too.
+    UnknownAssociation = 28, Drop, "unknown_association";
 }
 
 /// How a packet leaves.

@@ -83,8 +83,9 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
             Known::Over => {}
         }
     }
-    if packet.transport.protocol == Protocol::Tcp && !opens(&packet.transport) {
-        return Reason::UnknownFlow;
+    if packet.transport.protocol.has_connections() && !opens(&packet.transport) {
+        let sctp = packet.transport.protocol == Protocol::Sctp;
+        return if sctp { Reason::UnknownAssociation } else { Reason::UnknownFlow };
     }
     begin(md, packet)
 }
@@ -118,10 +119,10 @@ fn known(packet: &mut Packet) -> Known {
     if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
 }
 
-/// Whether the packet is a TCP connection's first.
+/// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT.
 #[inline(always)]
 fn opens(transport: &Transport) -> bool {
-    transport.protocol == Protocol::Tcp && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+    transport.protocol.has_connections() && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
 }
 
 /// From a backend to a client: finds the flow, and says where the packet goes.

@@ -70,6 +70,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     plural_tables
     quic
     service_names
+    sctp
     services_that_are_no_tables
     single_brackets_for_a_service
     source_ports

@@ -128,6 +128,20 @@ fn server_ids_are_kept_by_backend_and_filled_up_with_zeros() {
 }
 
 #[test]
+fn sctp_keeps_silent_associations_for_a_time_of_its_own() {
+    let sctp = "protocol = \"sctp\"\nmode = \"dsr-l2\"\n";
+    let text = LEAST.replace("name =", &format!("{sctp}name =")).replace(":8080", "")
+        + "[service.health]\ntype = \"none\"\n[service.timeouts]\nopening = \"5s\"\n";
+    let service = accepted(&text).services.remove(0);
+    assert_eq!(service.protocol, Protocol::Sctp);
+    assert_eq!(service.timeouts[State::Established as usize], idle_ticks(900_000_000_000));
+    assert_eq!(service.timeouts[State::Opening as usize], idle_ticks(5_000_000_000));
+    assert_eq!(service.timeouts[State::Closing as usize], State::Closing.timeout());
+    let text = text.replace("opening", "established");
+    assert_eq!(accepted(&text).services[0].timeouts[State::Established as usize], idle_ticks(5_000_000_000));
+}
+
+#[test]
 fn timeouts_of_flows_are_set_state_by_state() {
     let text = format!("{LEAST}[service.timeouts]\nclosed = \"1s\"\none-way = \"2m\"\n");
     let timeouts = accepted(&text).services[0].timeouts;

@@ -42,7 +42,7 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
     {
         let finding = Finding::new(&granularity.at, "single packets can be scheduled only for UDP")
             .and(&protocol.at, format!("protocol \"{}\"", protocol.value.name()))
-            .help("a TCP connection must stay on its backend: write granularity = \"flow\", or protocol = \"udp\"");
+            .help("a connection must stay on its backend: write granularity = \"flow\", or protocol = \"udp\"");
         findings.error(finding);
     }
     if service.backends.is_empty() && service.backends_read.is_ok() {
@@ -51,12 +51,29 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
             .help("add one:\n    [[service.backend]]\n    address = \"10.0.0.11:8080\"");
         findings.warning(finding);
     }
+    sctp_as_it_is(findings, service);
     countable(findings, service);
     same_family(findings, service);
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
     quic::check(findings, service);
+}
+
+/// The checksum of SCTP covers the ports, and an association may have several addresses, which its
+/// packets tell: neither survives a translation.
+fn sctp_as_it_is(findings: &mut Findings, service: &ServiceDraft) {
+    if let (Ok(protocol), Ok(mode)) = (&service.protocol, &service.mode)
+        && protocol.value == Protocol::Sctp
+        && !Mode::is_one_sided(mode.value as u8)
+    {
+        let name = mode.value.name();
+        let finding = Finding::new(&protocol.at, format!("\"{name}\" cannot translate SCTP"))
+            .and(&mode.at, format!("mode \"{name}\""))
+            .help("its checksum covers the whole packet, and its packets tell addresses of the association")
+            .help("write mode = \"dsr-l2\" or \"dsr-ipip\": packets go to the backends as they are");
+        findings.error(finding);
+    }
 }
 
 /// Schedulers that compare loads need flows to count: where every packet is scheduled anew there are

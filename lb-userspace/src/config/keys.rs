@@ -199,9 +199,10 @@ pub(super) static LISTEN: Key<SocketAddr> = Key {
 
 pub(super) static PROTOCOL: Key<Protocol> = Key {
     name: "protocol",
-    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp], name: Protocol::name, planned: &[] },
+    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp], name: Protocol::name, planned: &[] },
     left_out: LeftOut::Value(Protocol::Tcp),
-    doc: "For both, write two services.",
+    doc: "For several, write a service each. `sctp` goes with direct server return (`dsr-...`) only: nothing of its \
+          packets can be translated.",
 };
 
 pub(super) static MODE: Key<Mode> = Key {

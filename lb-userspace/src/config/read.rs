@@ -161,7 +161,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let scheduler = table.value(findings, &keys::SCHEDULER);
     let granularity = table.value(findings, &keys::GRANULARITY);
     let health = health::read(findings, table, &protocol, &listen);
-    let timeouts = timeouts::read(findings, table);
+    let timeouts = timeouts::read(findings, table, &protocol);
     let quic_length = quic::read_length(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)

@@ -430,6 +430,7 @@ pub fn packet(from: SocketAddr, to: SocketAddr, ttl: u8, protocol: Protocol, fla
     let segment = match protocol {
         Protocol::Tcp => Segment::tcp(from.port(), to.port(), flags, b"hello"),
         Protocol::Udp => Segment::udp(from.port(), to.port(), b"hello"),
+        Protocol::Sctp => panic!("SCTP has chunks and no flags"),
     };
     let mut packet = Packet::new(&from.ip().to_string(), &to.ip().to_string(), segment);
     packet.ttl = ttl;

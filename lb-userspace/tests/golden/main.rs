@@ -19,6 +19,7 @@ mod refused;
 mod scale;
 mod schedule;
 mod schedulers;
+mod sctp;
 mod table;
 mod timeouts;
 mod tunnel;
