@@ -263,7 +263,7 @@ impl Datagram {
     /// and the packet does not, and of IPv6 the header fields that no checksum covers. A packet that
     /// was damaged before it came here has a wrong outer checksum too: nothing is hidden.
     ///
-    /// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6
+    /// 0, "no checksum", where the inner packet is SCTP, or UDP over IPv4 without one (RFC 768; over IPv6
     /// allowed for tunnels, RFC 6935, 5). The inner packet begins `shift` bytes behind where
     /// `transport` says.
     #[inline(always)]
@@ -275,6 +275,10 @@ impl Datagram {
         transport: &Transport,
     ) -> Option<[u8; 2]> {
         let segment = shift + transport.offset as usize;
+        if transport.protocol == Protocol::Sctp {
+            // Its CRC32c tells nothing about the sum.
+            return Some([0; 2]);
+        }
         if transport.protocol == Protocol::Udp {
             let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
             let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;

@@ -13,6 +13,7 @@ pub mod bench;
 pub mod checksum;
 pub mod decap;
 pub mod encap;
+pub mod family;
 pub mod flow;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
@@ -24,5 +25,7 @@ pub mod mss;
 pub mod packet;
 pub mod parse;
 pub mod ports;
+pub mod quic;
 pub mod rewrite;
+pub mod sctp;
 pub mod verdict;

@@ -63,7 +63,7 @@ reasons! {
     NotForUs = 1, Pass, "not_for_us";
     /// To one of our addresses, but no service has the protocol and port.
     NoService = 2, Pass, "no_service";
-    /// To one of our addresses, neither TCP nor UDP, or with a route to further nodes.
+    /// To one of our addresses, neither TCP nor UDP nor SCTP, or with a route to further nodes.
     NotTransport = 3, Pass, "not_transport";
     /// To one of our addresses, a fragment of a larger packet.
     Fragment = 4, Pass, "fragment";
@@ -119,6 +119,12 @@ reasons! {
     ErrorOfNoFlow = 29, Drop, "error_of_no_flow";
     /// An ICMP error about a packet in a tunnel that no client can be told of.
     TunnelError = 30, Pass, "tunnel_error";
+    /// Of a flow between IPv4 and IPv6, and with headers that the other family does not know: a source
+    /// route, authentication, mobility.
+    NotTranslatable = 31, Drop, "not_translatable";
+    /// SCTP of a flow that is not known, and not its beginning: perhaps from a further address of the
+    /// client. Never answered: that would end the association on its first address too.
+    UnknownAssociation = 32, Drop, "unknown_association";
 }
 
 /// How a packet leaves.
@@ -165,6 +171,8 @@ stages! {
     TooBig = 1, "lb_too_big";
     /// The first packet of a flow whose client may have a backend already.
     Client = 2, "lb_client";
+    /// Packets of flows between IPv4 and IPv6.
+    Family = 3, "lb_family";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

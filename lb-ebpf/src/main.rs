@@ -17,6 +17,7 @@ mod pipeline;
 mod settings;
 mod stages;
 mod stats;
+mod sum;
 mod transmit;
 
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
@@ -26,7 +27,7 @@ use lb_common::verdict::{Exit, Reason, Verdict};
 use crate::{
     ctx::Frame,
     maps::STAGES,
-    stages::{clients, icmp, too_big},
+    stages::{clients, family, icmp, too_big},
 };
 
 #[xdp(frags)]
@@ -63,6 +64,14 @@ pub fn lb_too_big(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = too_big::run(frame.md());
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp(frags)]
+pub fn lb_family(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = family::run(frame.md());
     finish(&ctx, bytes, verdict)
 }
 

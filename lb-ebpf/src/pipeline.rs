@@ -18,6 +18,7 @@ use crate::{
         admit,
         begin::begin,
         hashed::{self, Unlisted},
+        quic,
         refuse::refuse,
         select, table,
     },
@@ -45,7 +46,8 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     let Some(packet) = Packet::new(network, transport) else { return Verdict::of(Reason::Internal) };
     // What most packets are for is found by one look-up.
     packet.begins = 0;
-    let mut reason = if to_us && admit::service(packet) { forward(packet) } else { other(packet) };
+    let mut reason =
+        if to_us && admit::service(packet) { forward(frame.md(), packet) } else { other(frame.md(), packet) };
     if packet.begins == OF_CLIENT {
         return Verdict::go_on(Stage::Client);
     } else if packet.begins != 0 {
@@ -70,10 +72,10 @@ pub fn carry_out(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdic
 
 /// What becomes of a packet that no service on its port takes.
 #[inline(always)]
-fn other(packet: &mut Packet) -> Reason {
+fn other(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     let to = admit::roles(&packet.network.destination);
     if admit::service_of_any_port(packet, to) {
-        return forward(packet);
+        return forward(md, packet);
     }
     if to.has(AddressRoles::SOURCE) || admit::roles(&packet.network.source).has(AddressRoles::NAT_BACKEND) {
         return reply(packet);
@@ -114,7 +116,7 @@ const OF_CLIENT: u32 = 2;
 /// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
 /// begin.
 #[inline(never)]
-fn forward(packet: &mut Packet) -> Reason {
+fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if packet.transport.ttl <= 1 {
         return Reason::TtlExpired;
     }
@@ -137,6 +139,9 @@ fn forward(packet: &mut Packet) -> Reason {
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
     packet.set_tuple(packet.backend_id.wrapping_add(1));
+    if packet.service.quic_server_id != 0 {
+        quic::follow_connection(md);
+    }
     if !tracked {
         packet.hash = packet.tuple.hash;
     }
@@ -151,19 +156,25 @@ fn forward(packet: &mut Packet) -> Reason {
         match hashed::unlisted(packet, opens) {
             Unlisted::Sent => return Reason::ToBackend,
             Unlisted::Dead => return Reason::BackendDead,
-            Unlisted::Unknown => return Reason::UnknownFlow,
+            Unlisted::Unknown => return unknown(&packet.transport),
             Unlisted::Begin => {}
         }
-    } else if packet.transport.protocol == Protocol::Tcp && !opens {
-        return Reason::UnknownFlow;
+    } else if packet.transport.protocol.has_connections() && !opens {
+        return unknown(&packet.transport);
     }
     if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
         hashed::set_hash();
     }
-    let continues = packet.adopted != 0 && packet.transport.protocol == Protocol::Tcp;
+    let continues = packet.adopted != 0 && packet.transport.protocol.has_connections();
     let of_client = packet.service.granularity == Granularity::Client as u8 && !continues;
     packet.begins = if of_client { OF_CLIENT } else { OF_ITSELF };
     Reason::Internal
+}
+
+/// Why a packet of a connection that nobody knows goes nowhere.
+#[inline(always)]
+fn unknown(transport: &Transport) -> Reason {
+    if transport.protocol == Protocol::Sctp { Reason::UnknownAssociation } else { Reason::UnknownFlow }
 }
 
 /// What becomes of a packet whose flow was found.
@@ -195,10 +206,10 @@ fn known(packet: &mut Packet) -> Known {
     if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
 }
 
-/// Whether the packet is a TCP connection's first.
+/// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT.
 #[inline(always)]
 fn opens(transport: &Transport) -> bool {
-    transport.protocol == Protocol::Tcp && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+    transport.protocol.has_connections() && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
 }
 
 /// From a backend to a client: finds the flow, and says where the packet goes.
