@@ -26,12 +26,26 @@ pub struct BenchArguments {
     /// Write the results to a file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Compare packets with an earlier run by their ratio to the floor; exit 1 where one is worse
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// What --compare calls worse: a ratio that has grown by more than this
+    #[arg(long, value_name = "PERCENT", default_value_t = 10.0)]
+    pub threshold: f64,
+    /// Measure nothing: write performance.md and its plots from the results in a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["parts", "quick", "filter", "json", "compare"])]
+    pub report: Option<PathBuf>,
+    /// Where --report writes; docs without it
+    #[arg(long, value_name = "FOLDER", requires = "report")]
+    pub into: Option<PathBuf>,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     /// In-kernel cost by packet, beside a floor and a textbook balancer
     Packets,
+    /// The same as live frames through the driver
+    Driver,
 }
 
 impl BenchArguments {

@@ -3,17 +3,30 @@
 use std::{process::ExitCode, time::SystemTime};
 
 use anyhow::{Result, ensure};
-use xtask::bench::{BenchArguments, Part};
+use xtask::{
+    bench::{BenchArguments, Part},
+    shell,
+};
 
 use crate::{
-    packets::{self, Effort, Row},
-    result::{Machine, Results},
+    compare,
+    packets::{self, DriverEffort, DriverRow, Effort, Row},
+    report,
+    result::{DriverResult, Machine, Results},
     table,
 };
 
 /// # Errors
 /// Something that was to be measured could not be.
 pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
+    if let Some(path) = &arguments.report {
+        let folder = arguments.into.clone().unwrap_or_else(|| shell::root().join("docs"));
+        report::report(&Results::read(path)?, &folder)?;
+        println!("written: {}", folder.join("performance.md").display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Before minutes are spent on measuring.
+    let earlier = arguments.compare.as_deref().map(Results::read).transpose()?;
     let mut results = Results {
         machine: Machine::here(),
         date: rfc3339(SystemTime::now()),
@@ -23,11 +36,18 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
     if arguments.wants(Part::Packets) {
         packets(arguments, &mut results)?;
     }
+    if arguments.wants(Part::Driver) {
+        driver(arguments, &mut results)?;
+    }
     if let Some(path) = &arguments.json {
         results.write(path)?;
         println!("written: {}", path.display());
     }
-    Ok(ExitCode::SUCCESS)
+    let Some(earlier) = earlier else { return Ok(ExitCode::SUCCESS) };
+    let comparison = compare::compare(&earlier, &results, arguments.threshold);
+    ensure!(!comparison.changes.is_empty(), "the earlier run has none of the rows that were measured now");
+    println!("{}", comparison.report());
+    Ok(if comparison.is_worse() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
@@ -50,6 +70,20 @@ fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     }
     results.rows = measured.rows;
     results.program = measured.program;
+    Ok(())
+}
+
+fn driver(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    let wanted = |row: &&DriverRow| {
+        let name = format!("{} {} {}", row.0.name(), row.1.name(), row.2.name());
+        arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+    };
+    let rows: Vec<_> = packets::DRIVER_ROWS.iter().filter(wanted).copied().collect();
+    println!("driver: {} rows beside their floors and the textbook balancer", rows.len());
+    let effort = if arguments.quick { DriverEffort::QUICK } else { DriverEffort::FULL };
+    let tell = |row: &DriverResult| println!("  {:<52} {:>7.1} ns  {:>6.2} Mpps", row.name, row.median_ns, row.mpps);
+    results.driver = packets::driver(&rows, effort, &tell)?;
+    println!("\n{}\n", table::driver(&results.driver));
     Ok(())
 }
 

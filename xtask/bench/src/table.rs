@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use crate::result::RowResult;
+use crate::result::{DriverResult, RowResult};
 
 /// One line a row, as it is measured.
 pub fn line(row: &RowResult) -> String {
@@ -33,12 +33,36 @@ pub fn packets(rows: &[RowResult]) -> String {
             verdict(row).to_owned(),
         ]);
     }
-    for column in 1..=8 {
+    align_right(&mut table, 1..=8);
+    table.to_string()
+}
+
+/// Live frames through the driver; nanoseconds a frame, of generator, driver, program and sink together.
+pub fn driver(rows: &[DriverResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["THROUGH THE DRIVER", "MEDIAN", "MIN", "MAX", "OVER FLOOR", "MPPS", "DELIVERED"]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            format!("{:.1}", row.median_ns),
+            format!("{:.1}", row.min_ns),
+            format!("{:.1}", row.max_ns),
+            format!("{:+.1}", row.over_floor_ns),
+            format!("{:.2}", row.mpps),
+            format!("{:.2} %", row.delivered_percent),
+        ]);
+    }
+    align_right(&mut table, 1..=6);
+    table.to_string()
+}
+
+fn align_right(table: &mut Table, columns: std::ops::RangeInclusive<usize>) {
+    for column in columns {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.to_string()
 }
 
 const fn verdict(row: &RowResult) -> &'static str {

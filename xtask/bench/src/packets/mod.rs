@@ -1,11 +1,13 @@
-//! In-kernel cost by packet: `cargo xtask bench packets`.
+//! What packets cost: `cargo xtask bench packets`, in the kernel by itself and through the driver.
 //!
 //! ```text
 //! rows -> setting (a configuration) -> bench (ours and the textbook balancer, filled alike)
 //!      -> lanes (one program, one stream each) -> rounds -> results
+//! driver: the same flows as live frames over veth
 //! ```
 
 mod bench;
+mod driver;
 mod frame;
 mod lab;
 mod lane;
@@ -18,6 +20,7 @@ mod stream;
 mod textbook;
 
 pub use bench::{Bench, Flows};
+pub use driver::{DriverEffort, DriverRow, ROWS as DRIVER_ROWS, driver};
 pub use lab::{inside, pin_to};
 pub use lane::{Lane, Lanes, Which};
 pub use measure::{Effort, Measured, last_cpu, measure};
