@@ -9,3 +9,4 @@ pub mod run;
 pub mod statistics;
 pub mod table;
 pub mod target;
+pub mod users;

@@ -14,6 +14,7 @@ use crate::{
     report,
     result::{DriverResult, Machine, Results},
     table,
+    users::{self, UserEffort},
 };
 
 /// # Errors
@@ -38,6 +39,12 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
     }
     if arguments.wants(Part::Driver) {
         driver(arguments, &mut results)?;
+    }
+    if arguments.wants(Part::Users) {
+        println!("users: the same load through each balancer in turn, all on one CPU");
+        let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
+        results.users = users::users(effort, &|_| {})?;
+        println!("\n{}\n", table::users(&results.users));
     }
     if let Some(path) = &arguments.json {
         results.write(path)?;

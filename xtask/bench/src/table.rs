@@ -2,12 +2,12 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use crate::result::{DriverResult, RowResult};
+use crate::result::{DriverResult, RowResult, UserResult};
 
 /// One line a row, as it is measured.
 pub fn line(row: &RowResult) -> String {
     let ratio = row.textbook_ratio.map_or_else(String::new, |ratio| format!("{ratio:.2} x textbook"));
-    format!("  {:<42} {:>7.1} ns  {ratio:<16} {}", row.name, row.net_ns, verdict(row))
+    format!("  {:<42} {:>7.1} ns  {ratio:<16} {}", row.name, row.net_ns, verdict(row.met))
 }
 
 /// All rows. Times are nanoseconds a packet; `net` is without the harness.
@@ -30,7 +30,7 @@ pub fn packets(rows: &[RowResult]) -> String {
             optional(row.textbook_ratio, 2),
             row.evicted.to_string(),
             row.target.clone().unwrap_or_default(),
-            verdict(row).to_owned(),
+            verdict(row.met).to_owned(),
         ]);
     }
     align_right(&mut table, 1..=8);
@@ -57,6 +57,45 @@ pub fn driver(rows: &[DriverResult]) -> String {
     table.to_string()
 }
 
+/// What users see.
+pub fn users(rows: &[UserResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header([
+        "BALANCER",
+        "LOAD",
+        "PER SECOND",
+        "P50 US",
+        "P99 US",
+        "CPU US",
+        "OVER DIRECT",
+        "CPU S/GB",
+        "FAILED",
+        "TARGET",
+        "",
+    ]);
+    for row in rows {
+        let optional = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        table.add_row([
+            row.balancer.clone(),
+            row.load.clone(),
+            format!("{:.0}", row.per_second),
+            optional(row.p50_us, 0),
+            optional(row.p99_us, 0),
+            format!("{:.2}", row.cpu_us),
+            format!("{:+.2}", row.over_direct_us),
+            optional(row.cpu_s_per_gb, 2),
+            row.failed.to_string(),
+            row.target.clone().unwrap_or_default(),
+            verdict(row.met).to_owned(),
+        ]);
+    }
+    align_right(&mut table, 2..=8);
+    table.to_string()
+}
+
 fn align_right(table: &mut Table, columns: std::ops::RangeInclusive<usize>) {
     for column in columns {
         if let Some(column) = table.column_mut(column) {
@@ -65,8 +104,8 @@ fn align_right(table: &mut Table, columns: std::ops::RangeInclusive<usize>) {
     }
 }
 
-const fn verdict(row: &RowResult) -> &'static str {
-    match row.met {
+const fn verdict(met: Option<bool>) -> &'static str {
+    match met {
         Some(true) => "met",
         Some(false) => "MISSED",
         None => "",

@@ -9,17 +9,8 @@
 //! Another CPU reads the sink's counter every few milliseconds, and the best of these windows stands
 //! for a run: averages would tell what else the machine did.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::{Duration, Instant},
-};
-
-use anyhow::{Context as _, Result, ensure};
-use aya::{
-    maps::{MapData, PerCpuArray},
-    programs::{XdpMode, xdp::XdpLinkId},
-};
+use anyhow::{Context as _, Result};
+use aya::programs::{XdpMode, xdp::XdpLinkId};
 use lb_common::abi::{Mode, Protocol, Scheduler};
 use lb_userspace::dataplane::kernel::ifindex;
 
@@ -30,6 +21,7 @@ use super::{
     measure::last_cpu,
     rows::Case,
     setting::Setting,
+    sink::Sink,
     stream::Kind,
 };
 use crate::{result::DriverResult, statistics::Spread};
@@ -61,9 +53,6 @@ pub const ROWS: &[DriverRow] = &[
     (Mode::FullNat, Scheduler::RoundRobin, Case::Hit(1 << 16)),
     (Mode::FullNat, Scheduler::RoundRobin, Case::Hit(1 << 20)),
 ];
-
-/// From one reading of the sink to the next.
-const WINDOW: Duration = Duration::from_millis(5);
 
 /// A pair of interfaces with one program under test.
 struct Wire {
@@ -111,7 +100,7 @@ pub fn driver(
 
 struct Stage {
     bench: Bench,
-    sink: PerCpuArray<MapData, u64>,
+    sink: Sink,
     /// Programs stay on their interfaces for as long as these are known; they go with the namespace.
     _links: Vec<XdpLinkId>,
 }
@@ -140,7 +129,7 @@ impl Stage {
             let link = bench.object.xdp(program)?.attach(interface, XdpMode::Driver);
             links.push(link.with_context(|| format!("attaching {program} to {interface}"))?);
         }
-        let sink = bench.object.sink()?;
+        let sink = Sink::open(&bench.object)?;
         Ok(Self { bench, sink, _links: links })
     }
 
@@ -172,20 +161,7 @@ impl Stage {
 
     fn run(&mut self, frames: u32) -> Result<Run> {
         let kind = self.bench.setting.kind;
-        let (near, sink, object) = (ifindex(INTERFACE)?, &self.sink, &mut self.bench.object);
-        let before = counted(sink)?;
-        let done = AtomicBool::new(false);
-        let (sent, best) = thread::scope(|scope| {
-            let sampler = scope.spawn(|| best_window(sink, &done));
-            let sent = object.generate(kind, near, frames);
-            done.store(true, Ordering::Release);
-            let best = sampler.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            (sent, best)
-        });
-        sent?;
-        let delivered = counted(sink)? - before;
-        ensure!(delivered > 0, "no frame came back");
-        let best_ns = best?.context("the run was too short for a window")?;
+        let (best_ns, delivered) = self.sink.run(&mut self.bench.object, kind, ifindex(INTERFACE)?, frames)?;
         Ok(Run { best_ns, delivered_percent: delivered as f64 * 100.0 / f64::from(frames) })
     }
 }
@@ -210,29 +186,4 @@ impl Wire {
             delivered_percent: (delivered.min * 100.0).round() / 100.0,
         })
     }
-}
-
-/// Nanoseconds a frame in the best window until `done`.
-fn best_window(sink: &PerCpuArray<MapData, u64>, done: &AtomicBool) -> Result<Option<f64>> {
-    // Where there is only one CPU there is no better place.
-    lab::pin_to(0)?;
-    let mut best: Option<f64> = None;
-    let (mut last, mut since) = (counted(sink)?, Instant::now());
-    while !done.load(Ordering::Acquire) {
-        thread::sleep(WINDOW);
-        let (now, count) = (Instant::now(), counted(sink)?);
-        let frames = count - last;
-        let took = now - since;
-        (last, since) = (count, now);
-        // Short of that the generator stood still, or had not begun.
-        if frames > 1000 {
-            let each = took.as_nanos() as f64 / frames as f64;
-            best = Some(best.map_or(each, |best| best.min(each)));
-        }
-    }
-    Ok(best)
-}
-
-fn counted(sink: &PerCpuArray<MapData, u64>) -> Result<u64> {
-    Ok(sink.get(&0, 0).context("reading the sink")?.iter().sum())
 }

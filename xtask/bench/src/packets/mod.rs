@@ -16,6 +16,7 @@ mod object;
 mod ours;
 mod rows;
 mod setting;
+mod sink;
 mod stream;
 mod textbook;
 
@@ -28,4 +29,5 @@ pub use object::{Capacity, Harness, Object, PROGRAMS, Ran};
 pub use ours::{Counted, Ours, ProgramSize};
 pub use rows::{Case, Row, rows};
 pub use setting::Setting;
-pub use stream::Kind;
+pub use sink::Sink;
+pub use stream::{Kind, udp_order};

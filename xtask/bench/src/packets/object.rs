@@ -236,12 +236,13 @@ impl Object {
         Ok(map.get(&1, 0)?.iter().map(|counters| counters.packets).sum())
     }
 
-    /// Live frames that came back to the sink.
+    /// The sink's map, for [`super::Sink`].
     ///
     /// # Errors
     /// The kernel's.
-    pub fn sink(&mut self) -> Result<PerCpuArray<MapData, u64>> {
-        Ok(PerCpuArray::try_from(self.ebpf.take_map(names::SINK).context("the bench has no sink")?)?)
+    pub(super) fn sink_id(&self) -> Result<u32> {
+        let Some(aya::maps::Map::PerCpuArray(data)) = self.ebpf.map(names::SINK) else { bail!("there is no sink") };
+        Ok(data.info()?.id())
     }
 
     /// Writes an array of the textbook balancer from its first element.
