@@ -58,11 +58,7 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
 }
 
 fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
-    let wanted = |row: &Row| match &arguments.filter {
-        Some(filter) => row.name().contains(filter.as_str()),
-        None => row.quick || !arguments.quick,
-    };
-    let rows: Vec<Row> = packets::rows().into_iter().filter(wanted).collect();
+    let rows = wanted_rows(packets::rows(), arguments);
     ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.filter);
     println!("packets: {} rows, nanoseconds a packet without the harness", rows.len());
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
@@ -78,6 +74,16 @@ fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     results.rows = measured.rows;
     results.program = measured.program;
     Ok(())
+}
+
+/// A filter that is a row's whole name means that row alone: `hit 1` is in `hit 1M` too.
+fn wanted_rows(rows: Vec<Row>, arguments: &BenchArguments) -> Vec<Row> {
+    let Some(filter) = &arguments.filter else {
+        return rows.into_iter().filter(|row| row.quick || !arguments.quick).collect();
+    };
+    let exact = rows.iter().any(|row| row.name() == *filter);
+    let wanted = |row: &Row| if exact { row.name() == *filter } else { row.name().contains(filter.as_str()) };
+    rows.into_iter().filter(wanted).collect()
 }
 
 fn driver(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
@@ -115,6 +121,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_whole_name_means_one_row_and_a_part_of_it_all_that_have_it() {
+        let names = |filter: &str| {
+            let arguments = BenchArguments { filter: Some(filter.to_owned()), ..BenchArguments::default() };
+            wanted_rows(packets::rows(), &arguments).iter().map(Row::name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("nat maglev tcp4 hit 1"), ["nat maglev tcp4 hit 1"]);
+        assert_eq!(names("dsr-l2 maglev tcp4 hit 1M"), ["dsr-l2 maglev tcp4 hit 1M"]);
+        assert!(names("dsr-l2 maglev tcp4 hit").len() == 3 && names("no such row").is_empty());
+    }
 
     #[test]
     fn dates_are_right_at_the_ends_of_months_and_years() {
