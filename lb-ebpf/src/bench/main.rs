@@ -7,6 +7,7 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+#![allow(clippy::needless_borrows_for_generic_args, reason = "a value would be copied to the stack, which is short")]
 
 #[path = "../ctx.rs"]
 #[allow(dead_code, reason = "the data path uses the rest")]

@@ -34,27 +34,34 @@ pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
         quick: arguments.quick,
         ..Results::default()
     };
-    if arguments.wants(Part::Packets) {
-        packets(arguments, &mut results)?;
-    }
-    if arguments.wants(Part::Driver) {
-        driver(arguments, &mut results)?;
-    }
-    if arguments.wants(Part::Users) {
-        println!("users: the same load through each balancer in turn, all on one CPU");
-        let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
-        results.users = users::users(effort, &|_| {})?;
-        println!("\n{}\n", table::users(&results.users));
-    }
+    let measured = measure(arguments, &mut results);
+    // What was measured before something failed is kept.
     if let Some(path) = &arguments.json {
         results.write(path)?;
         println!("written: {}", path.display());
     }
+    measured?;
     let Some(earlier) = earlier else { return Ok(ExitCode::SUCCESS) };
     let comparison = compare::compare(&earlier, &results, arguments.threshold);
     ensure!(!comparison.changes.is_empty(), "the earlier run has none of the rows that were measured now");
     println!("{}", comparison.report());
     Ok(if comparison.is_worse() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    if arguments.wants(Part::Packets) {
+        packets(arguments, results)?;
+    }
+    if arguments.wants(Part::Driver) {
+        driver(arguments, results)?;
+    }
+    if arguments.wants(Part::Users) {
+        println!("users: the same load through each balancer in turn, all on one CPU");
+        let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
+        results.users = users::users(effort)?;
+        println!("\n{}\n", table::users(&results.users));
+    }
+    Ok(())
 }
 
 fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {

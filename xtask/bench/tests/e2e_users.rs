@@ -23,7 +23,7 @@ fn live_frames_come_back_from_ours_the_textbook_and_the_floor() {
 
 #[test]
 fn every_balancer_answers_every_request_and_forwards_udp() {
-    let results = users(UserEffort::LEAST, &|_| {}).unwrap_or_else(|error| panic!("{error:#}"));
+    let results = users(UserEffort::LEAST).unwrap_or_else(|error| panic!("{error:#}"));
     let of = |load: &str| -> BTreeSet<String> {
         results.iter().filter(|result| result.load == load).map(|result| result.balancer.clone()).collect()
     };

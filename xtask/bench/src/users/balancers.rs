@@ -210,19 +210,3 @@ fn nginx(stage: &Stage) -> Result<Process> {
     command.args(["-e", "stderr", "-p"]).arg(&folder).arg("-c").arg(path);
     Process::start("nginx stream", &mut command, &stage.world.folder().join("balancer.log"))
 }
-
-/// The link-layer address of a host's `eth0`.
-///
-/// # Errors
-/// There is no such interface.
-pub fn address_of_eth0(host: &xtask::world::Namespace) -> Result<[u8; 6]> {
-    // Not by sysfs, which shows the namespace in which it was mounted.
-    let text = host.output("ip", &["-json", "link", "show", "dev", "eth0"])?;
-    let links: serde_json::Value = serde_json::from_str(&text).context("reading what ip says")?;
-    let address = links[0]["address"].as_str().context("eth0 has no address")?;
-    let mut mac = [0; 6];
-    for (byte, digits) in mac.iter_mut().zip(address.split(':')) {
-        *byte = u8::from_str_radix(digits, 16).context("a link-layer address")?;
-    }
-    Ok(mac)
-}

@@ -39,7 +39,7 @@ pub struct UserEffort {
 }
 
 impl UserEffort {
-    pub const QUICK: Self = Self { rounds: 1, connections: 4000, requests: 20_000, files: 16, frames: 1 << 18 };
+    pub const QUICK: Self = Self { rounds: 1, connections: 4000, requests: 20_000, files: 16, frames: 1 << 19 };
     pub const FULL: Self = Self { rounds: 3, connections: 10_000, requests: 60_000, files: 64, frames: 1 << 20 };
     /// For tests of the bench itself.
     pub const LEAST: Self = Self { rounds: 1, connections: 40, requests: 40, files: 2, frames: 1 << 14 };
@@ -61,11 +61,11 @@ struct Sample {
     cpu: Duration,
 }
 
-/// Runs all balancers; `tell` hears of each result once all rounds are over.
+/// Runs all balancers.
 ///
 /// # Errors
 /// Something does not start.
-pub fn users(effort: UserEffort, tell: &dyn Fn(&UserResult)) -> Result<Vec<UserResult>> {
+pub fn users(effort: UserEffort) -> Result<Vec<UserResult>> {
     // Everything that is started from here stays there too.
     let cpu = last_cpu();
     pin_to(cpu)?;
@@ -100,13 +100,9 @@ pub fn users(effort: UserEffort, tell: &dyn Fn(&UserResult)) -> Result<Vec<UserR
     for ((load, _), (name, samples)) in &samples {
         let direct = samples_of_direct(&results, LOADS[*load].0);
         let result = result(name, LOADS[*load].0, samples, direct).context("no samples")?;
-        tell(&result);
         results.push(result);
     }
-    for result in udp::results(&frames) {
-        tell(&result);
-        results.push(result);
-    }
+    results.extend(udp::results(&frames));
     Ok(results)
 }
 

@@ -13,7 +13,7 @@ use aya::programs::{XdpMode, xdp::XdpLinkId};
 use xtask::{
     shell,
     world::{
-        Family, Process, Topology, World, process,
+        Family, Namespace, Process, Topology, World, process,
         servers::{WEB_PORT, Web},
     },
 };
@@ -65,6 +65,10 @@ impl Stage {
         for address in [Family::V4.service().to_string(), SECOND.to_owned()] {
             backend.ip(&[format!("address add {address}/32 dev lo")])?;
         }
+        // The sink takes everything, questions for link-layer addresses too.
+        let (backend_address, mac) = (Family::V4.backend(0), address_of_eth0(backend)?);
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        world.lb.ip(&[format!("neigh replace {backend_address} lladdr {mac} dev eth1 nud permanent")])?;
         let web = web(&world)?;
         Ok(Self { world, object: Object::load(Capacity { flows: 64, nat: 64 })?, web, far_end: None })
     }
@@ -132,4 +136,20 @@ fn web(world: &World) -> Result<Process> {
 /// An IPv4 address of the world.
 pub fn service() -> IpAddr {
     Family::V4.service()
+}
+
+/// The link-layer address of a host's `eth0`.
+///
+/// # Errors
+/// There is no such interface.
+pub fn address_of_eth0(host: &Namespace) -> Result<[u8; 6]> {
+    // Not by sysfs, which shows the namespace in which it was mounted.
+    let text = host.output("ip", &["-json", "link", "show", "dev", "eth0"])?;
+    let links: serde_json::Value = serde_json::from_str(&text).context("reading what ip says")?;
+    let address = links[0]["address"].as_str().context("eth0 has no address")?;
+    let mut mac = [0; 6];
+    for (byte, digits) in mac.iter_mut().zip(address.split(':')) {
+        *byte = u8::from_str_radix(digits, 16).context("a link-layer address")?;
+    }
+    Ok(mac)
 }

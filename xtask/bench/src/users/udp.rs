@@ -6,8 +6,8 @@ use lb_common::{abi::Protocol, bench::Stream};
 use lb_userspace::dataplane::kernel::ifindex;
 
 use super::{
-    balancers::{Door, address_of_eth0},
-    stage::{PAST, Stage},
+    balancers::Door,
+    stage::{PAST, Stage, address_of_eth0},
 };
 use crate::{
     packets::{Kind, Sink, udp_order},
