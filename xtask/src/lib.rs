@@ -1,4 +1,4 @@
-//! What a developer or first user types: set-up, run, test, lint, fuzz; and [`world`], the network
+//! What a developer or first user types: set-up, run, test, bench, lint, fuzz; and [`world`], the network
 //! namespaces in which `cargo xtask run` and the end-to-end tests (`tests/e2e_*.rs`) drive the real
 //! `lb` binary with real clients and servers.
 

@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Test { filter } => suite::test(filter.as_deref()),
         Task::Vm(arguments) => vm::vm(&arguments),
-        Task::Bench(_) => bench::bench(words.get(2..).unwrap_or_default()),
+        Task::Bench(arguments) => bench::bench(&arguments, words.get(2..).unwrap_or_default()),
         Task::Lint => lint::lint(),
         Task::Fuzz { duration } => fuzz::fuzz(duration),
         Task::Serve { name, port } => http::serve(&name, port).map(|()| ExitCode::SUCCESS).map_err(Into::into),
