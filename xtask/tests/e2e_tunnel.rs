@@ -244,7 +244,7 @@ fn doctor_finds_what_a_backend_lacks_until_nothing_is_lacking() {
         world.backends[0].output("sh", &["-c", &fix(name)]).unwrap();
     }
     world.backends[0].ip(&["route add 10.71.1.0/24 dev eth0"]).unwrap();
-    assert_eq!(diagnose(&balancer).0, [decapsulation.clone()]);
+    assert_eq!(diagnose(&balancer).0, std::slice::from_ref(&decapsulation));
     let fix = fix(&decapsulation);
     let words: Vec<&str> = fix.split(' ').skip(1).collect();
     shell::output(lb_on(world, 0, &words).arg("--background")).unwrap();

@@ -39,8 +39,8 @@ impl Kind {
         match (self.protocol, self.v4) {
             (Protocol::Tcp, true) => "tcp4",
             (Protocol::Tcp, false) => "tcp6",
-            (Protocol::Udp, true) => "udp4",
-            (Protocol::Udp, false) => "udp6",
+            (Protocol::Udp | Protocol::Sctp, true) => "udp4",
+            (Protocol::Udp | Protocol::Sctp, false) => "udp6",
         }
     }
 }
