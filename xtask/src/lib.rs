@@ -5,6 +5,7 @@
 pub mod build;
 pub mod demo;
 pub mod fuzz;
+pub mod interop;
 pub mod lint;
 pub mod run;
 pub mod setup;
