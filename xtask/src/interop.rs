@@ -56,7 +56,7 @@ pub fn interop(program: &Path) -> Result<()> {
     println!("tunnel devices of the kernel:");
     make_devices(&world)?;
     diagnose(&world, program)?;
-    try_all(&world, &lb, &services)?;
+    try_all(&world, &mut lb, &services)?;
     let devices = received(&world)?;
     ensure!(devices.iter().all(|(_, packets)| *packets > 0), "a device has received nothing: {devices:?}");
     println!("packets out of the devices: {devices:?}");
@@ -67,7 +67,7 @@ pub fn interop(program: &Path) -> Result<()> {
     // The GUE ports stay, and what they open finds no device.
     let sources = Family::BOTH.map(|family| family.lb_backend_side().to_string());
     let decap = Decap::start(&world, program, 0, &[&sources[0], &sources[1], CHOSEN], PATIENCE)?;
-    try_all(&world, &lb, &services)?;
+    try_all(&world, &mut lb, &services)?;
     for outcome in ["ipip", "gue"] {
         ensure!(decap.counted(outcome)? > 0, "nothing counted as {outcome}: {}", decap.status()?);
     }
@@ -146,7 +146,7 @@ fn diagnose(world: &World, program: &Path) -> Result<()> {
     Ok(())
 }
 
-fn try_all(world: &World, lb: &Balancer<'_>, services: &[Service]) -> Result<()> {
+fn try_all(world: &World, lb: &mut Balancer<'_>, services: &[Service]) -> Result<()> {
     for service in services {
         let begun = Instant::now();
         for number in 0..REQUESTS {
@@ -162,8 +162,12 @@ fn try_all(world: &World, lb: &Balancer<'_>, services: &[Service]) -> Result<()>
             service.family.name()
         );
     }
+    if let Some(status) = lb.agent().ended()? {
+        bail!("the agent ended with {status}; its log ends:\n{}", lb.agent().log_tail());
+    }
     for service in services {
-        let stats = lb.json(&["stats", &service.name])?;
+        // Emulated, the agent may take longer to answer than the command line waits.
+        let stats = lb.until("lb stats", PATIENCE, |lb| lb.json(&["stats", &service.name]))?;
         let counted = &stats["services"][0];
         ensure!(counted["reply"]["packets"] == 0 && counted["dropped"] == 0, "answers came by the balancer: {stats}");
     }
