@@ -6,6 +6,7 @@ pub mod bench;
 pub mod build;
 pub mod demo;
 pub mod fuzz;
+pub mod interop;
 pub mod lint;
 pub mod run;
 pub mod setup;
