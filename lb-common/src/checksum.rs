@@ -98,6 +98,12 @@ impl Sum {
         fold(self.0) == 0xffff
     }
 
+    /// What is summed up already, in memory order: the sum of words so far, folded to 32 bits at most.
+    #[inline(always)]
+    pub const fn partial(self, sum: u32) -> Self {
+        Self(self.0 + sum as u64)
+    }
+
     /// Bytes from an even offset on; an odd last byte is padded with zero.
     #[inline(always)]
     pub fn bytes<const N: usize>(mut self, bytes: &[u8; N]) -> Self {

@@ -263,8 +263,8 @@ impl Datagram {
     /// and the packet does not, and of IPv6 the header fields that no checksum covers. A packet that
     /// was damaged before it came here has a wrong outer checksum too: nothing is hidden.
     ///
-    /// 0, "no checksum", where the inner packet is UDP over IPv4 without one (RFC 768; over IPv6
-    /// allowed for tunnels, RFC 6935, 5), or a fragment, whose checksum is about all of them. The
+    /// 0, "no checksum", where the inner packet is SCTP, UDP over IPv4 without one (RFC 768; over
+    /// IPv6 allowed for tunnels, RFC 6935, 5), or a fragment, whose checksum is about all of them. The
     /// inner packet begins `shift` bytes behind where `transport` says.
     #[inline(always)]
     pub(crate) fn checksum<P: PacketAccess>(
@@ -278,11 +278,14 @@ impl Datagram {
             return Some([0; 2]);
         }
         let segment = shift + transport.offset as usize;
-        if transport.protocol == Protocol::Udp {
+        if transport.protocol != Protocol::Tcp {
             let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
             let carried = NETWORK_OFFSET + transport.packet_len as usize - transport.offset as usize;
             // Without checksum, or with bytes behind the datagram that no checksum covers (RFC 9868).
-            if check_high | check_low == 0 || u16::from_be_bytes([length_high, length_low]) as usize != carried {
+            // SCTP's CRC32c tells nothing about the sum.
+            let sctp = transport.protocol == Protocol::Sctp;
+            let covers = u16::from_be_bytes([length_high, length_low]) as usize == carried;
+            if sctp || check_high | check_low == 0 || !covers {
                 return Some([0; 2]);
             }
         }

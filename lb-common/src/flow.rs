@@ -159,6 +159,7 @@ impl State {
 /// What a packet tells about its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seen {
+    /// Of a connection that begins and ends: TCP, or SCTP in the words of [`crate::sctp::flags`].
     pub tcp: bool,
     /// From the backend.
     pub reply: bool,

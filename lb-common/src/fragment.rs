@@ -12,6 +12,7 @@ use crate::{
     checksum::Delta,
     packet::{HEADERS_MAX, PacketAccess},
     parse::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, NETWORK_OFFSET, Network, Part, Problem, Transport, is_extension},
+    sctp,
 };
 
 /// Where the identification and the checksum stand in the IPv4 header.
@@ -197,6 +198,13 @@ fn header<P: PacketAccess>(frame: &P, next: u8, offset: usize, end: usize) -> Re
                 return Err(Problem::Malformed);
             }
             ([header[0], header[1], header[2], header[3]], 0)
+        }
+        Protocol::Sctp => {
+            let ports: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
+            if offset + sctp::PACKET_MIN > end {
+                return Err(Problem::Malformed);
+            }
+            (ports, sctp::flags(frame, offset).ok_or(Problem::Malformed)?)
         }
     };
     Ok(Transport {

@@ -1,6 +1,7 @@
 //! What must hold for any bytes that arrive: one function for libFuzzer (`fuzz/`) and for the
 //! bounded run among the normal tests. Checksums are summed here a second time, in the plainest way.
 
+mod family;
 mod icmp;
 mod mss;
 
@@ -45,7 +46,10 @@ pub fn check(data: &[u8]) -> Depth {
 
     check_bounds(original, &network, &transport);
     check_padding(original, &network, &transport);
-    check_translate(original, &network, &transport, prefix);
+    if transport.protocol != Protocol::Sctp {
+        check_translate(original, &network, &transport, prefix);
+        family::check(original, &network, &transport, prefix);
+    }
     check_lower_ttl(original, &network, &transport);
     if transport.protocol == Protocol::Tcp {
         check_reset(original, &network, &transport);
@@ -124,6 +128,7 @@ fn check_bounds(frame: &[u8], network: &Network, transport: &Transport) {
     let (fixed, header) = match transport.protocol {
         Protocol::Tcp => (20, (frame[offset + 12] >> 4) as usize * 4),
         Protocol::Udp => (8, 8),
+        Protocol::Sctp => (16, 16),
     };
     assert!(offset >= NETWORK_OFFSET + if network.v4 { 20 } else { 40 });
     assert!(header >= fixed && offset + header <= end && end <= frame.len());
@@ -288,6 +293,7 @@ fn segment_sum(frame: &[u8], network: &Network, transport: &Transport) -> u16 {
     let length = match transport.protocol {
         Protocol::Tcp => NETWORK_OFFSET + transport.packet_len as usize - offset,
         Protocol::Udp => u16::from_be_bytes([frame[offset + 4], frame[offset + 5]]) as usize,
+        Protocol::Sctp => unreachable!("its checksum is no sum"),
     };
     let addresses = if network.v4 { 12..20 } else { 8..40 };
     let addresses = &frame[NETWORK_OFFSET + addresses.start..NETWORK_OFFSET + addresses.end];
@@ -301,6 +307,9 @@ fn header_v4(frame: &[u8]) -> &[u8] {
 
 /// For IPv4's and the segment's: a sum of ones, or no UDP checksum at all.
 fn checksums_are_right(frame: &[u8], network: &Network, transport: &Transport) -> [bool; 2] {
+    if transport.protocol == Protocol::Sctp {
+        return [!network.v4 || sum(&[header_v4(frame)]) == 0xffff, true];
+    }
     let check = check_offset(transport);
     let absent = transport.protocol == Protocol::Udp && frame[check..check + 2] == [0, 0];
     [!network.v4 || sum(&[header_v4(frame)]) == 0xffff, absent || segment_sum(frame, network, transport) == 0xffff]

@@ -13,6 +13,7 @@ pub mod bench;
 pub mod checksum;
 pub mod decap;
 pub mod encap;
+pub mod family;
 pub mod flow;
 pub mod fragment;
 #[cfg(any(test, feature = "fuzz"))]
@@ -25,6 +26,8 @@ pub mod mss;
 pub mod packet;
 pub mod parse;
 pub mod ports;
+pub mod quic;
 pub mod rewrite;
+pub mod sctp;
 pub mod verdict;
 pub mod vlan;

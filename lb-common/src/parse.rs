@@ -11,6 +11,7 @@ use network_types::{
 use crate::{
     abi::{Address, Port, Protocol, VlanTag, limits::EXTENSION_HEADERS},
     packet::{HEADERS_MAX, PacketAccess},
+    sctp,
 };
 
 /// Where the network header begins. Frames with VLAN tags are handled without them ([`crate::vlan`]).
@@ -54,7 +55,7 @@ pub enum NotOurs {
 /// Why the rest of a packet to one of our addresses cannot be balanced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Problem {
-    /// Neither TCP nor UDP, or on its way to further nodes (IPv6 routing header).
+    /// Neither TCP nor UDP nor SCTP, or on its way to further nodes (IPv6 routing header).
     NotTransport,
     /// ICMP in IPv4, ICMPv6 in IPv6.
     Icmp,
@@ -80,7 +81,7 @@ pub struct Transport {
     pub protocol: Protocol,
     pub source_port: Port,
     pub destination_port: Port,
-    /// As in the 14th byte of the TCP header; 0 for UDP.
+    /// As in the 14th byte of the TCP header; 0 for UDP; for SCTP see [`sctp::flags`].
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
@@ -229,6 +230,22 @@ fn ports<P: PacketAccess>(
                 source_port: Port::from_wire(header.src),
                 destination_port: Port::from_wire(header.dst),
                 tcp_flags: 0,
+                ttl,
+                part: Part::Whole,
+                offset: offset as u16,
+                packet_len,
+            })
+        }
+        Some(Protocol::Sctp) => {
+            let [a, b, c, d]: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
+            if offset + sctp::PACKET_MIN > end {
+                return Err(Problem::Malformed);
+            }
+            Ok(Transport {
+                protocol: Protocol::Sctp,
+                source_port: Port::from_wire([a, b]),
+                destination_port: Port::from_wire([c, d]),
+                tcp_flags: sctp::flags(frame, offset).ok_or(Problem::Malformed)?,
                 ttl,
                 part: Part::Whole,
                 offset: offset as u16,

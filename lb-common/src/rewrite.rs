@@ -7,7 +7,8 @@ use crate::{
     parse::{NETWORK_OFFSET, Network, Part, Transport},
 };
 
-/// What the packet carries after [`translate`]. Both addresses are of the packet's own family.
+/// What the packet carries after [`translate`]: both addresses of the packet's own family; or of the
+/// other one after [`crate::family::write`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
     pub source: Address,
@@ -40,9 +41,21 @@ pub fn translate<P: PacketAccess>(
     if transport.part == Part::Later {
         return Some(());
     }
+    ports(frame, transport, transport.offset as usize, addresses, to)
+}
+
+/// Writes the ports, and the checksum for them and for addresses that changed by `addresses`.
+/// `offset`: of the transport header.
+#[inline(always)]
+pub(crate) fn ports<P: PacketAccess>(
+    frame: &mut P,
+    transport: &Transport,
+    offset: usize,
+    addresses: Delta,
+    to: &Translation,
+) -> Option<()> {
     let delta =
         addresses.port(transport.source_port, to.source_port).port(transport.destination_port, to.destination_port);
-    let offset = transport.offset as usize;
     let [a, b] = to.source_port.to_wire();
     let [c, d] = to.destination_port.to_wire();
     frame.write(offset, [a, b, c, d])?;
@@ -55,6 +68,8 @@ pub fn translate<P: PacketAccess>(
             let check: [u8; 2] = frame.read(offset + UDP_CHECK)?;
             frame.write(offset + UDP_CHECK, delta.apply_udp(check))
         }
+        // Its checksum covers all of the packet: it is not translated.
+        Protocol::Sctp => None,
     }
 }
 

@@ -69,7 +69,7 @@ reasons! {
     NotForUs = 1, Pass, "not_for_us";
     /// To one of our addresses, but no service has the protocol and port.
     NoService = 2, Pass, "no_service";
-    /// To one of our addresses, neither TCP nor UDP, or with a route to further nodes.
+    /// To one of our addresses, neither TCP nor UDP nor SCTP, or with a route to further nodes.
     NotTransport = 3, Pass, "not_transport";
     /// To one of our addresses, a fragment of what is not balanced, or of no flow.
     Fragment = 4, Pass, "fragment";
@@ -125,8 +125,14 @@ reasons! {
     ErrorOfNoFlow = 29, Drop, "error_of_no_flow";
     /// An ICMP error about a packet in a tunnel that no client can be told of.
     TunnelError = 30, Pass, "tunnel_error";
+    /// Of a flow between IPv4 and IPv6, and with headers that the other family does not know: a source
+    /// route, authentication, mobility; or a fragment.
+    NotTranslatable = 31, Drop, "not_translatable";
+    /// SCTP of a flow that is not known, and not its beginning: perhaps from a further address of the
+    /// client. Never answered: that would end the association on its first address too.
+    UnknownAssociation = 32, Drop, "unknown_association";
     /// To a service, a fragment whose first one has not come by, or was not sent on.
-    FragmentEarly = 31, Drop, "fragment_early";
+    FragmentEarly = 33, Drop, "fragment_early";
 }
 
 /// How a packet leaves.
@@ -173,8 +179,10 @@ stages! {
     TooBig = 1, "lb_too_big";
     /// The first packet of a flow whose client may have a backend already.
     Client = 2, "lb_client";
+    /// Packets of flows between IPv4 and IPv6.
+    Family = 3, "lb_family";
     /// Frames with VLAN tags, and fragments: the whole way once more, with what they need besides.
-    Unusual = 3, "lb_unusual";
+    Unusual = 4, "lb_unusual";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

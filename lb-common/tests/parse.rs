@@ -283,8 +283,8 @@ fn an_extension_header_that_leaves_the_packet_is_malformed() {
 
 #[test]
 fn other_protocols_are_not_transport() {
-    // ICMP, IPIP, GRE, ESP, ICMPv6, "no next header", SCTP, UDP-Lite.
-    for protocol in [1, 4, 47, 50, 58, 59, 132, 136] {
+    // ICMP, IPIP, GRE, ESP, ICMPv6, "no next header", UDP-Lite.
+    for protocol in [1, 4, 47, 50, 58, 59, 136] {
         let segment = Segment::Other { protocol, bytes: vec![0; 16] };
         let of = |icmp| if protocol == icmp { Problem::Icmp } else { Problem::NotTransport };
         assert_eq!(problem(Packet::v4(segment.clone()).frame()), of(1));
@@ -353,5 +353,49 @@ fn a_large_payload_does_not_matter() {
     for v4 in [true, false] {
         let packet = Packet::of_family(v4, Segment::tcp(1, 2, 0x10, &[7; 8_948]));
         assert_eq!(parsed(&mut packet.frame()).1.offset as usize, packet.transport_offset());
+    }
+}
+
+/// An SCTP packet: ports, verification tag, checksum (not looked at), one chunk.
+fn sctp(chunk: u8) -> Segment {
+    let bytes = [&[0x9c, 0x40, 0x0b, 0x59, 1, 2, 3, 4, 0xde, 0xad, 0xbe, 0xef, chunk, 0, 0, 4][..], &[7; 12]].concat();
+    Segment::Other { protocol: 132, bytes }
+}
+
+#[test]
+fn sctp_chunks_say_what_tcp_flags_would() {
+    use lb_common::flow::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+    let words = [
+        (1, TCP_SYN),
+        (2, TCP_ACK),
+        (0, TCP_ACK),
+        (3, TCP_ACK),
+        (4, TCP_ACK),
+        (5, TCP_ACK),
+        (6, TCP_RST),
+        (7, TCP_FIN | TCP_ACK),
+        (8, TCP_FIN | TCP_ACK),
+        (10, TCP_ACK),
+        (14, TCP_RST),
+        (192, TCP_ACK),
+    ];
+    for (chunk, wanted) in words {
+        for v4 in [true, false] {
+            let mut frame = Packet::of_family(v4, sctp(chunk)).padded(5).frame();
+            let (_, transport) = parsed(&mut frame);
+            assert_eq!((transport.protocol, transport.tcp_flags), (Protocol::Sctp, wanted), "chunk {chunk}");
+            assert_eq!((transport.source_port, transport.destination_port), (Port::new(40_000), Port::new(2905)));
+        }
+    }
+}
+
+#[test]
+fn an_sctp_packet_without_a_chunk_is_malformed() {
+    let Segment::Other { bytes, .. } = sctp(1) else { panic!("bytes") };
+    for length in 0..16 {
+        let mut frame =
+            Packet::v4(Segment::Other { protocol: 132, bytes: bytes[..length].to_vec() }).padded(20).frame();
+        let network = parse::network(&frame.as_mut_slice()).unwrap();
+        assert_eq!(parse::transport(&frame.as_mut_slice(), &network), Err(Problem::Malformed), "{length}");
     }
 }

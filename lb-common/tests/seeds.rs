@@ -30,6 +30,7 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
             ("udp", udp(b"query")),
             ("udp-empty", udp(b"")),
             ("udp-zero", Segment::Udp { source: 1, destination: 2, checksum: false, payload: b"none".to_vec() }),
+            ("sctp", Segment::Other { protocol: 132, bytes: [vec![7; 12], vec![1, 0, 0, 20], vec![9; 16]].concat() }),
             ("other", Segment::Other { protocol: if v4 { 1 } else { 58 }, bytes: vec![8; 8] }),
         ];
         for (name, segment) in segments {
@@ -49,6 +50,8 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
         packets.push((format!("{family}-tcp-mss"), Packet::of_family(v4, sized)));
         packets.push((format!("{family}-tcp-padded"), Packet::of_family(v4, tcp(0x10, b"")).padded(6)));
     }
+    let source_route = Packet::v4(udp(b"source route")).options(&[131, 7, 4, 10, 0, 0, 1, 0]);
+    packets.push(("v4-source-route".to_owned(), source_route));
     for words in [1, 10] {
         packets.push((format!("v4-options-{words}"), Packet::v4(udp(b"options")).options(&vec![1; words * 4])));
     }

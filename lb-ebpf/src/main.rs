@@ -17,6 +17,7 @@ mod pipeline;
 mod settings;
 mod stages;
 mod stats;
+mod sum;
 mod transmit;
 
 use aya_ebpf::{
@@ -28,7 +29,7 @@ use lb_common::verdict::{Exit, Reason, Verdict};
 use crate::{
     ctx::Frame,
     maps::STAGES,
-    stages::{clients, icmp, tagged, too_big, unusual},
+    stages::{clients, family, icmp, tagged, too_big, unusual},
 };
 
 #[xdp(frags)]
@@ -69,6 +70,14 @@ pub fn lb_too_big(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = too_big::run(frame.md());
+    finish(&ctx, bytes, verdict)
+}
+
+#[xdp(frags)]
+pub fn lb_family(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = family::run(frame.md());
     finish(&ctx, bytes, verdict)
 }
 

@@ -9,8 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendCounters, Event, Flow, FragmentFlow, FragmentKey, Interface, PortPool,
-        ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, Slot, VerdictCounters, VlanKey, VlanLink,
-        limits,
+        QuicKey, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, Slot, VerdictCounters, VlanKey,
+        VlanLink, limits,
     },
     verdict::{Reason, Stage},
 };
@@ -83,6 +83,10 @@ pub static FLOWS: Array<Flow, { limits::FLOWS as usize }, MAPPED> = Array::new()
 /// Made ready by the agent; ports are taken and given back here and by the agent, bit by bit.
 #[btf_map(name = "port_pools")]
 pub static PORT_POOLS: Array<PortPool, { limits::PORT_POOLS as usize }, MAPPED> = Array::new();
+
+/// Backend ids by what connection IDs say. Written by the agent.
+#[btf_map(name = "quic_ids")]
+pub static QUIC_IDS: HashMap<QuicKey, u32, { limits::BACKENDS as usize }> = HashMap::new();
 
 /// Written by the agent; here only to be pinned with the others.
 #[btf_map(name = "settings")]

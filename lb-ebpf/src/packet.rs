@@ -10,6 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Backend, DontFragment, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
     encap::Tunnel,
+    family::Header,
     icmp::quote::{IcmpError, Quoted},
     mss::Cursor,
     parse::{Network, Transport},
@@ -23,6 +24,7 @@ use crate::{
         fragment::Fragmented,
         table::{self, Place, Tuple},
     },
+    sum,
 };
 
 #[repr(C)]
@@ -50,6 +52,11 @@ pub struct Packet {
     pub to: Translation,
     /// In tunnel modes, towards the backend.
     pub tunnel: Tunnel,
+    /// Between IPv4 and IPv6: not 0 for a packet from the backend; what its header will be; and a part
+    /// of it on its way through a checksum.
+    pub reply: u32,
+    pub header: Header,
+    pub chunk: [u64; sum::CHUNK / 8],
     pub hop: Hop,
     pub fib: bpf_fib_lookup,
     pub socket: bpf_sock_tuple,
@@ -88,6 +95,8 @@ pub struct Packet {
     pub slot_hash: u64,
     /// Tells flows apart; the same for all packets of one.
     pub hash: u64,
+    /// QUIC: the backend that the connection ID names, or [`NO_BACKEND`]: where a flow begins.
+    pub named: u32,
 }
 
 /// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.

@@ -18,6 +18,7 @@ use crate::{
         admit,
         begin::begin,
         hashed::{self, Unlisted},
+        quic,
         refuse::refuse,
         select, table,
     },
@@ -47,16 +48,16 @@ pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
     *bytes = frame.bytes_of(&packet.transport);
     // What most packets are for is found by one look-up.
     packet.begins = 0;
-    let reason = if to_us && admit::service(packet) { forward(packet) } else { other(packet) };
+    let reason = if to_us && admit::service(packet) { forward(frame.md(), packet) } else { other(frame.md(), packet) };
     go(frame.md(), packet, reason)
 }
 
 /// Decides about a packet whose headers were read by a program of rare packets; for its reason see
 /// [`go`].
 #[inline(always)]
-pub fn decide(packet: &mut Packet) -> Reason {
+pub fn decide(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.begins = 0;
-    if admit::service(packet) { forward(packet) } else { other(packet) }
+    if admit::service(packet) { forward(md, packet) } else { other(md, packet) }
 }
 
 /// The rest of the way of a packet that was decided about: begins its flow where one is to begin.
@@ -86,10 +87,10 @@ pub fn carry_out(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdic
 
 /// What becomes of a packet that no service on its port takes.
 #[inline(always)]
-fn other(packet: &mut Packet) -> Reason {
+fn other(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     let to = admit::roles(&packet.network.destination);
     if admit::service_of_any_port(packet, to) {
-        return forward(packet);
+        return forward(md, packet);
     }
     if to.has(AddressRoles::SOURCE) || admit::roles(&packet.network.source).has(AddressRoles::NAT_BACKEND) {
         return reply(packet);
@@ -130,7 +131,7 @@ const OF_CLIENT: u32 = 2;
 /// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
 /// begin.
 #[inline(never)]
-fn forward(packet: &mut Packet) -> Reason {
+fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if packet.transport.ttl <= 1 {
         return Reason::TtlExpired;
     }
@@ -158,6 +159,9 @@ fn forward(packet: &mut Packet) -> Reason {
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
     packet.set_tuple(packet.backend_id.wrapping_add(1));
+    if packet.service.quic_server_id != 0 {
+        quic::follow_connection(md);
+    }
     if !tracked {
         packet.hash = packet.tuple.hash;
     }
@@ -172,19 +176,25 @@ fn forward(packet: &mut Packet) -> Reason {
         match hashed::unlisted(packet, opens) {
             Unlisted::Sent => return Reason::ToBackend,
             Unlisted::Dead => return Reason::BackendDead,
-            Unlisted::Unknown => return Reason::UnknownFlow,
+            Unlisted::Unknown => return unknown(&packet.transport),
             Unlisted::Begin => {}
         }
-    } else if packet.transport.protocol == Protocol::Tcp && !opens {
-        return Reason::UnknownFlow;
+    } else if packet.transport.protocol.has_connections() && !opens {
+        return unknown(&packet.transport);
     }
     if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
         hashed::set_hash();
     }
-    let continues = packet.adopted != 0 && packet.transport.protocol == Protocol::Tcp;
+    let continues = packet.adopted != 0 && packet.transport.protocol.has_connections();
     let of_client = packet.service.granularity == Granularity::Client as u8 && !continues;
     packet.begins = if of_client { OF_CLIENT } else { OF_ITSELF };
     Reason::Internal
+}
+
+/// Why a packet of a connection that nobody knows goes nowhere.
+#[inline(always)]
+fn unknown(transport: &Transport) -> Reason {
+    if transport.protocol == Protocol::Sctp { Reason::UnknownAssociation } else { Reason::UnknownFlow }
 }
 
 /// What becomes of a packet whose flow was found.
@@ -216,10 +226,11 @@ fn known(packet: &mut Packet) -> Known {
     if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
 }
 
-/// Whether the packet is a TCP connection's first. A fragment behind that has its flags, and is not.
+/// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT. A fragment behind that has its flags,
+/// and is not.
 #[inline(always)]
 fn opens(transport: &Transport) -> bool {
-    transport.protocol == Protocol::Tcp
+    transport.protocol.has_connections()
         && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
         && transport.part != Part::Later
 }

@@ -37,10 +37,20 @@ const INET6: u8 = 10;
 /// is left whole.
 #[inline(always)]
 pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
+    if packet.flow.flags & Flow::ACROSS_FAMILIES != 0 {
+        packet.reply = (reason == Reason::ToClient) as u32;
+        return Verdict::go_on(Stage::Family);
+    }
     let reason = rewrite(md, packet, reason);
     if reason == Reason::TooBig {
         return Verdict::go_on(Stage::TooBig);
     }
+    conclude(md, packet, reason)
+}
+
+/// The verdict of a packet that was written for its hop, or could not be.
+#[inline(always)]
+pub fn conclude(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
     if reason.action() != Action::Forward {
         stats::dropped(packet.flow.service_id);
         return Verdict::of(reason);
@@ -58,7 +68,23 @@ pub fn leave(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
 /// A function of its own, so that what it needs does not lie on the stack of all others.
 #[inline(never)]
 fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
+    let departs = depart(md, packet, reason);
+    if departs != reason {
+        return departs;
+    }
     let mut frame = Frame::of(md);
+    if Mode::is_one_sided(packet.flow.mode) {
+        return if hand_on(md) != 0 { reason } else { Reason::Internal };
+    }
+    let written = translate(&mut frame, &packet.network, &packet.transport, &packet.to)
+        .and_then(|()| link_layer(&mut frame, &packet.hop));
+    if written.is_some() { reason } else { Reason::Internal }
+}
+
+/// Finds the next hop, and notes and counts a packet that has one: `reason`, or why it cannot go.
+#[inline(always)]
+pub fn depart(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
+    let frame = Frame::of(md);
     let reply = reason == Reason::ToClient;
     let hop = next_hop(md, packet, reply);
     if hop != reason {
@@ -71,12 +97,7 @@ fn rewrite(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
         table::remember_mac(packet.place.index, frame.sender());
     }
     stats::sent(packet.flow.service_id, packet.flow.backend_id, reply, frame.bytes_of(&packet.transport));
-    if Mode::is_one_sided(packet.flow.mode) {
-        return if hand_on(md) != 0 { reason } else { Reason::Internal };
-    }
-    let written = translate(&mut frame, &packet.network, &packet.transport, &packet.to)
-        .and_then(|()| link_layer(&mut frame, &packet.hop));
-    if written.is_some() { reason } else { Reason::Internal }
+    reason
 }
 
 /// Direct server return: the packet as it is, with another TTL, and in its tunnel if it takes one. 0:

@@ -68,7 +68,9 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     packets_of_tcp
     plural_backends
     plural_tables
+    quic
     service_names
+    sctp
     services_that_are_no_tables
     single_brackets_for_a_service
     source_ports
@@ -103,6 +105,7 @@ fixtures! { WARNED, |name| render(&warnings(name), ReportStyle::Plain),
     tunnel_settings_without_a_tunnel
     udp_without_a_check
     weights_without_effect
+    quic_backends_without_server_ids
 }
 
 #[test]

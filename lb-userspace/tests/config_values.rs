@@ -7,7 +7,7 @@ use lb_common::{
     flow::{State, idle_ticks},
 };
 use lb_userspace::config::{
-    Backend, Check, Clients, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel,
+    Backend, Check, Clients, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Quic, Service, StatusRange, Tunnel,
     TunnelSource, XdpMode, parse, reference,
 };
 
@@ -56,6 +56,7 @@ fn what_is_left_out_has_its_default() {
         clients: Clients::default(),
         health,
         timeouts: State::TIMEOUTS,
+        quic: Quic::default(),
         backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
     };
     let expected = Config {
@@ -143,6 +144,31 @@ fn the_timeout_follows_a_short_interval() {
     assert_eq!(health("interval = \"1m30s\"").interval, Duration::from_secs(90));
     assert_eq!(health("interval = \"1m30s\"").timeout, Duration::from_secs(1));
     assert_eq!(health("interval = \"5s\"\ntimeout = \"5s\"").timeout, Duration::from_secs(5));
+}
+
+#[test]
+fn server_ids_are_kept_by_backend_and_filled_up_with_zeros() {
+    let lines = "protocol = \"udp\"\nquic-server-id-length = 3\n";
+    let text = LEAST.replace("name =", &format!("{lines}name ="))
+        + "server-id = \"0aFF01\"\n[service.health]\ntype = \"none\"\n";
+    let mut server_id = [0; 16];
+    server_id[..3].copy_from_slice(&[0x0a, 0xff, 0x01]);
+    let server_ids = [("10.0.0.11:8080".parse().expect("an address"), server_id)].into();
+    assert_eq!(accepted(&text).services[0].quic, Quic { server_id_length: 3, server_ids });
+}
+
+#[test]
+fn sctp_keeps_silent_associations_for_a_time_of_its_own() {
+    let sctp = "protocol = \"sctp\"\nmode = \"dsr-l2\"\n";
+    let text = LEAST.replace("name =", &format!("{sctp}name =")).replace(":8080", "")
+        + "[service.health]\ntype = \"none\"\n[service.timeouts]\nopening = \"5s\"\n";
+    let service = accepted(&text).services.remove(0);
+    assert_eq!(service.protocol, Protocol::Sctp);
+    assert_eq!(service.timeouts[State::Established as usize], idle_ticks(900_000_000_000));
+    assert_eq!(service.timeouts[State::Opening as usize], idle_ticks(5_000_000_000));
+    assert_eq!(service.timeouts[State::Closing as usize], State::Closing.timeout());
+    let text = text.replace("opening", "established");
+    assert_eq!(accepted(&text).services[0].timeouts[State::Established as usize], idle_ticks(5_000_000_000));
 }
 
 #[test]

@@ -5,9 +5,9 @@ mod core_support;
 use std::net::IpAddr;
 
 use core_support::{A, B, SOURCE, World, config, full_nat, service, state};
-use lb_common::abi::{AddressRoles, BackendState, Mode};
+use lb_common::abi::{Address, AddressRoles, BackendState, Mode};
 use lb_userspace::config::PortRange;
-use lb_userspace::core::OperatorLayer;
+use lb_userspace::core::{Command, OperatorLayer};
 use lb_userspace::dataplane::Dataplane;
 
 #[test]
@@ -113,4 +113,20 @@ fn new_source_ports_reach_every_pool() {
     changed.source_ports = vec![PortRange { first: 40000, last: 50000 }];
     world.configure(changed.clone());
     assert_eq!(world.dataplane.read().unwrap().port_pools[&0], changed.source_ports);
+}
+
+#[test]
+fn backends_of_another_family_are_reached_from_the_hosts_address_of_theirs() {
+    let mut world = World::new(full_nat(&[A, "[2001:db8::1]:80"]));
+    world.all_up();
+    world.route(A.parse::<std::net::SocketAddr>().unwrap().ip(), Some(SOURCE));
+    world.route("2001:db8::1".parse().unwrap(), Some("2001:db8::ff"));
+    assert_eq!(world.turns("web"), [A, "[2001:db8::1]:80"]);
+    let other = world.id("web", "[2001:db8::1]:80");
+    let source = world.dataplane.backend(other).unwrap().source;
+    assert_eq!(source, Address::from("2001:db8::ff".parse::<IpAddr>().unwrap()));
+    let roles = world.dataplane.read().unwrap().addresses[&source];
+    assert!(roles.has(AddressRoles::SOURCE), "its answers are known");
+    let (service, address) = ("web".to_owned(), "[2001:db8::2]:80".parse().unwrap());
+    world.command(&Command::Add { service, address, weight: 1, tier: 0 }, false).unwrap();
 }

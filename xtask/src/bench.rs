@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    build,
+    build::{self, Profile},
     setup::{self, Level},
     shell,
 };
@@ -26,12 +26,28 @@ pub struct BenchArguments {
     /// Write the results to a file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Compare packets with an earlier run by their ratio to the floor; exit 1 where one is worse
+    #[arg(long, value_name = "FILE")]
+    pub compare: Option<PathBuf>,
+    /// What --compare calls worse: a ratio that has grown by more than this
+    #[arg(long, value_name = "PERCENT", default_value_t = 10.0)]
+    pub threshold: f64,
+    /// Measure nothing: write performance.md and its plots from the results in a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["parts", "quick", "filter", "json", "compare"])]
+    pub report: Option<PathBuf>,
+    /// Where --report writes; docs without it
+    #[arg(long, value_name = "FOLDER", requires = "report")]
+    pub into: Option<PathBuf>,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     /// In-kernel cost by packet, beside a floor and a textbook balancer
     Packets,
+    /// The same as live frames through the driver
+    Driver,
+    /// What users see, beside no balancer, nftables, HAProxy and nginx
+    Users,
 }
 
 impl BenchArguments {
@@ -44,13 +60,15 @@ impl BenchArguments {
 ///
 /// # Errors
 /// Something is missing or does not build, or the program cannot be started.
-pub fn bench(words: &[OsString]) -> Result<ExitCode> {
+pub fn bench(arguments: &BenchArguments, words: &[OsString]) -> Result<ExitCode> {
+    let users = arguments.report.is_none() && arguments.wants(Part::Users);
     setup::setup(Level::Test, false)?;
+    let lb = if users { build::lb(Profile::Dev)?.into() } else { OsString::new() };
     let artifacts = build::artifacts(&["build", "--package", "lb-bench", "--bin", "lb-bench"])?;
     let program = artifacts.into_iter().find(|artifact| artifact.name == "lb-bench" && artifact.kind == "bin");
     let program = program.context("cargo built lb-bench and did not say where it is")?.executable;
     let path = shell::search_path();
-    let variables = [("HOME", env::var_os("HOME").unwrap_or_default()), ("PATH", path)];
+    let variables = [("HOME", env::var_os("HOME").unwrap_or_default()), ("PATH", path), (build::PROGRAM_VARIABLE, lb)];
     let keep: Vec<_> = variables.iter().map(|(key, value)| (*key, value.as_os_str())).collect();
     let mut command = shell::as_root(&program, &keep)?;
     let status = command.args(words).status().with_context(|| format!("cannot start {}", program.display()))?;

@@ -3,7 +3,8 @@ use std::{ffi::OsString, process::ExitCode, time::Duration};
 use clap::{Parser, Subcommand};
 use xtask::{
     bench::{self, BenchArguments},
-    fuzz, lint,
+    build::{self, Profile},
+    fuzz, interop, lint,
     run::{self, RunArguments},
     setup::{self, Level},
     suite,
@@ -49,6 +50,9 @@ enum Task {
         #[arg(long = "for", value_name = "SECONDS", default_value = "60s", value_parser = run::seconds)]
         duration: Duration,
     },
+    /// Tunnels into the kernel's own tunnel devices; `vm` runs it where there are such
+    #[command(hide = true)]
+    Interop,
     /// A small web server: stands in where nginx is not installed
     #[command(hide = true)]
     Serve {
@@ -72,9 +76,10 @@ fn main() -> ExitCode {
         Task::Run(arguments) => run::run(&arguments),
         Task::Test { filter } => suite::test(filter.as_deref()),
         Task::Vm(arguments) => vm::vm(&arguments),
-        Task::Bench(_) => bench::bench(words.get(2..).unwrap_or_default()),
+        Task::Bench(arguments) => bench::bench(&arguments, words.get(2..).unwrap_or_default()),
         Task::Lint => lint::lint(),
         Task::Fuzz { duration } => fuzz::fuzz(duration),
+        Task::Interop => build::lb(Profile::Dev).and_then(|lb| interop::interop(&lb)).map(|()| ExitCode::SUCCESS),
         Task::Serve { name, port } => http::serve(&name, port).map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     outcome.unwrap_or_else(|error| {

@@ -152,6 +152,8 @@ impl core::fmt::Debug for Port {
 pub enum Protocol {
     Tcp = 6,
     Udp = 17,
+    /// With direct server return only.
+    Sctp = 132,
 }
 
 impl Protocol {
@@ -161,15 +163,23 @@ impl Protocol {
         match number {
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
             _ => None,
         }
     }
 
-    /// `tcp` or `udp`, as in the configuration.
+    /// Whether it has connections that begin and end, as [`crate::flow`] follows them.
+    #[inline(always)]
+    pub const fn has_connections(self) -> bool {
+        !matches!(self, Self::Udp)
+    }
+
+    /// `tcp`, `udp` or `sctp`, as in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }

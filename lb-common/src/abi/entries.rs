@@ -6,7 +6,10 @@ use super::{
     Address, Port,
     limits::{PORT_POOL_WORDS, PORT_RANGES},
 };
-use crate::flow::{State, Timeouts};
+use crate::{
+    flow::{State, Timeouts},
+    quic::ServerId,
+};
 
 /// What an address means to the data path; value of the map `addresses`, keyed by [`Address`].
 /// A packet whose destination has no role, and whose source is no backend, is not ours.
@@ -220,6 +223,12 @@ impl Mode {
         number > Self::DsrL2 as u8
     }
 
+    /// Whether backends may be of another address family than the service. Of a number as above.
+    #[inline(always)]
+    pub const fn joins_families(number: u8) -> bool {
+        number == Self::FullNat as u8 || Self::is_tunnel(number)
+    }
+
     /// Whether the host's source address towards the backend is needed. Of a number as above.
     #[inline(always)]
     pub const fn needs_source(number: u8) -> bool {
@@ -386,6 +395,8 @@ impl Flow {
     pub const CLIENT_MAC_KNOWN: u8 = 1;
     /// The flow counts in `backend_load`.
     pub const COUNTED: u8 = 2;
+    /// `full-nat`: client and backend are of different address families.
+    pub const ACROSS_FAMILIES: u8 = 16;
 
     /// Whether the flow is one of its backend's, and no client.
     #[inline(always)]
@@ -416,6 +427,23 @@ pub struct PortPool {
     /// First and last port of each configured range, in host order; unused pairs are zero. For the
     /// agent: the bits alone do not tell a port in use from one outside the ranges.
     pub ranges: [[u16; 2]; PORT_RANGES],
+}
+
+/// Key of the map `quic_ids`: a server id in connection IDs of a service. The value is the id of a
+/// backend of that service.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Pod, Zeroable)]
+pub struct QuicKey {
+    pub service_id: u32,
+    zero: u32,
+    pub server_id: ServerId,
+}
+
+impl QuicKey {
+    #[inline(always)]
+    pub const fn new(service_id: u32, server_id: ServerId) -> Self {
+        Self { service_id, zero: 0, server_id }
+    }
 }
 
 /// Value of the map `interfaces`, keyed by interface index: an interface the program is attached to.

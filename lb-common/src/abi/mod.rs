@@ -18,7 +18,7 @@ mod vlan;
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, HashedBy, Interface, Mode, PortPool,
+    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, HashedBy, Interface, Mode, PortPool, QuicKey,
     Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
@@ -48,6 +48,7 @@ assert_size! {
     Backend = 64,
     Flow = 64,
     PortPool = 8 * 1024 + 64,
+    QuicKey = 24,
     Settings = 64,
     Slot = 8,
     Interface = 8,

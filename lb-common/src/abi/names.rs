@@ -22,6 +22,7 @@ names! {
     REPLY_WORDS = "reply_words",
     FLOWS = "flows",
     PORT_POOLS = "port_pools",
+    QUIC_IDS = "quic_ids",
     SETTINGS = "settings",
     INTERFACES = "interfaces",
     VLANS_IN = "vlans_in",

@@ -138,7 +138,7 @@ fn begin(vip: &TextbookVip, network: &Network, transport: &Transport, key: &Tupl
 fn link_free_port(new: &mut NewFlow, hash: u64) -> Option<()> {
     for attempt in 0..ATTEMPTS {
         let bits = (hash as u32).wrapping_add(attempt * STRIDE) & 0xffff;
-        new.reply.destination_port = Port::new((FIRST_PORT + (bits * (65_536 - FIRST_PORT) >> 16)) as u16);
+        new.reply.destination_port = Port::new((FIRST_PORT + ((bits * (65_536 - FIRST_PORT)) >> 16)) as u16);
         if NAT_FLOWS.insert(&new.reply, &new.back, BPF_NOEXIST as u64).is_ok() {
             return Some(());
         }

@@ -94,7 +94,7 @@ fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Rea
 /// flow, its reply and its translation.
 #[inline(never)]
 fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
-    let id = if packet.backend_id == NO_BACKEND { select::pick(number) } else { packet.backend_id };
+    let id = choice(packet, number);
     let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
     // A backend that died after the selection table was written is passed over.
     if backend.state != BackendState::Live as u8 {
@@ -115,11 +115,29 @@ fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
     Reason::ToBackend
 }
 
+/// The backend that the packet was scheduled to, or that its connection ID names, or that the
+/// scheduler picks.
+#[inline(always)]
+fn choice(packet: &Packet, number: u32) -> u32 {
+    if packet.backend_id != NO_BACKEND {
+        return packet.backend_id;
+    }
+    let named = packet.service.quic_server_id != 0 && packet.named != NO_BACKEND;
+    if named && number == 0 { packet.named } else { select::pick(number) }
+}
+
 /// What the backend will answer to `source`.
 #[inline(always)]
 fn write_reply(packet: &mut Packet, backend: &Backend, source: Address, port: Port) {
     let backend_port = table::backend_port(backend, packet.tuple.destination_port);
     packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
+}
+
+/// [`Flow::ACROSS_FAMILIES`] where client and backend are of two. In tunnels they may be, untranslated.
+#[inline(always)]
+fn across_families(packet: &Packet, backend: &Backend) -> u8 {
+    let full_nat = packet.service.mode == Mode::FullNat as u8;
+    if full_nat && backend.address.is_v4() != packet.network.v4 { Flow::ACROSS_FAMILIES } else { 0 }
 }
 
 /// Fills in the flow; source and source port are those of the reply tuple.
@@ -138,7 +156,7 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         backend_generation: backend.generation,
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
-        flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler),
+        flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler) | across_families(packet, backend),
         granularity: packet.sought as u8,
     };
 }

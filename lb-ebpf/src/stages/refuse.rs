@@ -13,7 +13,7 @@ use network_types::eth::EthHdr;
 
 use crate::{ctx::Frame, packet::Packet, stats};
 
-/// Sends a TCP reset or an ICMP "port unreachable" back to the client. Returns the reason that it
+/// Sends a TCP reset or, for UDP and SCTP, an ICMP "port unreachable" back to the client. Returns the reason that it
 /// was done for, or why it was not.
 #[inline(always)]
 pub fn refuse(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
@@ -44,8 +44,8 @@ fn answer(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
         // RFC 9293, 3.5.2: a reset is never answered with a reset.
         Protocol::Tcp if packet.transport.tcp_flags & TCP_RST != 0 => return Reason::UnknownReset,
         Protocol::Tcp => reset(&mut frame, packet),
-        Protocol::Udp if !icmp_allowed(packet) => return Reason::AnswerLimited,
-        Protocol::Udp => unreachable(&mut frame, packet, &ethernet),
+        Protocol::Udp | Protocol::Sctp if !icmp_allowed(packet) => return Reason::AnswerLimited,
+        Protocol::Udp | Protocol::Sctp => unreachable(&mut frame, packet, &ethernet),
     };
     if sent.is_some() { reason } else { Reason::Internal }
 }

@@ -6,7 +6,7 @@
 //! work a sum where it would be a product.
 
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Granularity, Mode, Port, Protocol, limits::WAYS},
+    abi::{Address, Backend, BackendState, Flow, Granularity, Mode, Port, limits::WAYS},
     flow::{ReplyWord, Seen, State, Word, buckets, index, tag},
     hash::tuple_hash,
     verdict::Reason,
@@ -311,7 +311,7 @@ pub fn publish(index: u32, now: u32, word: Word) {
 /// The word of the packet's new flow.
 #[inline(always)]
 pub fn first_word(packet: &Packet) -> Word {
-    let (tag, tcp) = (tag(packet.tuple.hash), packet.tuple.protocol == Protocol::Tcp as u8);
+    let (tag, tcp) = (tag(packet.tuple.hash), packet.transport.protocol.has_connections());
     let word = if packet.adopted != 0 {
         Word::adopt(tag, tcp, packet.now)
     } else if Mode::is_one_sided(packet.flow.mode) {
@@ -343,7 +343,7 @@ pub fn extend(packet: &Packet, timeout: u32) {
 pub extern "C" fn touch(reply: u32) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let transport = &packet.transport;
-    let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: reply != 0, tcp_flags: transport.tcp_flags };
+    let seen = Seen { tcp: transport.protocol.has_connections(), reply: reply != 0, tcp_flags: transport.tcp_flags };
     let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return 0 };
     let mut word = packet.place.word;

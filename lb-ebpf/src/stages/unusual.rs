@@ -23,7 +23,7 @@ pub fn run(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
     }
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
     *bytes = Frame::of(md).bytes();
-    let reason = pipeline::decide(packet);
+    let reason = pipeline::decide(md, packet);
     let verdict = pipeline::go(md, packet, reason);
     fragment::settled(md, packet, verdict)
 }

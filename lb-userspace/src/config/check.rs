@@ -12,6 +12,7 @@ use super::{
     diagnostic::{At, Finding, Findings, Located},
     keys,
     model::MssClamp,
+    quic,
     read::{BackendDraft, Draft, LimitsDraft, ServiceDraft},
 };
 
@@ -43,7 +44,7 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
     {
         let finding = Finding::new(&granularity.at, "single packets can be scheduled only for UDP")
             .and(&protocol.at, format!("protocol \"{}\"", protocol.value.name()))
-            .help("a TCP connection must stay on its backend: write granularity = \"flow\", or protocol = \"udp\"");
+            .help("a connection must stay on its backend: write granularity = \"flow\", or protocol = \"udp\"");
         findings.error(finding);
     }
     if service.backends.is_empty() && service.backends_read.is_ok() {
@@ -52,12 +53,30 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
             .help("add one:\n    [[service.backend]]\n    address = \"10.0.0.11:8080\"");
         findings.warning(finding);
     }
+    sctp_as_it_is(findings, service);
     countable(findings, service);
     clamped(findings, service);
     same_family(findings, service);
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
+    quic::check(findings, service);
+}
+
+/// The checksum of SCTP covers the ports, and an association may have several addresses, which its
+/// packets tell: neither survives a translation.
+fn sctp_as_it_is(findings: &mut Findings, service: &ServiceDraft) {
+    if let (Ok(protocol), Ok(mode)) = (&service.protocol, &service.mode)
+        && protocol.value == Protocol::Sctp
+        && !Mode::is_one_sided(mode.value as u8)
+    {
+        let name = mode.value.name();
+        let finding = Finding::new(&protocol.at, format!("\"{name}\" cannot translate SCTP"))
+            .and(&mode.at, format!("mode \"{name}\""))
+            .help("its checksum covers the whole packet, and its packets tell addresses of the association")
+            .help("write mode = \"dsr-l2\" or \"dsr-ipip\": packets go to the backends as they are");
+        findings.error(finding);
+    }
 }
 
 /// Only TCP announces sizes.
@@ -89,8 +108,8 @@ fn countable(findings: &mut Findings, service: &ServiceDraft) {
 }
 
 fn same_family(findings: &mut Findings, service: &ServiceDraft) {
-    let Ok(listen) = &service.listen else { return };
-    if service.mode.as_ref().is_ok_and(|mode| Mode::is_tunnel(mode.value as u8)) {
+    let (Ok(listen), Ok(mode)) = (&service.listen, &service.mode) else { return };
+    if Mode::joins_families(mode.value as u8) {
         return;
     }
     let family = |ip: IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
@@ -100,8 +119,11 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
             let message = format!("an {} backend cannot serve an {} service", family(theirs), family(ours));
             let finding = Finding::new(&endpoint.at, message)
                 .and(&listen.at, family(ours))
-                .help("translation between the families is planned, but this version cannot do it yet; \"dsr-ipip\" and \"dsr-gue\" need none")
-                .help(format!("write the backend's {} address", family(ours)));
+                .and(&mode.at, format!("\"{}\" keeps the family", mode.value.name()))
+                .help(
+                    "\"full-nat\" translates between the families, \"dsr-ipip\" and \"dsr-gue\" take packets of one through the other",
+                )
+                .help(format!("or write the backend's {} address", family(ours)));
             findings.error(finding);
         }
     }

@@ -23,6 +23,8 @@ impl Service<'_> {
     fn no_port_to_check(&self) -> Option<(&'static str, &At)> {
         if self.protocol.value == Protocol::Udp {
             Some(("a UDP service has no TCP port of its own to check", &self.protocol.at))
+        } else if self.protocol.value == Protocol::Sctp {
+            Some(("an SCTP service has no TCP port of its own to check", &self.protocol.at))
         } else if self.listen.value.port() == 0 {
             Some(("a service on every port has no port of its own to check", &self.listen.at))
         } else {

@@ -9,6 +9,7 @@ use super::{
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Special, Time, Whole},
     model::{MssClamp, PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
+    quic,
     reader::{Key, LeftOut, Nested, Section},
     timeouts::{self, TIMEOUTS_TABLE},
     tunnel, value,
@@ -181,6 +182,7 @@ pub(super) static SERVICE: Section = Section {
         &TUNNEL_SOURCE,
         &TUNNEL_SOURCE_ENTROPY,
         &TUNNEL_DF,
+        &quic::SERVER_ID_LENGTH,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
         &MSS_CLAMP,
@@ -205,9 +207,10 @@ pub(super) static LISTEN: Key<SocketAddr> = Key {
 
 pub(super) static PROTOCOL: Key<Protocol> = Key {
     name: "protocol",
-    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp], name: Protocol::name, planned: &[] },
+    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp], name: Protocol::name, planned: &[] },
     left_out: LeftOut::Value(Protocol::Tcp),
-    doc: "For both, write two services.",
+    doc: "For several, write a service each. `sctp` goes with direct server return (`dsr-...`) only: nothing of its \
+          packets can be translated.",
 };
 
 pub(super) static MODE: Key<Mode> = Key {
@@ -388,13 +391,13 @@ pub(super) static HTTP_EXPECT: Key<Vec<StatusRange>> = Key {
 };
 
 pub(super) static BACKEND: Section =
-    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER] };
+    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &quic::SERVER_ID] };
 
 pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
     form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
     left_out: LeftOut::Required,
-    doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`, `dsr-gue`); unique within it. With direct server return (`dsr-...`) its port \
+    doc: "Unique within the service. With `nat` and `dsr-l2` of its address family; `full-nat` and tunnels (`dsr-ipip`, `dsr-gue`) take both. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",
 };
 

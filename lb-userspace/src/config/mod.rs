@@ -15,6 +15,7 @@ mod keys;
 mod load;
 mod model;
 mod prime;
+mod quic;
 mod read;
 mod reader;
 mod reference;
@@ -31,8 +32,8 @@ pub use endpoint::why_unusable;
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse};
 pub use model::{
-    Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, StatusRange, Tunnel, TunnelSource,
-    XdpMode,
+    Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Quic, Service, StatusRange, Tunnel,
+    TunnelSource, XdpMode,
 };
 pub(crate) use prime::is_prime;
 pub use reference::reference;

@@ -11,6 +11,8 @@ use lb_common::{
     flow::Timeouts,
 };
 
+pub use super::quic::Quic;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub interfaces: Vec<String>,
@@ -22,6 +24,14 @@ pub struct Config {
     /// Slots of a table of `maglev` or `source-hash`; a prime number.
     pub maglev_table_size: u32,
     pub services: Vec<Service>,
+}
+
+impl Config {
+    /// Whether a service or a backend has an address of this family.
+    pub fn has_family(&self, v4: bool) -> bool {
+        let backends = self.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address);
+        self.services.iter().map(|service| service.listen).chain(backends).any(|address| address.is_ipv4() == v4)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +118,7 @@ pub struct Service {
     pub health: Health,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
+    pub quic: Quic,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }

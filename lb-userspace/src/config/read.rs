@@ -15,6 +15,7 @@ use super::{
     health, keys,
     model::{Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     prime::is_prime,
+    quic,
     reader::Table,
     timeouts, tunnel,
 };
@@ -63,6 +64,7 @@ pub(super) struct ServiceDraft {
     pub(super) clients: Read<Clients>,
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
+    pub(super) quic_length: quic::LengthDraft,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -74,6 +76,7 @@ pub(super) struct BackendDraft {
     pub(super) address: Read<Located<SocketAddr>>,
     pub(super) weight: Read<Located<u16>>,
     pub(super) tier: Read<u8>,
+    pub(super) server_id: quic::ServerIdDraft,
 }
 
 pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
@@ -165,7 +168,8 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let mss_clamp = table.value(findings, &keys::MSS_CLAMP);
     let clients = clients::read(findings, table, &granularity, &listen);
     let health = health::read(findings, table, &protocol, &listen);
-    let timeouts = timeouts::read(findings, table);
+    let timeouts = timeouts::read(findings, table, &protocol);
+    let quic_length = quic::read_length(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
@@ -186,6 +190,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         health,
         timeouts,
         mss_clamp,
+        quic_length,
         backends,
         backends_read,
     }
@@ -205,7 +210,8 @@ fn backend(
     };
     let weight = table.value(findings, &keys::WEIGHT);
     let tier = table.value(findings, &keys::TIER);
-    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value) }
+    let server_id = quic::read_server_id(findings, table);
+    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value), server_id }
 }
 
 impl Draft {
@@ -253,6 +259,7 @@ impl ServiceDraft {
             clients: self.clients?,
             health: self.health?,
             timeouts: self.timeouts?,
+            quic: quic::finish(self.quic_length, &self.backends)?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }

@@ -114,6 +114,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         array(names::REPLY_WORDS, flows * u64::from(limits::REPLY_FACTOR), size_of::<u64>()),
         array(names::FLOWS, flows, size_of::<abi::Flow>()),
         array(names::PORT_POOLS, limits.port_pools.into(), size_of::<abi::PortPool>()),
+        hash(names::QUIC_IDS, limits.backends, size_of::<abi::QuicKey>(), size_of::<u32>()),
         array(names::SETTINGS, 1, size_of::<abi::Settings>()),
         hash(names::INTERFACES, limits::INTERFACES + limits::VLANS, size_of::<u32>(), size_of::<abi::Interface>()),
         hash(names::VLANS_IN, limits::VLANS, size_of::<abi::VlanKey>(), size_of::<u32>()),

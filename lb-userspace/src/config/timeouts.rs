@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use lb_common::flow::{State, TICK_SHIFT, Timeouts, idle_ticks};
+use lb_common::{
+    abi::Protocol,
+    flow::{State, TICK_SHIFT, Timeouts, idle_ticks},
+};
 use toml::de::DeTable;
 
 use super::{
-    diagnostic::{At, Findings, Read},
+    diagnostic::{At, Findings, Located, Read},
     form::Time,
     reader::{Key, LeftOut, Nested, Section, Table},
 };
@@ -35,6 +38,9 @@ pub(super) static TIMEOUTS: Section =
 /// thirteen that can be counted.
 const RANGE: Time = Time { min: Duration::from_secs(1), max: Duration::from_secs(5 * 24 * 3600) };
 
+/// Thirty of the heartbeats that associations send when they are idle (RFC 9260, 16: every 30 s).
+const SCTP_ESTABLISHED: Duration = Duration::from_secs(15 * 60);
+
 const fn key(name: &'static str, state: State, doc: &'static str) -> Key<Duration> {
     Key { name, form: &RANGE, left_out: LeftOut::Value(whole_seconds(state.timeout())), doc }
 }
@@ -50,7 +56,8 @@ static ESTABLISHED: Key<Duration> = key(
     "established",
     State::Established,
     "TCP: the handshake is over. Longer than the keepalive interval of clients and servers (Linux: two hours), or \
-     idle connections are reset with their next packet.",
+     idle connections are reset with their next packet. For SCTP, whose idle associations send heartbeats, 15 \
+     minutes where it is left out.",
 );
 
 static CLOSING: Key<Duration> = key("closing", State::Closing, "TCP: one side has sent its last (FIN).");
@@ -72,7 +79,7 @@ static BOTH_WAYS: Key<Duration> = key(
 );
 
 /// The timeouts of a service, complete: what the file does not name is as always.
-pub(super) fn read(findings: &mut Findings, service: &Table<'_>) -> Read<Timeouts> {
+pub(super) fn read(findings: &mut Findings, service: &Table<'_>, protocol: &Read<Located<Protocol>>) -> Read<Timeouts> {
     let nothing = DeTable::new();
     let table = match service.table(findings, &TIMEOUTS_TABLE)? {
         Some(table) => table,
@@ -82,8 +89,12 @@ pub(super) fn read(findings: &mut Findings, service: &Table<'_>) -> Read<Timeout
         }
     };
     let mut timeouts = Ok(State::TIMEOUTS);
+    let sctp = protocol.as_ref().is_ok_and(|protocol| protocol.value == Protocol::Sctp);
     for (state, key) in STATES {
         match (table.value(findings, key), &mut timeouts) {
+            (Ok(_), Ok(timeouts)) if sctp && state == State::Established && table.field(key.name).is_none() => {
+                timeouts[state as usize] = ticks(SCTP_ESTABLISHED);
+            }
             (Ok(time), Ok(timeouts)) => timeouts[state as usize] = ticks(time.value),
             (Err(reported), timeouts) => *timeouts = Err(reported),
             (Ok(_), Err(_)) => {}

@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, HashedBy, Port, ServiceKey, ServiceValue, Slot};
+use lb_common::{
+    abi::{Address, AddressRoles, Backend, BackendState, HashedBy, Port, ServiceKey, ServiceValue, Slot},
+    quic::ServerId,
+};
 
 use super::{
     Now,
@@ -115,6 +118,7 @@ fn adopt_backends(
     ledger: &mut Ledger,
     now: Now,
 ) {
+    let server_ids: BTreeMap<u32, ServerId> = inherited.quic_ids.iter().map(|(key, &id)| (id, key.server_id)).collect();
     let selected: BTreeSet<u32> = inherited.selection.values().flatten().map(|slot| slot.current()).collect();
     for (&id, backend) in inherited.backends.iter().filter(|(_, backend)| in_use(backend)) {
         let Some((me, service)) = ids.get(&backend.service_id).and_then(|me| Some((*me, services.get_mut(me)?))) else {
@@ -122,6 +126,9 @@ fn adopt_backends(
         };
         ledger.backend_ids.reserve(id);
         let mut member = adopt_backend(backend, id, me, selected.contains(&id), now);
+        if let Some(place) = &mut member.place {
+            place.server_id = server_ids.get(&id).copied();
+        }
         member.leaving = Some(leave);
         if let Some(pool) = member.place.as_ref().and_then(|place| place.pool) {
             ledger.pools.adopt(pool, (member.ip(), me.key.protocol), member.port());
@@ -153,6 +160,7 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
         old_sources: Vec::new(),
         pool: me.full_nat().then_some(backend.port_pool),
         tunnel: Tunnel::adopted(backend),
+        server_id: None,
     });
     member
 }

@@ -242,7 +242,7 @@ fn add(
     decided: &mut Override,
 ) -> Result<(), CommandError> {
     let service = config.name.clone();
-    if address.is_ipv4() != config.listen.is_ipv4() && !Mode::is_tunnel(config.mode as u8) {
+    if address.is_ipv4() != config.listen.is_ipv4() && !Mode::joins_families(config.mode as u8) {
         return Err(CommandError::Family { service, address, listen: config.listen });
     }
     if address.port() == 0 && config.listen.port() != 0 {

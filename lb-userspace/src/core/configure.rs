@@ -300,6 +300,7 @@ mod tests {
                 port: None,
             },
             timeouts: State::TIMEOUTS,
+            quic: config::Quic::default(),
             backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],
         }
     }

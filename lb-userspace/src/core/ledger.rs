@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Port, ServiceInfo, ServiceKey, ServiceValue, Slot};
+use lb_common::abi::{
+    Address, AddressRoles, Backend, BackendState, Port, QuicKey, ServiceInfo, ServiceKey, ServiceValue, Slot,
+};
 
 use super::{
     Now,
@@ -188,6 +190,19 @@ impl Ledger {
         self.rest(Resource::ServiceId(id));
     }
 
+    /// The server ids of a service's backends, all of them.
+    pub(super) fn set_server_ids(&mut self, service_id: u32, server_ids: BTreeMap<QuicKey, u32>) {
+        let all = |server_id| QuicKey::new(service_id, server_id);
+        let old = self.desired.quic_ids.range(all([0; 16])..=all([0xff; 16]));
+        if old.clone().eq(server_ids.iter()) {
+            return;
+        }
+        let old: Vec<QuicKey> = old.map(|(key, _)| *key).collect();
+        old.iter().for_each(|key| _ = self.desired.quic_ids.remove(key));
+        self.desired.quic_ids.extend(server_ids);
+        self.changed = true;
+    }
+
     /// Publishes a service; its generation is set here when anything else differs.
     pub(super) fn set_service(&mut self, key: ServiceKey, value: ServiceValue) {
         let old = self.desired.services.get(&key);
@@ -274,6 +289,11 @@ impl Ledger {
         let selections = self.desired.selection.len();
         self.desired.selection.retain(|base, _| tables.iter().any(|table| table.base == *base));
         self.changed |= self.desired.selection.len() != selections;
+        let (quic_ids, backends) = (self.desired.quic_ids.len(), &self.desired.backends);
+        self.desired.quic_ids.retain(|key, id| {
+            backends.get(id).is_some_and(|backend| in_use(backend) && backend.service_id == key.service_id)
+        });
+        self.changed |= self.desired.quic_ids.len() != quic_ids;
         let stray: Vec<u32> = self.desired.port_pools.keys().copied().filter(|id| !pools.contains(id)).collect();
         for id in stray {
             self.desired.port_pools.remove(&id);

@@ -8,6 +8,7 @@
 //! | port pools | ready before a backend names them |
 //! | roles that replies need | the first reply may follow the first packet at once |
 //! | backends | complete before a table lists them |
+//! | QUIC server ids | of backends that are there |
 //! | service constants | found by the id that the service is about to publish |
 //! | selection tables | into slots that no published service points at |
 //! | services | the swap: one write, old or new |
@@ -31,6 +32,7 @@ pub fn plan(actual: &Tables, desired: &Tables) -> Vec<Op> {
     steps.backends(actual, desired);
     steps.pools_and_constants(actual, desired);
     steps.selection(actual, desired);
+    steps.quic_ids(actual, desired);
     for (&key, old, new) in join(&actual.services, &desired.services) {
         match new {
             Some(&value) if old != Some(&value) => steps.services.push(Op::SetService { key, value }),
@@ -55,6 +57,7 @@ struct Steps {
     pools: Vec<Op>,
     reply_roles: Vec<Op>,
     backends: Vec<Op>,
+    quic_ids: Vec<Op>,
     constants: Vec<Op>,
     selection: Vec<Op>,
     services: Vec<Op>,
@@ -62,6 +65,7 @@ struct Steps {
     delete_roles: Vec<Op>,
     delete_services: Vec<Op>,
     clear_constants: Vec<Op>,
+    delete_quic_ids: Vec<Op>,
     empty_backends: Vec<Op>,
     clear_pools: Vec<Op>,
 }
@@ -74,13 +78,20 @@ impl Steps {
             self.pools,
             self.reply_roles,
             self.backends,
+            self.quic_ids,
             self.constants,
             self.selection,
             self.services,
             self.service_roles,
         ];
-        let deletions =
-            [self.delete_roles, self.delete_services, self.clear_constants, self.empty_backends, self.clear_pools];
+        let deletions = [
+            self.delete_roles,
+            self.delete_services,
+            self.clear_constants,
+            self.delete_quic_ids,
+            self.empty_backends,
+            self.clear_pools,
+        ];
         creations.into_iter().chain(deletions).flatten().collect()
     }
 
@@ -112,6 +123,16 @@ impl Steps {
                 Some(&info) if old != Some(&info) => self.constants.push(Op::SetServiceInfo { id, info }),
                 Some(_) => {}
                 None => self.clear_constants.push(Op::ClearServiceInfo { id }),
+            }
+        }
+    }
+
+    fn quic_ids(&mut self, actual: &Tables, desired: &Tables) {
+        for (&key, old, new) in join(&actual.quic_ids, &desired.quic_ids) {
+            match new {
+                Some(&backend) if old != Some(&backend) => self.quic_ids.push(Op::SetQuicId { key, backend }),
+                Some(_) => {}
+                None => self.delete_quic_ids.push(Op::DeleteQuicId { key }),
             }
         }
     }
@@ -207,7 +228,7 @@ fn next_pair<'a, K: Ord, V>(
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::{Port, ServiceInfo};
+    use lb_common::abi::{Port, QuicKey, ServiceInfo};
 
     use super::*;
 
@@ -252,6 +273,7 @@ mod tests {
             backends: [(0, backend(BackendState::Live))].into(),
             selection: [(4, slots(&[0]))].into(),
             port_pools: [(0, Vec::new())].into(),
+            quic_ids: [(QuicKey::new(0, [7; 16]), 0)].into(),
         }
     }
 
@@ -275,6 +297,7 @@ mod tests {
                 "SetPortPool",
                 "SetAddress",
                 "SetBackend",
+                "SetQuicId",
                 "SetServiceInfo",
                 "WriteSelection",
                 "SetService",
@@ -285,7 +308,15 @@ mod tests {
         let taken_down = names(&plan(&tables(), &gone));
         assert_eq!(
             taken_down,
-            ["DeleteAddress", "DeleteAddress", "DeleteService", "ClearServiceInfo", "SetBackend", "ClearPortPool"]
+            [
+                "DeleteAddress",
+                "DeleteAddress",
+                "DeleteService",
+                "ClearServiceInfo",
+                "DeleteQuicId",
+                "SetBackend",
+                "ClearPortPool"
+            ]
         );
     }
 

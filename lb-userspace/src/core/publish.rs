@@ -1,9 +1,14 @@
 //! One service into the tables. Idempotent: publishing what is published changes nothing.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use lb_common::{
-    abi::{AddressRoles, BackendState, Granularity, HashedBy, Mode, Scheduler, ServiceInfo, ServiceValue, Slot},
+    abi::{
+        AddressRoles, BackendState, Granularity, HashedBy, Mode, QuicKey, Scheduler, ServiceInfo, ServiceValue, Slot,
+    },
     flow::seconds,
 };
 
@@ -166,6 +171,22 @@ impl Round<'_> {
                 self.ledger.set_backend(place.id, member.entry(place, id));
             }
         }
+        self.publish_server_ids(service, id);
+    }
+
+    /// Which connection IDs lead to which backend. A backend that is leaving keeps its own, unless another
+    /// has it now.
+    fn publish_server_ids(&mut self, service: &mut Service, id: u32) {
+        let mut server_ids = BTreeMap::new();
+        for member in service.members.iter_mut().rev() {
+            let Some(place) = &mut member.place else { continue };
+            if let Some(config) = service.config.as_ref().filter(|_| member.leaving.is_none()) {
+                place.server_id = config.quic.server_ids.get(&member.address).copied();
+            }
+            // Configured ones come first in the list, and last here.
+            server_ids.extend(place.server_id.map(|server_id| (QuicKey::new(id, server_id), place.id)));
+        }
+        self.ledger.set_server_ids(id, server_ids);
     }
 
     /// Backends whose host got one pool for all its endpoints begin anew on that pool; what they
@@ -212,7 +233,8 @@ impl Round<'_> {
         }
         if let Some(id) = ledger.backend_ids.take() {
             let generation = ledger.backend_generation(id);
-            member.place = Some(Place { id, generation, source, old_sources: Vec::new(), pool, tunnel });
+            member.place =
+                Some(Place { id, generation, source, old_sources: Vec::new(), pool, tunnel, server_id: None });
             member.no_route = false;
         }
         if let Some((address, role)) = member.own_role(me) {
@@ -436,6 +458,7 @@ fn value(id: u32, me: ServiceRef, service: &Service) -> ServiceValue {
         client_prefix_v4,
         client_prefix_v6,
         mss: service.config.as_ref().map_or(0, |config| config.mss_clamp.number()),
+        quic_server_id: service.config.as_ref().map_or(0, |config| config.quic.server_id_length),
         ..ServiceValue::EMPTY
     };
     if let Some(hash) = shape.hash {

@@ -82,6 +82,8 @@ fn note(tables: &mut Tables, op: &Op) {
         Op::WriteSelection { base, slots } => _ = tables.selection.insert(*base, slots.clone()),
         Op::SetAddress { address, roles } => _ = tables.addresses.insert(*address, *roles),
         Op::DeleteAddress { address } => _ = tables.addresses.remove(address),
+        Op::SetQuicId { key, backend } => _ = tables.quic_ids.insert(*key, *backend),
+        Op::DeleteQuicId { key } => _ = tables.quic_ids.remove(key),
         Op::SetService { key, value } => {
             let slots = slots(tables, value.selection_base, value.slots());
             let old = tables.services.insert(*key, *value);

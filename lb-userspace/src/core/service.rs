@@ -3,8 +3,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::{
-    Address, AddressRoles, Backend, BackendState, Granularity, HashedBy, Mode, Port, Scheduler, ServiceKey,
+use lb_common::{
+    abi::{Address, AddressRoles, Backend, BackendState, Granularity, HashedBy, Mode, Port, Scheduler, ServiceKey},
+    quic::ServerId,
 };
 
 use super::{
@@ -143,7 +144,9 @@ impl Service {
     /// of hashes.
     pub(super) fn tracked_hash(&self, me: ServiceRef) -> Option<Hash> {
         let granularity = self.granularity();
-        if !Mode::is_one_sided(me.mode) || granularity == Granularity::Packet {
+        // A connection ID says more than a hash.
+        let quic = self.config.as_ref().is_some_and(|config| config.quic.server_id_length != 0);
+        if !Mode::is_one_sided(me.mode) || granularity == Granularity::Packet || quic {
             return None;
         }
         let by = HashedBy::of(self.scheduler() as u8, granularity as u8)?;
@@ -235,6 +238,8 @@ pub(super) struct Place {
     pub old_sources: Vec<(Address, Leave)>,
     pub pool: Option<u32>,
     pub tunnel: Tunnel,
+    /// What its connection IDs say; kept while it leaves.
+    pub server_id: Option<ServerId>,
 }
 
 impl Member {

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Address, AddressRoles, Backend, BackendState, Mode, ServiceInfo, ServiceKey, ServiceValue, Slot};
+use lb_common::abi::{
+    Address, AddressRoles, Backend, BackendState, Mode, QuicKey, ServiceInfo, ServiceKey, ServiceValue, Slot,
+};
 
 use super::{Dataplane, DataplaneError, FlowCensus, Op, Tables};
 use crate::config::{Limits, PortRange};
@@ -20,6 +22,7 @@ pub struct FakeDataplane {
     backends: BTreeMap<u32, Backend>,
     selection: Vec<Slot>,
     port_pools: BTreeMap<u32, Vec<PortRange>>,
+    quic_ids: BTreeMap<QuicKey, u32>,
     /// What [`Dataplane::sweep`] answers.
     pub census: FlowCensus,
     /// Every operation that was carried out, in order.
@@ -51,6 +54,7 @@ impl FakeDataplane {
             backends: BTreeMap::new(),
             selection: vec![Slot::clean(0); limits.selection_slots as usize],
             port_pools: BTreeMap::new(),
+            quic_ids: BTreeMap::new(),
             census: FlowCensus::default(),
             ops: Vec::new(),
         }
@@ -105,12 +109,18 @@ impl FakeDataplane {
         Ok(Some(choices))
     }
 
-    /// Checks every service.
+    /// Checks every service, and that QUIC server ids name backends of theirs.
     ///
     /// # Errors
     /// As [`FakeDataplane::choices`], of the first service that is not whole.
     pub fn check(&self) -> Result<(), String> {
-        self.services.keys().try_for_each(|key| self.choices(key).map(|_| ()))
+        self.services.keys().try_for_each(|key| self.choices(key).map(|_| ()))?;
+        self.quic_ids.iter().try_for_each(|(key, id)| match self.backends.get(id) {
+            Some(backend) if backend.service_id == key.service_id && backend.state != BackendState::Empty as u8 => {
+                Ok(())
+            }
+            other => Err(format!("{key:?} names backend {id}: {other:?}")),
+        })
     }
 
     /// What the map `services` says.
@@ -199,6 +209,13 @@ impl Dataplane for FakeDataplane {
                 self.addresses.insert(*address, *roles);
             }
             Op::DeleteAddress { address } => _ = self.addresses.remove(address),
+            Op::SetQuicId { key, backend } => {
+                if !self.quic_ids.contains_key(key) {
+                    within("backend", self.quic_ids.len() as u32, limits.backends, "backends")?;
+                }
+                self.quic_ids.insert(*key, *backend);
+            }
+            Op::DeleteQuicId { key } => _ = self.quic_ids.remove(key),
         }
         self.ops.push(op.clone());
         Ok(())
@@ -218,6 +235,7 @@ impl Dataplane for FakeDataplane {
             backends: self.backends.clone(),
             selection: published.map(slots).collect(),
             port_pools: self.port_pools.clone(),
+            quic_ids: self.quic_ids.clone(),
         })
     }
 

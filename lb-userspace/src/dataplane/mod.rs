@@ -8,7 +8,7 @@ pub mod kernel;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{Address, AddressRoles, Backend, HashedBy, ServiceInfo, ServiceKey, ServiceValue, Slot};
+use lb_common::abi::{Address, AddressRoles, Backend, HashedBy, QuicKey, ServiceInfo, ServiceKey, ServiceValue, Slot};
 
 use crate::config::PortRange;
 
@@ -27,6 +27,8 @@ pub struct Tables {
     pub selection: BTreeMap<u32, Vec<Slot>>,
     /// Port pools that are ready for use, and the ports they hand out.
     pub port_pools: BTreeMap<u32, Vec<PortRange>>,
+    /// Backend ids by server ids in QUIC connection IDs.
+    pub quic_ids: BTreeMap<QuicKey, u32>,
 }
 
 /// One change of the maps. Each is carried out as a whole or not at all as far as a packet can see,
@@ -71,6 +73,13 @@ pub enum Op {
     },
     DeleteAddress {
         address: Address,
+    },
+    SetQuicId {
+        key: QuicKey,
+        backend: u32,
+    },
+    DeleteQuicId {
+        key: QuicKey,
     },
 }
 

@@ -190,12 +190,12 @@ impl Host {
 
     async fn enable_forwarding(&mut self, config: &Config, prepared: &mut Prepared) -> Result<(), HostError> {
         let interfaces: Vec<String> = prepared.links.iter().map(|link| link.name.clone()).collect();
-        if config.services.iter().any(|service| service.listen.is_ipv4()) {
+        if config.has_family(true) {
             for interface in &interfaces {
                 self.set(&ipv4_forwarding(interface), "1", prepared)?;
             }
         }
-        if config.services.iter().any(|service| service.listen.is_ipv6()) {
+        if config.has_family(false) {
             for interface in &interfaces {
                 self.require_ipv6(interface)?;
             }
@@ -211,11 +211,11 @@ impl Host {
         match self.sysctl.read(&disable_ipv6(interface))?.as_deref() {
             Some("0") => Ok(()),
             Some(_) => Err(HostError::NoIpv6(format!(
-                "a service has an IPv6 address, but IPv6 is switched off on {interface}. \
+                "a service or a backend has an IPv6 address, but IPv6 is switched off on {interface}. \
                  Type: sysctl -w net/ipv6/conf/{interface}/disable_ipv6=0"
             ))),
             None => Err(HostError::NoIpv6(format!(
-                "a service has an IPv6 address, but {interface} has no IPv6: \
+                "a service or a backend has an IPv6 address, but {interface} has no IPv6: \
                  its kernel was booted without it, or the MTU is below 1280"
             ))),
         }

@@ -74,6 +74,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             port: None,
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
+        quic: lb_userspace::config::Quic::default(),
         backends: backends.iter().map(backend).collect(),
     }
 }

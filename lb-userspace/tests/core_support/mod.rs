@@ -84,6 +84,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             port: None,
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
+        quic: lb_userspace::config::Quic::default(),
         backends: backends.iter().map(|address| backend(address, 1, 0)).collect(),
     }
 }

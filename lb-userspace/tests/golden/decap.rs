@@ -64,7 +64,11 @@ fn backend(rules: Rules, test: impl FnOnce(&Backend) + Send + 'static) {
         assert_eq!(unsafe { libc::geteuid() }, 0, "golden packets need root");
         // SAFETY: concerns this thread only, and the namespace ends with it.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "a network namespace");
-        ip_batch(&format!("link add {INTERFACE} type veth peer name far\nlink set {INTERFACE} up\nlink set far up\n"));
+        // The far end has no address: it would solicit and report, and that would be counted.
+        ip_batch(&format!(
+            "link add {INTERFACE} type veth peer name far\nlink set far addrgenmode none\n\
+             link set {INTERFACE} up\nlink set far up\n"
+        ));
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pin_dir = Path::new("/sys/fs/bpf").join(format!("lb-golden-decap-{}-{number}", process::id()));

@@ -140,6 +140,8 @@ pub struct Sent {
 #[derive(Clone, Copy)]
 pub struct Spec {
     pub v4: bool,
+    /// Of the backends; that of the service, unless a test has both.
+    pub backends_v4: bool,
     pub protocol: Protocol,
     pub mode: Mode,
     pub granularity: Granularity,
@@ -155,6 +157,7 @@ impl Spec {
     pub fn new(v4: bool, protocol: Protocol, mode: Mode) -> Self {
         Self {
             v4,
+            backends_v4: v4,
             protocol,
             mode,
             granularity: Granularity::Flow,
@@ -239,8 +242,12 @@ impl Lab {
                 self.apply(Op::SetPortPool { pool, ports: PORTS.to_vec() });
             }
             let entry = Backend {
-                address: backend(spec.v4, n).into(),
-                source: if Mode::needs_source(spec.mode as u8) { source(spec.v4).into() } else { Address::v6([0; 16]) },
+                address: backend(spec.backends_v4, n).into(),
+                source: if Mode::needs_source(spec.mode as u8) {
+                    source(spec.backends_v4).into()
+                } else {
+                    Address::v6([0; 16])
+                },
                 port: Port::new(spec.backend_port),
                 state: BackendState::Live as u8,
                 zero: 0,
@@ -283,7 +290,7 @@ impl Lab {
         self.apply(Op::SetAddress { address, roles: AddressRoles(AddressRoles::SERVICE | any) });
         if spec.mode == Mode::FullNat {
             let roles = AddressRoles(AddressRoles::SOURCE);
-            self.apply(Op::SetAddress { address: source(spec.v4).into(), roles });
+            self.apply(Op::SetAddress { address: source(spec.backends_v4).into(), roles });
         }
         served
     }
@@ -493,6 +500,7 @@ pub fn packet(from: SocketAddr, to: SocketAddr, ttl: u8, protocol: Protocol, fla
     let segment = match protocol {
         Protocol::Tcp => Segment::tcp(from.port(), to.port(), flags, b"hello"),
         Protocol::Udp => Segment::udp(from.port(), to.port(), b"hello"),
+        Protocol::Sctp => panic!("SCTP has chunks and no flags"),
     };
     let mut packet = Packet::new(&from.ip().to_string(), &to.ip().to_string(), segment);
     packet.ttl = ttl;

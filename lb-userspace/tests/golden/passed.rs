@@ -88,8 +88,8 @@ fn other_ports_and_protocols_of_a_service_address_belong_to_the_host() {
         assert_passed(lab, Side::Front, &to(Segment::udp(40_000, 80, b"")), "no_service");
         let timestamp = Segment::Other { protocol: 1, bytes: vec![13, 0, 0xf2, 0xff, 0, 0, 0, 0] };
         assert_passed(lab, Side::Front, &to(timestamp), "not_transport");
-        let sctp = Segment::Other { protocol: 132, bytes: vec![0; 32] };
-        assert_passed(lab, Side::Front, &to(sctp), "not_transport");
+        let gre = Segment::Other { protocol: 47, bytes: vec![0; 32] };
+        assert_passed(lab, Side::Front, &to(gre), "not_transport");
     });
 }
 

@@ -195,6 +195,7 @@ fn long_packets_are_cut_to_the_answer() {
             let long = match protocol {
                 Protocol::Tcp => Segment::tcp(40_000, 80, TCP_ACK, &[7; 1200]),
                 Protocol::Udp => Segment::udp(40_000, 80, &[7; 1200]),
+                Protocol::Sctp => panic!("of the kinds above there is none"),
             };
             let mut ask = request(&served, 40_000, TCP_SYN);
             ask.segment = long;

@@ -8,7 +8,7 @@ use lb_common::{
     flow::{State, TCP_ACK, TCP_SYN},
 };
 use lb_userspace::{
-    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, Service, Tunnel, XdpMode},
+    config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, Quic, Service, Tunnel, XdpMode},
     core::{Command, Core, Input, Now, OperatorLayer, ProbeOutcome, reconcile::Reconciler},
     dataplane::{Dataplane as _, kernel::KernelDataplane},
 };
@@ -54,6 +54,7 @@ fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
         clients: Clients::default(),
         health,
         timeouts: State::TIMEOUTS,
+        quic: Quic::default(),
         backends: backends.map(|(n, weight)| Backend { address: server(n), weight, tier: 0 }).collect(),
     };
     Config {

@@ -42,7 +42,7 @@ fn tunnelled(lab: &mut Lab, served: &Served, flags: u8, payload: usize) -> Vec<u
     let payload: Vec<u8> = (0..payload).map(|n| (n * 3 + 1) as u8).collect();
     asked.segment = match served.spec.protocol {
         Protocol::Tcp => Segment::tcp(40_000, 80, flags, &payload),
-        Protocol::Udp => Segment::udp(40_000, 80, &payload),
+        _ => Segment::udp(40_000, 80, &payload),
     };
     let sent = lab.send(Side::Front, &from_client(&asked));
     assert_eq!(sent.exit, "redirect", "{:?}", sent.counted);

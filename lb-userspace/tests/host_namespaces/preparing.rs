@@ -56,6 +56,7 @@ pub fn service(listen: &str) -> Service {
             port: None,
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
+        quic: lb_userspace::config::Quic::default(),
         backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0 }],
     }
 }

@@ -3,39 +3,69 @@
 use std::{process::ExitCode, time::SystemTime};
 
 use anyhow::{Result, ensure};
-use xtask::bench::{BenchArguments, Part};
+use xtask::{
+    bench::{BenchArguments, Part},
+    shell,
+};
 
 use crate::{
-    packets::{self, Effort, Row},
-    result::{Machine, Results},
+    compare,
+    packets::{self, DriverEffort, DriverRow, Effort, Row},
+    report,
+    result::{DriverResult, Machine, Results},
     table,
+    users::{self, UserEffort},
 };
 
 /// # Errors
 /// Something that was to be measured could not be.
 pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
+    if let Some(path) = &arguments.report {
+        let folder = arguments.into.clone().unwrap_or_else(|| shell::root().join("docs"));
+        report::report(&Results::read(path)?, &folder)?;
+        println!("written: {}", folder.join("performance.md").display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Before minutes are spent on measuring.
+    let earlier = arguments.compare.as_deref().map(Results::read).transpose()?;
     let mut results = Results {
         machine: Machine::here(),
         date: rfc3339(SystemTime::now()),
         quick: arguments.quick,
         ..Results::default()
     };
-    if arguments.wants(Part::Packets) {
-        packets(arguments, &mut results)?;
-    }
+    let measured = measure(arguments, &mut results);
+    // What was measured before something failed is kept.
     if let Some(path) = &arguments.json {
         results.write(path)?;
         println!("written: {}", path.display());
     }
-    Ok(ExitCode::SUCCESS)
+    measured?;
+    let Some(earlier) = earlier else { return Ok(ExitCode::SUCCESS) };
+    let comparison = compare::compare(&earlier, &results, arguments.threshold);
+    ensure!(!comparison.changes.is_empty(), "the earlier run has none of the rows that were measured now");
+    println!("{}", comparison.report());
+    Ok(if comparison.is_worse() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    if arguments.wants(Part::Packets) {
+        packets(arguments, results)?;
+    }
+    if arguments.wants(Part::Driver) {
+        driver(arguments, results)?;
+    }
+    if arguments.wants(Part::Users) {
+        println!("users: the same load through each balancer in turn, all on one CPU");
+        let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
+        results.users = users::users(effort)?;
+        println!("\n{}\n", table::users(&results.users));
+    }
+    Ok(())
 }
 
 fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
-    let wanted = |row: &Row| match &arguments.filter {
-        Some(filter) => row.name().contains(filter.as_str()),
-        None => row.quick || !arguments.quick,
-    };
-    let rows: Vec<Row> = packets::rows().into_iter().filter(wanted).collect();
+    let rows = wanted_rows(packets::rows(), arguments);
     ensure!(!rows.is_empty(), "no row has {:?} in its name", arguments.filter);
     println!("packets: {} rows, nanoseconds a packet without the harness", rows.len());
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
@@ -50,6 +80,30 @@ fn packets(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     }
     results.rows = measured.rows;
     results.program = measured.program;
+    Ok(())
+}
+
+/// A filter that is a row's whole name means that row alone: `hit 1` is in `hit 1M` too.
+fn wanted_rows(rows: Vec<Row>, arguments: &BenchArguments) -> Vec<Row> {
+    let Some(filter) = &arguments.filter else {
+        return rows.into_iter().filter(|row| row.quick || !arguments.quick).collect();
+    };
+    let exact = rows.iter().any(|row| row.name() == *filter);
+    let wanted = |row: &Row| if exact { row.name() == *filter } else { row.name().contains(filter.as_str()) };
+    rows.into_iter().filter(wanted).collect()
+}
+
+fn driver(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    let wanted = |row: &&DriverRow| {
+        let name = format!("{} {} {}", row.0.name(), row.1.name(), row.2.name());
+        arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+    };
+    let rows: Vec<_> = packets::DRIVER_ROWS.iter().filter(wanted).copied().collect();
+    println!("driver: {} rows beside their floors and the textbook balancer", rows.len());
+    let effort = if arguments.quick { DriverEffort::QUICK } else { DriverEffort::FULL };
+    let tell = |row: &DriverResult| println!("  {:<52} {:>7.1} ns  {:>6.2} Mpps", row.name, row.median_ns, row.mpps);
+    results.driver = packets::driver(&rows, effort, &tell)?;
+    println!("\n{}\n", table::driver(&results.driver));
     Ok(())
 }
 
@@ -74,6 +128,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_whole_name_means_one_row_and_a_part_of_it_all_that_have_it() {
+        let names = |filter: &str| {
+            let arguments = BenchArguments { filter: Some(filter.to_owned()), ..BenchArguments::default() };
+            wanted_rows(packets::rows(), &arguments).iter().map(Row::name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("nat maglev tcp4 hit 1"), ["nat maglev tcp4 hit 1"]);
+        assert_eq!(names("dsr-l2 maglev tcp4 hit 1M"), ["dsr-l2 maglev tcp4 hit 1M"]);
+        assert!(names("dsr-l2 maglev tcp4 hit").len() == 3 && names("no such row").is_empty());
+    }
 
     #[test]
     fn dates_are_right_at_the_ends_of_months_and_years() {

@@ -2,12 +2,12 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use crate::result::RowResult;
+use crate::result::{DriverResult, RowResult, UserResult};
 
 /// One line a row, as it is measured.
 pub fn line(row: &RowResult) -> String {
     let ratio = row.textbook_ratio.map_or_else(String::new, |ratio| format!("{ratio:.2} x textbook"));
-    format!("  {:<42} {:>7.1} ns  {ratio:<16} {}", row.name, row.net_ns, verdict(row))
+    format!("  {:<42} {:>7.1} ns  {ratio:<16} {}", row.name, row.net_ns, verdict(row.met))
 }
 
 /// All rows. Times are nanoseconds a packet; `net` is without the harness.
@@ -30,19 +30,82 @@ pub fn packets(rows: &[RowResult]) -> String {
             optional(row.textbook_ratio, 2),
             row.evicted.to_string(),
             row.target.clone().unwrap_or_default(),
-            verdict(row).to_owned(),
+            verdict(row.met).to_owned(),
         ]);
     }
-    for column in 1..=8 {
+    align_right(&mut table, 1..=8);
+    table.to_string()
+}
+
+/// Live frames through the driver; nanoseconds a frame, of generator, driver, program and sink together.
+pub fn driver(rows: &[DriverResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["THROUGH THE DRIVER", "MEDIAN", "MIN", "MAX", "OVER FLOOR", "MPPS", "DELIVERED"]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            format!("{:.1}", row.median_ns),
+            format!("{:.1}", row.min_ns),
+            format!("{:.1}", row.max_ns),
+            format!("{:+.1}", row.over_floor_ns),
+            format!("{:.2}", row.mpps),
+            format!("{:.2} %", row.delivered_percent),
+        ]);
+    }
+    align_right(&mut table, 1..=6);
+    table.to_string()
+}
+
+/// What users see.
+pub fn users(rows: &[UserResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header([
+        "BALANCER",
+        "LOAD",
+        "PER SECOND",
+        "P50 US",
+        "P99 US",
+        "CPU US",
+        "OVER DIRECT",
+        "CPU S/GB",
+        "FAILED",
+        "TARGET",
+        "",
+    ]);
+    for row in rows {
+        let optional = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        table.add_row([
+            row.balancer.clone(),
+            row.load.clone(),
+            format!("{:.0}", row.per_second),
+            optional(row.p50_us, 0),
+            optional(row.p99_us, 0),
+            format!("{:.2}", row.cpu_us),
+            format!("{:+.2}", row.over_direct_us),
+            optional(row.cpu_s_per_gb, 2),
+            row.failed.to_string(),
+            row.target.clone().unwrap_or_default(),
+            verdict(row.met).to_owned(),
+        ]);
+    }
+    align_right(&mut table, 2..=8);
+    table.to_string()
+}
+
+fn align_right(table: &mut Table, columns: std::ops::RangeInclusive<usize>) {
+    for column in columns {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.to_string()
 }
 
-const fn verdict(row: &RowResult) -> &'static str {
-    match row.met {
+const fn verdict(met: Option<bool>) -> &'static str {
+    match met {
         Some(true) => "met",
         Some(false) => "MISSED",
         None => "",

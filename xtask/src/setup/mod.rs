@@ -40,6 +40,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "ping", package: "iputils-ping", why: "the host still answers for itself", level: Level::Test },
     Tool { program: "tcpdump", package: "tcpdump", why: "a failing test leaves its packets", level: Level::Test },
     Tool { program: "bpftool", package: "bpftool", why: "reads maps and programs from outside", level: Level::Test },
+    Tool { program: "haproxy", package: "haproxy", why: "a balancer to compare with", level: Level::Test },
+    Tool { program: "nft", package: "nftables", why: "the kernel's own NAT to compare with", level: Level::Test },
     Tool { program: "setpriv", package: "util-linux", why: "runs without rights", level: Level::Test },
     Tool { program: "setcap", package: "libcap2-bin", why: "runs with single capabilities", level: Level::Test },
     Tool { program: "dpkg-deb", package: "dpkg", why: "unpacks kernels without installing them", level: Level::Vm },
@@ -100,6 +102,9 @@ pub fn setup(level: Level, verbose: bool) -> Result<ebpf::Toolchain> {
     if level >= Level::Test && toolchain == ebpf::Toolchain::Debian {
         clippy(&mut apt, &mut report)?;
     }
+    if level >= Level::Test {
+        nginx_stream(&mut apt, &mut report)?;
+    }
     if verbose && !report.changed {
         println!("nothing to do");
     }
@@ -133,6 +138,19 @@ fn tools(level: Level, apt: &mut Apt, report: &mut Report) -> Result<()> {
         }
         report.installed(tool.package, tool.why);
     }
+    Ok(())
+}
+
+/// Where Debian's package puts nginx's module for TCP and UDP.
+pub const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+fn nginx_stream(apt: &mut Apt, report: &mut Report) -> Result<()> {
+    if std::path::Path::new(NGINX_STREAM).exists() {
+        report.had("nginx's stream module", NGINX_STREAM);
+        return Ok(());
+    }
+    apt.install(&["libnginx-mod-stream"], report)?;
+    report.installed("libnginx-mod-stream", "a balancer to compare with");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use super::packages::KernelPackage;
 use crate::shell;
 
 /// What Debian does not build in and the tests need.
-const WANTED: &[&str] = &["veth", "bridge", "8021q"];
+const WANTED: &[&str] = &["veth", "bridge", "8021q", "ipip", "sit", "ip6_tunnel", "fou"];
 
 /// A module, ready to be loaded.
 pub(super) struct Module {

@@ -45,7 +45,7 @@ impl Suite {
     }
 }
 
-/// Builds everything. The small world of `cargo xtask run`, with a failover in it, is the last suite.
+/// Builds everything. Tasks of this program come last.
 ///
 /// # Errors
 /// It does not build.
@@ -69,22 +69,27 @@ pub(super) fn suites(filter: Option<&str>) -> Result<Vec<Suite>> {
             files: started.chain([test.executable.clone()]).collect(),
         });
     }
-    if filter.is_none_or(|filter| WORLD.contains(filter)) {
-        suites.push(world(lb)?);
+    for (name, arguments) in PROGRAMS {
+        if filter.is_none_or(|filter| name.contains(filter)) {
+            suites.push(program(name, arguments, lb.clone())?);
+        }
     }
     Ok(suites)
 }
 
-const WORLD: &str = "world_with_a_failover";
+/// Tasks of this program that are one test each: the small world of `cargo xtask run`, and tunnels
+/// into the kernel's own devices.
+const PROGRAMS: &[(&str, &[&str])] =
+    &[("world_with_a_failover", &["run", "--for", "15s"]), ("tunnel_devices", &["interop"])];
 
-fn world(lb: PathBuf) -> Result<Suite> {
+fn program(name: &str, arguments: &[&str], lb: PathBuf) -> Result<Suite> {
     let xtask = std::env::current_exe().context("where this program is")?;
     Ok(Suite {
-        name: WORLD.to_owned(),
+        name: name.to_owned(),
         program: xtask.clone(),
         is_test: false,
         variables: vec![format!("{}={}", build::PROGRAM_VARIABLE, lb.display())],
-        arguments: ["run", "--for", "15s"].map(str::to_owned).into(),
+        arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
         files: vec![xtask, lb],
     })
 }

@@ -29,6 +29,16 @@ pub struct Service {
     pub backend_family: Family,
     /// Further lines of the service: `gue-port = 6081`.
     pub lines: Vec<String>,
+    /// QUIC: connections follow the server ids in their connection IDs.
+    pub server_ids: bool,
+}
+
+/// Bytes of a backend's QUIC server id.
+pub const SERVER_ID_LENGTH: usize = 4;
+
+/// The QUIC server id of the backend of this index (from 0).
+pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
+    [0xc0, 0xff, 0xee, index + 1]
 }
 
 /// Probes run ten times a second: two failures take a backend down, two successes bring it back.
@@ -58,6 +68,15 @@ impl Config {
 }
 
 impl Service {
+    /// The same with backends of the other address family.
+    pub fn across_families(self) -> Self {
+        let backend_family = match self.family {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        };
+        Self { backend_family, ..self }
+    }
+
     /// A TCP service, round robin by flow, checked by connecting.
     pub fn tcp(family: Family, mode: &'static str, port: u16, backends: Vec<u8>, backend_port: u16) -> Self {
         Self {
@@ -75,6 +94,7 @@ impl Service {
             backend_port,
             backend_family: family,
             lines: Vec::new(),
+            server_ids: false,
         }
     }
 
@@ -117,9 +137,15 @@ impl Service {
         for line in &self.lines {
             text += &format!("{line}\n");
         }
+        if self.server_ids {
+            let _ = writeln!(text, "quic-server-id-length = {SERVER_ID_LENGTH}");
+        }
         text += &self.health.render();
-        for address in self.backend_addresses() {
-            let _ = write!(text, "[[service.backend]]\naddress = \"{address}\"\n");
+        for &index in &self.backends {
+            let _ = write!(text, "[[service.backend]]\naddress = \"{}\"\n", self.backend_address(index));
+            if self.server_ids {
+                let _ = writeln!(text, "server-id = \"{:08x}\"", u32::from_be_bytes(server_id(index)));
+            }
         }
         text
     }

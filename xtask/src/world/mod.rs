@@ -15,6 +15,7 @@
 pub mod balancer;
 pub mod capture;
 pub mod config;
+pub mod dsr;
 pub mod http;
 pub mod namespace;
 mod pass;

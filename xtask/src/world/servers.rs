@@ -55,6 +55,11 @@ impl Web {
         self.index
     }
 
+    /// The server's process alone, which then nobody restarts.
+    pub fn into_process(self) -> Process {
+        self.process
+    }
+
     /// What `/files/` and `/slow/` serve, and where uploads land.
     pub fn files(&self) -> PathBuf {
         self.folder.join("files")

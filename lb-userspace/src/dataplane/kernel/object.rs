@@ -78,7 +78,7 @@ pub(crate) fn capacity(name: &str, limits: &Limits) -> Option<(u32, &'static str
     Some(match name {
         names::ADDRESSES => (limits.addresses, "addresses"),
         names::SERVICES | names::SERVICE_INFO | names::CURSORS | names::SERVICE_STATS => (limits.services, "services"),
-        names::BACKENDS | names::BACKEND_LOAD | names::BACKEND_STATS => (limits.backends, "backends"),
+        names::BACKENDS | names::BACKEND_LOAD | names::BACKEND_STATS | names::QUIC_IDS => (limits.backends, "backends"),
         names::SELECTION => (limits.selection_slots, "selection-slots"),
         names::FLOW_WORDS => (flow_buckets(limits), "flows"),
         names::REPLY_WORDS => (reply_buckets(limits), "flows"),

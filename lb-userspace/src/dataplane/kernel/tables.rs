@@ -5,8 +5,8 @@ use std::{io, path::Path};
 use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use bytemuck::Zeroable;
 use lb_common::abi::{
-    Address, AddressRoles, Backend, BackendCounters, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings,
-    Slot, limits::PORT_RANGES, names,
+    Address, AddressRoles, Backend, BackendCounters, QuicKey, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue,
+    Settings, Slot, limits::PORT_RANGES, names,
 };
 
 use super::{
@@ -38,6 +38,7 @@ pub struct KernelDataplane {
     services: Table<ServiceKey, ServiceValue>,
     service_info: List<ServiceInfo>,
     backends: List<Backend>,
+    quic_ids: Table<QuicKey, u32>,
     selection: SharedArray<Slot>,
     pools: Pools,
     service_stats: PerCpuArray<MapData, ServiceCounters>,
@@ -63,6 +64,7 @@ impl KernelDataplane {
             services: Table::open(pins, names::SERVICES)?,
             service_info: List::open(pins, names::SERVICE_INFO)?,
             backends: List::open(pins, names::BACKENDS)?,
+            quic_ids: Table::open(pins, names::QUIC_IDS)?,
             selection: open_shared(pins, names::SELECTION)?,
             pools: Pools(open_shared(pins, names::PORT_POOLS)?),
             service_stats: open_per_cpu(pins, names::SERVICE_STATS)?,
@@ -187,6 +189,11 @@ impl Dataplane for KernelDataplane {
                 self.address_bits.clear(address);
                 Ok(())
             }
+            Op::SetQuicId { key, backend } => {
+                let result = self.quic_ids.map.insert(key, backend, 0);
+                inserted("QUIC server ids", self.quic_ids.capacity, "backends", result)
+            }
+            Op::DeleteQuicId { key } => removed("deleting a QUIC server id", self.quic_ids.map.remove(key)),
         }
     }
 
@@ -207,6 +214,7 @@ impl Dataplane for KernelDataplane {
             service_info: service_info.into_iter().filter(|(_, info)| info.protocol != 0).collect(),
             backends: backends.into_iter().filter(|(_, backend)| *backend != Backend::zeroed()).collect(),
             selection,
+            quic_ids: self.quic_ids.read_all().map_err(failed("reading the QUIC server ids"))?.into_iter().collect(),
             port_pools: (0..self.pools.0.len()).filter_map(|pool| Some((pool, self.pools.ranges(pool)?))).collect(),
         })
     }

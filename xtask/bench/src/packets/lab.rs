@@ -18,6 +18,8 @@ use xtask::shell;
 
 /// Where the program under test believes to be attached.
 pub const INTERFACE: &str = "eth0";
+/// The other end of its wire.
+pub const FAR: &str = "far";
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 /// Backends of every service together.
@@ -90,13 +92,13 @@ fn build() -> Result<()> {
     let mac = |n: u32| format!("02:00:00:01:{:02x}:{:02x}", n >> 8, n & 0xff);
     let mut lines = vec![
         "link set lo up".to_owned(),
-        format!("link add {INTERFACE} address 02:00:00:00:00:01 type veth peer name far"),
+        format!("link add {INTERFACE} address 02:00:00:00:00:01 type veth peer name {FAR}"),
         // Or it would solicit and report.
-        "link set far addrgenmode none".to_owned(),
+        format!("link set {FAR} addrgenmode none"),
         format!("addr add 10.0.0.1/16 dev {INTERFACE}"),
         format!("addr add fd00:10::1/64 dev {INTERFACE} nodad"),
         format!("link set {INTERFACE} up"),
-        "link set far up".to_owned(),
+        format!("link set {FAR} up"),
         "route add default via 10.0.0.254".to_owned(),
         "route add default via fd00:10::fe".to_owned(),
         format!("neigh add 10.0.0.254 lladdr 02:00:00:00:00:fe dev {INTERFACE} nud permanent"),
@@ -117,7 +119,7 @@ fn build() -> Result<()> {
 }
 
 /// Lines of `ip -batch`, in this thread's namespace.
-fn ip_batch(lines: &[String]) -> Result<()> {
+pub(super) fn ip_batch(lines: &[String]) -> Result<()> {
     let mut command = shell::tool("ip");
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().context("cannot start ip: is iproute2 installed?")?;

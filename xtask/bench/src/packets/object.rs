@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
     maps::{Array, MapData, PerCpuArray, ProgramArray},
-    programs::{ProgramError, ProgramFd, TestRunOptions, Xdp},
+    programs::{ProgramError, ProgramFd, TestRunAttrs, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::DirectionCounters,
@@ -27,6 +27,9 @@ pub const PROGRAMS: [&str; 8] = [
     "textbook",
     "textbook_nat",
 ];
+
+/// Live frames on their way at a time, as a driver's poll hands them on.
+const LIVE_BATCH: u32 = 64;
 
 /// Which program brings the frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,6 +204,28 @@ impl Object {
         noted.windows(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 / f64::from(WINDOW)).collect()
     }
 
+    /// Sends live frames of the stream out of the interface that it names, and waits until all are
+    /// gone.
+    ///
+    /// # Errors
+    /// The kernel refuses (live frames need Linux 5.18).
+    pub fn generate(&mut self, kind: Kind, ifindex: u32, frames: u32) -> Result<()> {
+        let program = loaded(&mut self.ebpf, &format!("generate_{}", kind.name()))?;
+        let frame = [0u8; FRAME_BYTES];
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(FRAME_BYTES as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(LIVE_BATCH),
+            ..TestRunOptions::new()
+        };
+        program.test_run(options).context("sending live frames")?;
+        Ok(())
+    }
+
     /// Packets that the textbook balancer has sent on.
     ///
     /// # Errors
@@ -211,12 +236,13 @@ impl Object {
         Ok(map.get(&1, 0)?.iter().map(|counters| counters.packets).sum())
     }
 
-    /// Live frames that came back to the sink.
+    /// The sink's map, for [`super::Sink`].
     ///
     /// # Errors
     /// The kernel's.
-    pub fn sink(&mut self) -> Result<PerCpuArray<MapData, u64>> {
-        Ok(PerCpuArray::try_from(self.ebpf.take_map(names::SINK).context("the bench has no sink")?)?)
+    pub(super) fn sink_id(&self) -> Result<u32> {
+        let Some(aya::maps::Map::PerCpuArray(data)) = self.ebpf.map(names::SINK) else { bail!("there is no sink") };
+        Ok(data.info()?.id())
     }
 
     /// Writes an array of the textbook balancer from its first element.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -47,9 +48,10 @@ impl Ours {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mut core = setting.core()?;
         let limits = setting.config()?.limits;
-        lb_userspace::host::ensure_bpffs(Path::new("/sys/fs/bpf"))?;
+        lb_userspace::host::ensure_bpffs(Path::new(BPFFS))?;
+        sweep();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pin_dir = PinDir(Path::new("/sys/fs/bpf").join(format!("lb-bench-{}-{number}", process::id())));
+        let pin_dir = PinDir(Path::new(BPFFS).join(format!("{PREFIX}{}-{number}", process::id())));
         let mut loaded = kernel::load(&LoadOptions { pin_dir: &pin_dir.0, limits: &limits, debug_log: false })?;
         loaded.attach(lab::INTERFACE, XdpMode::Native)?;
         let mut data = KernelDataplane::open(&pin_dir.0)?;
@@ -130,12 +132,47 @@ impl Counted {
     }
 }
 
+const BPFFS: &str = "/sys/fs/bpf";
+const PREFIX: &str = "lb-bench-";
+
+/// Removes the pins of runs that were killed. Those of living processes stay.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(BPFFS) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(run_of) else { continue };
+        if !Path::new("/proc").join(pid.to_string()).exists() {
+            drop(PinDir(entry.path()));
+        }
+    }
+}
+
+/// The process that a name of ours tells: `lb-bench-12-0` -> 12.
+fn run_of(name: &str) -> Option<u32> {
+    let (pid, number) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    number.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
 struct PinDir(PathBuf);
 
 impl Drop for PinDir {
     fn drop(&mut self) {
         if let Err(error) = kernel::detach(&self.0) {
             eprintln!("cleaning up {}: {error:#}", self.0.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::run_of;
+
+    #[test]
+    fn only_our_own_pins_are_swept() {
+        assert_eq!(run_of("lb-bench-12-0"), Some(12));
+        for other in ["lb", "lb-bench-", "lb-bench-x-0", "lb-bench-12", "lb-golden-12-0", "lb-bench-12-a"] {
+            assert_eq!(run_of(other), None, "{other}");
         }
     }
 }

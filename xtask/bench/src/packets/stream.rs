@@ -39,8 +39,8 @@ impl Kind {
         match (self.protocol, self.v4) {
             (Protocol::Tcp, true) => "tcp4",
             (Protocol::Tcp, false) => "tcp6",
-            (Protocol::Udp, true) => "udp4",
-            (Protocol::Udp, false) => "udp6",
+            (Protocol::Udp | Protocol::Sctp, true) => "udp4",
+            (Protocol::Udp | Protocol::Sctp, false) => "udp6",
         }
     }
 }
@@ -177,6 +177,19 @@ pub fn shuffle(flows: &mut [StreamFlow]) {
         random ^= random << 17;
         flows.swap(last, (random % (last as u64 + 1)) as usize);
     }
+}
+
+/// UDP over IPv4 from so many flows to one socket, in frames to a link-layer address.
+pub fn udp_order(target: std::net::SocketAddr, mac: [u8; 6], flows: u32) -> (Order, Vec<StreamFlow>) {
+    let kind = Kind { v4: true, protocol: Protocol::Udp };
+    let mut order = Order::of(&requests(kind, 0), flows, Renewal::None);
+    let mut frame: [u8; lb_common::bench::FRAME_BYTES] = bytemuck::cast(order.frame);
+    frame[..6].copy_from_slice(&mac);
+    order.frame = bytemuck::cast(frame);
+    let destination = lab::last_word(target.ip());
+    let to = |flow: &StreamFlow| StreamFlow { destination, destination_port: target.port(), ..*flow };
+    let table = client_flows(true, 1).iter().take(flows as usize).map(to).collect();
+    (order, table)
 }
 
 /// ARP, which no stream of flows has.
