@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     abi::{Granularity, Mode, Protocol},
-    flow::{TCP_ACK, TCP_SYN},
+    flow::{TCP_ACK, TCP_SYN, seconds},
 };
+use lb_userspace::dataplane::{Dataplane as _, Op};
 
 use crate::{
     counters::assert_counted,
@@ -117,6 +118,9 @@ fn a_fragmented_datagram_may_begin_a_flow_of_a_client_that_stays() {
         let spec =
             Spec { backends: 3, granularity: Granularity::Client, ..Spec::new(true, Protocol::Udp, Mode::FullNat) };
         let served = lab.serve(spec);
+        let mut info = lab.data.read().unwrap().service_info[&served.id];
+        info.client_timeout = seconds(60);
+        lab.apply(Op::SetServiceInfo { id: served.id, info });
         let mut ids = BTreeSet::new();
         let mut to = BTreeSet::new();
         for port in 40_000..40_006 {
