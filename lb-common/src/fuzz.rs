@@ -71,6 +71,10 @@ fn check_fragment(original: &[u8], network: &Network) -> Depth {
         let Ok(first) = fragment::first(&arena.frame(), network, &found) else { return Depth::Problem };
         check_bounds(original, network, &first);
         check_unreachable(original, network, &first);
+        if first.protocol == Protocol::Sctp {
+            // Never translated.
+            return Depth::Transport;
+        }
         first
     } else {
         let (source_port, destination_port) = (Port::new(1), Port::new(2));

@@ -3,6 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
+use lb_common::abi::Mode;
 use lb_userspace::config::{Config, EXAMPLE, ReportStyle, Severity, load, parse, render};
 use proptest::prelude::*;
 
@@ -152,7 +153,8 @@ fn assert_valid(config: &Config) {
             assert_ne!((service.listen, service.protocol), (other.listen, other.protocol));
         }
         for (i, backend) in service.backends.iter().enumerate() {
-            assert_eq!(backend.address.is_ipv4(), service.listen.is_ipv4());
+            let joins = Mode::joins_families(service.mode as u8);
+            assert!(joins || backend.address.is_ipv4() == service.listen.is_ipv4());
             assert_eq!(backend.address.port() == 0, service.listen.port() == 0);
             assert!(backend.weight <= 1000 && backend.tier <= 15);
             assert!(service.backends[..i].iter().all(|other| other.address != backend.address));

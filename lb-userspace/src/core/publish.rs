@@ -313,7 +313,6 @@ impl Round<'_> {
         if !std::mem::replace(&mut service.holds_address, true) {
             self.ledger.hold_roles(me.key.address, me.own_roles());
         }
-        self.ledger.set_service_info(id, constants(me, service));
         let turns = turns(service);
         let fits = self.turn_table(me, service, turns);
         if service.leaving.is_none() {
@@ -361,6 +360,11 @@ impl Round<'_> {
         let changed = current != slots;
         if changed {
             let Some(new) = self.ledger.place_table(&slots) else {
+                // Nobody has flows here that only the table knows of, and nobody gets new ones.
+                if wanted.is_empty() && tracked.backends().is_empty() {
+                    service.tracked = None;
+                    return self.place_slots(service, made, wanted);
+                }
                 if let Some(table) = service.table.as_mut().filter(|table| table.shape.hash.is_some()) {
                     if wanted.is_empty() {
                         table.shape = Shape { turns: 0, paired: false, ..table.shape };
