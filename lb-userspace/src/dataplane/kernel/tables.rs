@@ -88,6 +88,18 @@ impl KernelDataplane {
         self.table.loads.of(id)
     }
 
+    /// Says whether packets to one backend may take different ways: then the data path asks the
+    /// kernel's tables for each packet.
+    ///
+    /// # Errors
+    /// The settings could not be written.
+    pub fn set_routes_vary(&mut self, vary: bool) -> Result<(), DataplaneError> {
+        let what = "writing the settings";
+        let mut settings = self.settings.map.get(&0, 0).map_err(|error| kernel(what, error))?;
+        settings.flags = if vary { Settings::ROUTES_VARY } else { 0 };
+        self.settings.map.set(0, settings, 0).map_err(|error| kernel(what, error))
+    }
+
     fn set_generation(&mut self, generation: u32) -> Result<(), DataplaneError> {
         let what = "writing the generation";
         let mut settings = self.settings.map.get(&0, 0).map_err(|error| kernel(what, error))?;
