@@ -193,7 +193,7 @@ impl<D: Dataplane> Engine<D> {
             let desired = self.core.desired();
             let generation = desired.generation;
             let began = Instant::now();
-            match self.publisher.step(desired, self.clock.now()) {
+            match self.publisher.step(desired, self.core.touched(), self.clock.now()) {
                 Ok(operations) => {
                     if operations > 0 {
                         tracing::debug!(generation, operations, took = ?began.elapsed(), "maps published");

@@ -75,11 +75,7 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
             host::BPFFS
         );
     }
-    std::fs::create_dir_all(&options.pin_dir).with_context(|| format!("making {}", options.pin_dir.display()))?;
-    let _lock = AgentLock::take(&options.state_dir, &options.pin_dir)?;
-    // Bound now, served when there is something to tell: a second agent goes before it has changed
-    // anything.
-    let socket = ApiSocket::bind(&options.socket)?;
+    let (_lock, socket) = claim(options)?;
     let fresh = kernel::attachments(&Pins::new(&options.pin_dir))?.is_empty();
     let mut host = Host::open(&options.state_dir)?;
     let data_path = match bring_up(options, &config, layer, &mut host).await {
@@ -91,6 +87,22 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         Err(error) => return Err(error),
     };
     serve(options, signals, socket, host, data_path).await
+}
+
+/// What only one agent can have. Bound now, served when there is something to tell: a second agent
+/// goes before it has changed anything, and leaves no empty folder of pins.
+fn claim(options: &Options) -> anyhow::Result<(AgentLock, ApiSocket)> {
+    let Options { pin_dir, state_dir, socket, .. } = options;
+    let found = pin_dir.exists();
+    std::fs::create_dir_all(pin_dir).with_context(|| format!("making {}", pin_dir.display()))?;
+    let claimed = AgentLock::take(state_dir, pin_dir)
+        .map_err(anyhow::Error::from)
+        .and_then(|lock| Ok((lock, ApiSocket::bind(socket)?)));
+    if claimed.is_err() && !found {
+        // Only if it is empty: somebody else may have come between.
+        drop(std::fs::remove_dir(pin_dir));
+    }
+    claimed
 }
 
 /// The file, and what operators decided over it.

@@ -29,11 +29,13 @@ mod roles;
 mod rotation;
 mod service;
 mod state;
+mod touched;
 mod view;
 
 pub use commands::{Command, CommandError};
-pub use plan::plan;
+pub use plan::{plan, plan_within};
 pub use state::Core;
+pub use touched::{Scope, Touched};
 
 use std::{
     collections::BTreeMap,

@@ -9,7 +9,7 @@ use std::{
 use lb_common::abi::{Port, ServiceKey};
 
 use super::{
-    Input, Notice, Now, OperatorLayer, ProbeKey, ProbeOutcome, adopt,
+    Input, Notice, Now, OperatorLayer, ProbeKey, ProbeOutcome, Touched, adopt,
     index::Indexes,
     ledger::Ledger,
     publish::{Outcome, Round},
@@ -114,6 +114,11 @@ impl Core {
     /// What should be in the maps.
     pub fn desired(&self) -> &Tables {
         self.ledger.desired()
+    }
+
+    /// What changed in [`Core::desired`] since a generation that the maps held.
+    pub fn touched(&self) -> &Touched {
+        self.ledger.touched()
     }
 
     /// How often a service was decided anew since the start: the work done.

@@ -133,7 +133,8 @@ impl World {
     }
 
     pub fn publish(&mut self) {
-        let report = self.reconciler.step(&mut self.dataplane, self.core.desired()).unwrap();
+        let report =
+            self.reconciler.step_touched(&mut self.dataplane, self.core.desired(), self.core.touched()).unwrap();
         self.dataplane.check().unwrap();
         let generation = report.generation;
         let notices = self.core.handle(Input::Published { generation }, self.now);
