@@ -6,8 +6,16 @@ use crate::config::Config;
 /// before anything is done.
 pub fn refuse(old: &Config, new: &Config) -> Option<String> {
     // Fully spelled out: a new setting must be thought of here.
-    let Config { interfaces, xdp_mode, manage_addresses, source_ports: _, maglev_table_size: _, limits, services: _ } =
-        old;
+    let Config {
+        interfaces,
+        xdp_mode,
+        manage_addresses,
+        watch_config: _,
+        source_ports: _,
+        maglev_table_size: _,
+        limits,
+        services: _,
+    } = old;
     let mut fixed = Vec::new();
     if *interfaces != new.interfaces {
         fixed.push("`interfaces`");

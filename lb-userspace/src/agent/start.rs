@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     api::{self, ApiSocket, Handle, model::InterfaceStatus},
-    config::{self, Config, ConfigError, Severity},
+    config::{self, Config, ConfigError},
     core::OperatorLayer,
     dataplane::kernel::{self, Attachment, KernelDataplane, LoadOptions, Loaded, Pins},
     host::{self, Bpffs, Host},
@@ -272,24 +272,11 @@ async fn reload_on_signal(mut hangup: Signal, options: Options, findings: mpsc::
         let reloaded = tokio::task::spawn_blocking(move || options.load()).await;
         let result = match reloaded {
             Ok(Ok(loaded)) => Ok(Arc::new(loaded.config)),
-            Ok(Err(error)) => Err(in_short(&error, &path)),
+            Ok(Err(error)) => Err(error.in_short()),
             Err(error) => Err(error.to_string()),
         };
         if findings.send(Finding::Reloaded(result)).await.is_err() {
             return;
         }
     }
-}
-
-/// The first finding with its place, on one line.
-fn in_short(error: &ConfigError, path: &Path) -> String {
-    let check = format!("see: lb config check {}", path.display());
-    let Some(first) = error.diagnostics().iter().find(|finding| finding.severity == Severity::Error) else {
-        return check;
-    };
-    let place = match (first.line, first.column) {
-        (Some(line), Some(column)) => format!("line {line}, column {column}: "),
-        _ => String::new(),
-    };
-    format!("{place}{}; {check}", first.message)
 }

@@ -1,5 +1,5 @@
 //! Every key of the file: how it is written, what it means when it is left out, what it does. The
-//! reader and the reference (docs/configuration.md) both come from here.
+//! reader, the reference (docs/configuration.md) and the JSON Schema all come from here.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,10 +7,10 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
 
 use super::{
     endpoint::{self, Endpoint},
-    form::{Flag, OneOf, Special, Time, Whole},
+    form::{Flag, OneOf, Shaped, Time, Whole},
     model::{PortRange, StatusRange, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
-    value,
+    shape, value,
 };
 
 /// Kinds of health check, before their details are read.
@@ -44,6 +44,7 @@ pub(super) static TOP: Section = Section {
         &INTERFACES,
         &XDP_MODE,
         &MANAGE_ADDRESSES,
+        &WATCH_CONFIG,
         &SOURCE_PORTS,
         &MAGLEV_TABLE_SIZE,
         &LIMITS_TABLE,
@@ -53,7 +54,7 @@ pub(super) static TOP: Section = Section {
 
 pub(super) static INTERFACES: Key<Vec<String>> = Key {
     name: "interfaces",
-    form: &Special { allowed: value::INTERFACES_ALLOWED, read: value::interfaces },
+    form: &Shaped::new(value::INTERFACES_ALLOWED, value::interfaces, shape::interfaces),
     left_out: LeftOut::Required,
     doc: "Where packets come in: the XDP program is attached to each. One for one-arm, two or more where clients \
           and backends are on different sides.",
@@ -75,9 +76,17 @@ pub(super) static MANAGE_ADDRESSES: Key<bool> = Key {
           the packets here.",
 };
 
+pub(super) static WATCH_CONFIG: Key<bool> = Key {
+    name: "watch-config",
+    form: &Flag,
+    left_out: LeftOut::Value(false),
+    doc: "Take the file, or the directory, over whenever it changes. `false`: only when told to (`lb config apply`, \
+          SIGHUP).",
+};
+
 pub(super) static SOURCE_PORTS: Key<Vec<PortRange>> = Key {
     name: "source-ports",
-    form: &Special { allowed: value::PORTS_ALLOWED, read: value::source_ports },
+    form: &Shaped::new(value::PORTS_ALLOWED, value::source_ports, shape::source_ports),
     left_out: LeftOut::Text("\"1024-56903, 61000-65535\""),
     doc: "`full-nat`: source ports towards backends, at least 1024 of them. Ranges may overlap; they are sorted and \
           joined. The host's own connections need ports outside of them: of Linux's usual 32768-60999 the default leaves 4,096.",
@@ -171,14 +180,14 @@ pub(super) static SERVICE: Section = Section {
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
     name: "name",
-    form: &Special { allowed: value::NAME_ALLOWED, read: value::service_name },
+    form: &Shaped::new(value::NAME_ALLOWED, value::service_name, shape::service_name),
     left_out: LeftOut::Required,
     doc: "How the service is called in commands, metrics and logs; unique.",
 };
 
 pub(super) static LISTEN: Key<SocketAddr> = Key {
     name: "listen",
-    form: &Special { allowed: endpoint::LISTEN_ALLOWED, read: endpoint::listen },
+    form: &Shaped::new(endpoint::LISTEN_ALLOWED, endpoint::listen, shape::listen),
     left_out: LeftOut::Required,
     doc: "What clients connect to. A service on every port stands beside services on single ports of the same \
           address, which go first.",
@@ -291,21 +300,21 @@ pub(super) static JITTER: Key<u8> = Key {
 
 pub(super) static HTTP_PATH: Key<String> = Key {
     name: "path",
-    form: &Special { allowed: value::PATH_ALLOWED, read: value::http_path },
+    form: &Shaped::new(value::PATH_ALLOWED, value::http_path, shape::http_path),
     left_out: LeftOut::Text("\"/\""),
     doc: "`http`: what is asked for.",
 };
 
 pub(super) static HTTP_HOST: Key<String> = Key {
     name: "host",
-    form: &Special { allowed: value::HOST_ALLOWED, read: value::http_host },
+    form: &Shaped::new(value::HOST_ALLOWED, value::http_host, shape::http_host),
     left_out: LeftOut::Depends("the backend's address"),
     doc: "`http`: the Host header.",
 };
 
 pub(super) static HTTP_EXPECT: Key<Vec<StatusRange>> = Key {
     name: "expect",
-    form: &Special { allowed: value::EXPECT_ALLOWED, read: value::statuses },
+    form: &Shaped::new(value::EXPECT_ALLOWED, value::statuses, shape::statuses),
     left_out: LeftOut::Text("\"200-399\""),
     doc: "`http`: statuses that count as success.",
 };
@@ -315,7 +324,7 @@ pub(super) static BACKEND: Section =
 
 pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
-    form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
+    form: &Shaped::new(endpoint::BACKEND_ALLOWED, endpoint::backend, shape::backend),
     left_out: LeftOut::Required,
     doc: "Of the same address family as the service, except in tunnels (`dsr-ipip`); unique within it. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",

@@ -1,23 +1,29 @@
 //! The configuration file: parsed once into a [`Config`] that needs no further checks.
 //!
 //! ```text
-//! load -> toml (tables with spans) -> read (each setting by itself, by the definitions in keys)
+//! files (one or several) -> load -> toml (tables with spans), merge -> read (each setting by itself, by the definitions in keys)
 //!      -> check (settings against each other) -> Config, or every error with its place
 //! ```
 
 mod check;
 mod diagnostic;
 mod endpoint;
+mod files;
 mod form;
 mod health;
+mod init;
 mod keys;
 mod load;
+mod merge;
 mod model;
 mod prime;
 mod read;
 mod reader;
 mod reference;
 mod report;
+mod schema;
+mod shape;
+mod show;
 mod source;
 mod suggest;
 mod summary;
@@ -25,12 +31,16 @@ mod value;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use endpoint::why_unusable;
+pub use files::{FileText, TEXT_MAX, read as read_files};
+pub use init::{InitLink, InitWish, init};
 pub use keys::{MAX_TIER, MAX_WEIGHT};
-pub use load::{Loaded, load, parse};
+pub use load::{Loaded, load, parse, parse_files};
 pub use model::{Backend, Check, Config, Health, Limits, PortRange, Service, StatusRange, XdpMode};
 pub(crate) use prime::is_prime;
 pub use reference::reference;
 pub use report::{ConfigError, ReportStyle, render};
+pub use schema::schema;
+pub use show::{AddedBackend, BackendNotes, Notes, ServiceNotes, show};
 pub use summary::{MapMemory, ServiceSummary, Summary};
 
 /// A commented, valid configuration file to begin with.

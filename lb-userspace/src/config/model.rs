@@ -10,6 +10,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     pub manage_addresses: bool,
+    /// Whether a changed file is taken over without being told to.
+    pub watch_config: bool,
     /// `full-nat`: source ports that flows may use. Sorted, without overlap, never below 1024.
     pub source_ports: Vec<PortRange>,
     pub limits: Limits,

@@ -32,6 +32,7 @@ struct Rest {
     interfaces: Vec<String>,
     xdp_mode: XdpMode,
     manage_addresses: bool,
+    watch_config: bool,
 }
 
 /// Each capacity, and where to point when it is too small: its value, the table's header where it is
@@ -91,7 +92,13 @@ fn rest(findings: &mut Findings, top: &Table<'_>) -> Read<Rest> {
     let interfaces = top.require(findings, &keys::INTERFACES);
     let xdp_mode = top.value(findings, &keys::XDP_MODE);
     let manage_addresses = top.value(findings, &keys::MANAGE_ADDRESSES);
-    Ok(Rest { interfaces: interfaces?.value, xdp_mode: xdp_mode?.value, manage_addresses: manage_addresses?.value })
+    let watch_config = top.value(findings, &keys::WATCH_CONFIG);
+    Ok(Rest {
+        interfaces: interfaces?.value,
+        xdp_mode: xdp_mode?.value,
+        manage_addresses: manage_addresses?.value,
+        watch_config: watch_config?.value,
+    })
 }
 
 fn limits(findings: &mut Findings, top: &Table<'_>) -> Read<LimitsDraft> {
@@ -184,11 +191,12 @@ impl Draft {
     /// The configuration, if no part of it is missing.
     pub(super) fn finish(self) -> Read<Config> {
         self.services_read?;
-        let Rest { interfaces, xdp_mode, manage_addresses } = self.rest?;
+        let Rest { interfaces, xdp_mode, manage_addresses, watch_config } = self.rest?;
         Ok(Config {
             interfaces,
             xdp_mode,
             manage_addresses,
+            watch_config,
             source_ports: self.source_ports?.value,
             limits: self.limits?.finish(),
             maglev_table_size: self.maglev_table_size?.value,

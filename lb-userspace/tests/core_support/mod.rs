@@ -55,6 +55,7 @@ pub fn config(services: Vec<Service>) -> Config {
         interfaces: vec!["eth0".to_owned()],
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
+        watch_config: false,
         source_ports: vec![PortRange { first: 1024, last: 65535 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
         maglev_table_size: 251,

@@ -27,6 +27,7 @@ pub fn config(interfaces: &[&str], services: &[Service]) -> Config {
         interfaces: interfaces.iter().map(|&name| name.to_owned()).collect(),
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
+        watch_config: false,
         source_ports: vec![PortRange { first: 20_000, last: 29_999 }],
         limits: Limits::default(),
         maglev_table_size: 65_537,
