@@ -9,12 +9,13 @@ use std::{
 
 use axum::http::StatusCode;
 use lb_userspace::api::{
-    ApiSocket, Handle, Refusal, Request,
+    ApiSocket, Handle, Refusal, Request, Task, WriteOptions,
     model::{
-        AdminView, AgentStatus, BackendStats, BackendView, Change, CommandDone, CommandRequest, DataPathStatus,
-        Detached, Document, EffectiveView, Failed, FlowList, FlowView, HealthCheckView, HealthView, InterfaceStatus,
-        Kind, NoticeView, ProbedChange, ServiceStats, ServiceSummary, ServiceView, StatsView, Status, Stopping,
-        Traffic, VerdictStats,
+        AdminView, AgentStatus, Applied, BackendDone, BackendImpactView, BackendStats, BackendView, Change,
+        CommandDone, CommandRequest, ConfigStatus, ConfigView, DataPathStatus, DecisionView, Detached, Document,
+        EffectiveView, Failed, FlowImpactView, FlowList, FlowView, HealthCheckView, HealthView, ImpactView,
+        InterfaceStatus, Kind, NoticeView, ProbedChange, ServiceDone, ServiceImpactView, ServiceStats, ServiceSummary,
+        ServiceView, Settled, StatsView, Status, Stopping, Traffic, VerdictStats,
     },
     serve,
 };
@@ -84,7 +85,8 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::Status(reply) => drop(reply.send(status())),
             Request::Services(reply) => drop(reply.send(vec![service()])),
             Request::Stop { reply, .. } => drop(reply.send(Stopping { pid: 4711 })),
-            Request::Command { request, reply, .. } => drop(reply.send(command(request))),
+            Request::Config(reply) => drop(reply.send(Box::new(|| Ok(config_view())))),
+            Request::Change { task, options, .. } => change(task, &options),
         }
     }
 }
@@ -96,10 +98,86 @@ fn command(request: CommandRequest) -> Result<CommandDone, Refusal> {
             address: request.address,
             text: "drains: 312 flows left".to_owned(),
             backend: Some(draining()),
+            others: request
+                .addresses
+                .into_iter()
+                .map(|address| BackendDone { address, text: "drains: no flows left".to_owned(), backend: None })
+                .collect(),
             published: true,
+            dry_run: false,
+            revision: "18c-7".to_owned(),
         }),
         _ => Err(Refusal::new(StatusCode::CONFLICT, "not done: remove web", "it is the last one", "add --force")),
     }
+}
+
+/// What is sent back says what was asked.
+fn change(task: Task, options: &WriteOptions) {
+    match task {
+        Task::Command { request, reply } => drop(reply.send(command(request))),
+        Task::Apply { request, reply } => {
+            if request.files.iter().flatten().any(|file| file.text.contains("refuse")) {
+                let mut refusal =
+                    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "it stays as it was", "line 1", "mend it");
+                refusal.report = Some("  error: the whole report\n".to_owned());
+                return drop(reply.send(Err(refusal)));
+            }
+            let confirm_until = request.confirm_seconds.map(|seconds| format!("in {seconds} s"));
+            drop(reply.send(Ok(applied(!options.dry_run, request.source, confirm_until))));
+        }
+        Task::Service { name, request, reply } => {
+            let text = format!("{:?} for {:?} because {:?}", request.change, request.for_seconds, request.reason);
+            let (dry_run, revision) = (options.dry_run, options.revision.clone().unwrap_or_default());
+            let impact = ImpactView::default();
+            drop(reply.send(Ok(ServiceDone { service: name, text, dry_run, impact, published: true, revision })));
+        }
+        Task::Confirm { reply } => drop(reply.send(Ok(settled("confirmed")))),
+        Task::RollBack { reply } => drop(reply.unwrap().send(Ok(settled("rolled back")))),
+        Task::Reload | Task::Expire => panic!("nobody can ask for that"),
+    }
+}
+
+fn settled(what: &str) -> Settled {
+    let (source, revision) = ("/etc/lb/lb.toml".to_owned(), "18c-8".to_owned());
+    Settled { what: what.to_owned(), dry_run: false, source, revision }
+}
+
+fn applied(applied: bool, source: Option<String>, confirm_until: Option<String>) -> Applied {
+    let backend = |text: &str, presence: &str, (before, after), drained| BackendImpactView {
+        address: address(text),
+        presence: presence.to_owned(),
+        changes: Vec::new(),
+        share_before: before,
+        share_after: after,
+        flows: FlowImpactView { drained, ..FlowImpactView::default() },
+    };
+    let flows = FlowImpactView { kept: 88, drained: 312, reset: 0 };
+    let service = ServiceImpactView {
+        name: "web".to_owned(),
+        presence: "changed".to_owned(),
+        changes: vec!["scheduler round-robin -> maglev".to_owned()],
+        backends: vec![
+            backend("10.0.0.13:8080", "removed", (0.5, 0.0), 312),
+            backend("10.0.0.14:8080", "added", (0.0, 0.5), 0),
+        ],
+        moved: 0.5,
+        flows,
+    };
+    Applied {
+        applied,
+        source: source.unwrap_or_else(|| "/etc/lb/lb.toml".to_owned()),
+        needs_restart: Vec::new(),
+        impact: ImpactView { services: vec![service], flows },
+        warnings: Vec::new(),
+        confirm_until,
+        published: true,
+        revision: "18c-8".to_owned(),
+    }
+}
+
+fn config_view() -> ConfigView {
+    let toml = "interfaces = [\"eth0\"]\n".to_owned();
+    ConfigView { status: status().config, files: Vec::new(), toml, decisions: Vec::new() }
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -137,6 +215,24 @@ fn status() -> Status {
             active_tier: Some(0),
             live_flows: 400,
         }],
+        config: ConfigStatus {
+            revision: "18c-7".to_owned(),
+            source: "/etc/lb/lb.toml".to_owned(),
+            taken: "2026-01-01T00:00:00Z".to_owned(),
+            by: "start".to_owned(),
+            fallback: None,
+            unconfirmed: None,
+            without_effect: vec![DecisionView {
+                service: "web".to_owned(),
+                backend: Some(address("10.0.0.19:8080")),
+                what: "drain".to_owned(),
+                by: "anna".to_owned(),
+                at: "2026-01-01T00:10:00Z".to_owned(),
+                reason: None,
+                until: None,
+                no_effect: Some("the file has no backend 10.0.0.19:8080 in `web`".to_owned()),
+            }],
+        },
         last_change: Some(ProbedChange {
             at: "2026-01-01T01:00:00Z".to_owned(),
             service: "web".to_owned(),
@@ -175,7 +271,7 @@ fn backend(ip: &str, tier: u8, health: &str, reason: &str, used: bool, why: &str
         id: Some(u32::from(tier)),
         weight: 1,
         tier,
-        admin: AdminView { state: "ready".to_owned(), by: None, at: None },
+        admin: AdminView { state: "ready".to_owned(), by: None, at: None, reason: None, until: None },
         health: HealthView { state: health.to_owned(), reason: reason.to_owned(), for_millis: 185_000 },
         role: None,
         effective: EffectiveView { used, reason: why.to_owned() },
@@ -189,6 +285,8 @@ fn draining() -> BackendView {
         state: "drain".to_owned(),
         by: Some("anna".to_owned()),
         at: Some("2026-01-01T00:30:00Z".to_owned()),
+        reason: Some("new kernel".to_owned()),
+        until: Some("2026-01-01T02:30:00Z".to_owned()),
     };
     BackendView { admin, live_flows: 312, ..backend("10.0.0.13:8080", 0, "up", "L4OK", false, "admin drain") }
 }

@@ -52,7 +52,7 @@ fn health_check_view(health: &Health) -> HealthCheckView {
 }
 
 fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> BackendView {
-    let decided = backend.overridden.as_ref();
+    let mark = backend.overridden.as_ref().and_then(core::Override::shown);
     BackendView {
         service: service.to_owned(),
         address: backend.address,
@@ -61,8 +61,10 @@ fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> Backend
         tier: backend.tier,
         admin: AdminView {
             state: admin_name(backend.admin).to_owned(),
-            by: decided.map(|o| o.by.clone()),
-            at: decided.map(|o| o.at.clone()),
+            by: mark.map(|mark| mark.by.clone()),
+            at: mark.map(|mark| mark.at.clone()),
+            reason: mark.and_then(|mark| mark.reason.clone()),
+            until: mark.and_then(|mark| mark.until.clone()),
         },
         health: HealthView {
             state: health_name(backend.health).to_owned(),

@@ -102,7 +102,8 @@ impl Writer<'_> {
             text.push_str(&remarks(&notes.comments));
             text.push_str(&if notes.removed { commented(&shown) } else { shown });
         }
-        for added in &notes.added {
+        let in_file = |added: &&AddedBackend| service.backends.iter().any(|backend| backend.address == added.address);
+        for added in notes.added.iter().filter(|added| !in_file(added)) {
             let AddedBackend { address, weight, tier, comments } = added;
             let address = if address.port() == 0 { address.ip().to_string() } else { address.to_string() };
             text.push_str(&format!("\n{}{}\n", remarks(comments), keys::BACKEND.header));

@@ -245,7 +245,8 @@ fn by_address(members: Vec<Member>) -> (BTreeMap<SocketAddr, Member>, Vec<Member
 
 /// What an operator or the file changed about a backend, in words.
 fn changes(member: &Member, wanted: &Wanted) -> Vec<String> {
-    let by = wanted.overridden.as_ref().map(|decided| format!(" (by {})", decided.by)).unwrap_or_default();
+    let by = wanted.overridden.as_ref().and_then(Override::shown).map(|mark| format!(" (by {})", mark.by));
+    let by = by.unwrap_or_default();
     let mut texts = Vec::new();
     if member.admin != wanted.admin {
         texts.push(format!("admin {} -> {}{by}", word(member.admin), word(wanted.admin)));

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// From a key (a probe, an address) to the services that have backends with it, counted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Index<K> {
     services: BTreeMap<K, BTreeMap<ServiceRef, u32>>,
 }
@@ -55,7 +55,7 @@ impl<K: Ord + Clone> Index<K> {
 
 /// All indexes: over the probes of all backends, and over the addresses of configured `full-nat`
 /// backends, whose sources the core must be told.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Indexes {
     pub probes: Index<ProbeKey>,
     pub hosts: Index<IpAddr>,

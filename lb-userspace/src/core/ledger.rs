@@ -37,7 +37,7 @@ pub(super) enum Resource {
     Address(Address),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ledger {
     desired: Tables,
     /// Whether `desired` differs from its generation's first state.

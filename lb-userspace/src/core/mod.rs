@@ -18,7 +18,9 @@ mod configure;
 mod extents;
 mod health;
 mod ids;
+mod impact;
 mod index;
+mod layer;
 mod ledger;
 mod maglev;
 mod plan;
@@ -33,12 +35,13 @@ mod touched;
 mod view;
 
 pub use commands::{Command, CommandError};
+pub use impact::{BackendImpact, Fate, FlowImpact, Impact, Presence, ServiceImpact};
+pub use layer::{AddedService, Aspect, Mark, OperatorLayer, Override};
 pub use plan::{plan, plan_within};
 pub use state::Core;
 pub use touched::{Scope, Touched};
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -72,34 +75,6 @@ pub struct ProbeOutcome {
     /// `L7RSP`, `L7TOUT`; followed by `: ` and the kernel's words where there are any.
     pub result: String,
     pub took: Duration,
-}
-
-/// What an operator decided about backends; persisted apart from the configuration file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OperatorLayer {
-    /// By service name, then backend address.
-    pub services: BTreeMap<String, BTreeMap<SocketAddr, Override>>,
-}
-
-/// One backend's part of the operator's layer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Override {
-    /// The backend is not in the file: the operator added it, with this tier.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub added_tier: Option<u8>,
-    /// The backend is in the file: the operator removed it.
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub removed: bool,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub admin: Option<Admin>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub weight: Option<u16>,
-    /// Who decided: a user name or `uid N`.
-    pub by: String,
-    /// When: RFC 3339, UTC.
-    pub at: String,
 }
 
 /// The operator's word on a backend.

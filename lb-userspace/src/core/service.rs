@@ -69,7 +69,7 @@ impl Leave {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Service {
     pub id: Option<u32>,
     /// As configured (file's backends, without the operator's layer); the last one where it is
@@ -123,7 +123,7 @@ pub(super) struct Table {
 }
 
 /// What a selection table is made of: the same of these is the same table.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Made {
     pub scheduler: Scheduler,
     /// By id.

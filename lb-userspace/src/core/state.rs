@@ -18,7 +18,7 @@ use super::{
 use crate::{config::Config, dataplane::Tables};
 
 /// Every decision of the agent. Inputs concern few services each; only those are decided anew.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     pub(super) config: Arc<Config>,
     pub(super) layer: OperatorLayer,

@@ -1,7 +1,7 @@
 //! What is shown of services and backends.
 
 use super::{
-    Admin, BackendView, Core, HealthState, ServiceView,
+    Admin, BackendView, Core, HealthState, Override, ServiceView,
     health::word,
     service::{Member, Service},
 };
@@ -51,7 +51,8 @@ fn backend(service: &Service, member: &Member, used: bool) -> BackendView {
 
 /// The first reason, in the order in which an operator would ask.
 fn used_reason(service: &Service, member: &Member, used: bool) -> String {
-    let by = || member.overridden.as_ref().map(|decided| format!(" by {}", decided.by)).unwrap_or_default();
+    let mark = || member.overridden.as_ref().and_then(Override::shown);
+    let by = || mark().map(|mark| format!(" by {}", mark.by)).unwrap_or_default();
     if member.leaving.is_some() {
         return format!("removed: {} flows left", member.live_flows);
     }

@@ -19,7 +19,7 @@ pub fn backend_table(backends: &[BackendView], format: Format) -> String {
     let wide = format == Format::Wide;
     let mut headings = vec!["SERVICE", "ADDRESS", ">TIER", ">WEIGHT", "ADMIN", "HEALTH", "ROLE", "EFFECTIVE", ">FLOWS"];
     if wide {
-        headings.extend([">ID", ">FOR", "RESULT", "DECIDED BY", "AT"]);
+        headings.extend([">ID", ">FOR", "RESULT", "DECIDED BY", "AT", "UNTIL", "WHY"]);
     }
     table(&headings, backends.iter().map(|backend| row(backend, wide)).collect())
 }
@@ -28,6 +28,12 @@ pub fn backend_table(backends: &[BackendView], format: Format) -> String {
 pub fn command_done(done: &CommandDone, _: Format) -> String {
     let CommandDone { service, address, text, published, .. } = done;
     let mut line = format!("{service} {address} {text}");
+    for other in &done.others {
+        line.push_str(&format!("\n{service} {} {}", other.address, other.text));
+    }
+    if done.dry_run {
+        return line;
+    }
     if done.backend.as_ref().is_some_and(|backend| backend.live_flows > 0 && !backend.effective.used) {
         line.push_str(&format!("; follow with: lb backend list {service} --watch"));
     }
@@ -56,6 +62,8 @@ fn row(backend: &BackendView, wide: bool) -> Vec<Cell> {
             text(&backend.health.reason),
             or_dash(backend.admin.by.as_ref()),
             or_dash(backend.admin.at.as_ref()),
+            or_dash(backend.admin.until.as_ref()),
+            or_dash(backend.admin.reason.as_ref()),
         ]);
     }
     cells

@@ -1,12 +1,14 @@
 //! Documents as text for people: aligned columns without borders, numbers to the right.
 
 mod backends;
+mod config;
 mod services;
 mod stats;
 mod status;
 mod table;
 
 pub use backends::{backend_list, command_done};
+pub use config::{applied, config, service_done, settled};
 pub use services::{service, service_list};
 pub use stats::{flow_list, stats};
 pub use status::{detached, status};

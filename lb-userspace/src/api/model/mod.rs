@@ -4,13 +4,21 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+mod config;
+
+pub use config::{
+    Applied, ApplyRequest, BackendImpactView, ConfigStatus, ConfigView, DecisionView, FlowImpactView, Healthiness,
+    ImpactView, Nothing, ServiceChange, ServiceDone, ServiceImpactView, ServiceRequest, Settled, Unconfirmed,
+};
 
 /// The version of every document.
 pub const API_VERSION: &str = "lb/v1";
 
 /// A body with its version and kind: `{"apiVersion":"lb/v1","kind":"Status",...}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Document<T> {
     pub api_version: String,
@@ -46,24 +54,49 @@ kinds! {
     Stopping = "Stopping",
     Detached = "Detached",
     ErrorView = "Error",
+    ConfigView = "Config",
+    Applied = "Applied",
+    ServiceDone = "ServiceDone",
+    Settled = "Settled",
+    Healthiness = "Health",
 }
 
 /// The agent and the data path in one look.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     pub agent: AgentStatus,
     pub data_path: DataPathStatus,
     pub services: Vec<ServiceSummary>,
+    #[serde(default)]
+    pub config: ConfigStatus,
     /// The last change of the maps that probes led to.
     pub last_change: Option<ProbedChange>,
-    /// Set while the configuration file on disk could not be taken over.
+    /// The last attempt to take a configuration over, if it failed; until one succeeds.
     pub reload_failed: Option<Failed>,
     /// Newest last.
     pub notices: Vec<NoticeView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+impl Status {
+    /// What is not as it should be, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let fallback = self.config.fallback.as_ref().map(|failed| {
+            format!("the last good configuration runs since {}, not the agent's own file: {}", failed.at, failed.error)
+        });
+        let failed = self.reload_failed.as_ref().map(|failed| {
+            format!("the last attempt to take a configuration over failed at {}: {}", failed.at, failed.error)
+        });
+        let behind = self
+            .data_path
+            .last_error
+            .as_ref()
+            .map(|failed| format!("the maps do not hold what they should since {}: {}", failed.at, failed.error));
+        fallback.into_iter().chain(failed).chain(behind).collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentStatus {
     pub version: String,
@@ -74,7 +107,7 @@ pub struct AgentStatus {
     pub config: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataPathStatus {
     /// Number of the state that was published last.
@@ -90,7 +123,7 @@ pub struct DataPathStatus {
     pub sweep_micros: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
     pub name: String,
@@ -101,7 +134,7 @@ pub struct InterfaceStatus {
     pub note: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceSummary {
     pub name: String,
@@ -115,7 +148,7 @@ pub struct ServiceSummary {
 }
 
 /// A change of health, from the end of the probe to the maps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProbedChange {
     pub at: String,
@@ -126,14 +159,14 @@ pub struct ProbedChange {
     pub detect_to_written_micros: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Failed {
     pub at: String,
     pub error: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NoticeView {
     pub at: String,
@@ -146,12 +179,12 @@ pub struct NoticeView {
     pub text: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceList {
     pub services: Vec<ServiceView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceView {
     pub name: String,
@@ -169,7 +202,7 @@ pub struct ServiceView {
     pub backends: Vec<BackendView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheckView {
     /// `tcp`, `http GET /healthz`, `none`.
@@ -180,13 +213,13 @@ pub struct HealthCheckView {
     pub rise: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendList {
     pub backends: Vec<BackendView>,
 }
 
 /// A backend is four fields, never one word.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendView {
     pub service: String,
@@ -204,7 +237,7 @@ pub struct BackendView {
     pub live_flows: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AdminView {
     /// `ready`, `drain` or `maintenance`.
@@ -214,9 +247,15 @@ pub struct AdminView {
     pub by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+    /// Why, in the operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the decision ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthView {
     /// `up`, `down` or `unknown`.
@@ -226,7 +265,7 @@ pub struct HealthView {
     pub for_millis: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveView {
     /// Whether new flows reach it.
@@ -234,20 +273,42 @@ pub struct EffectiveView {
     pub reason: String,
 }
 
-/// A change an operator asks for. `force` carries it out although it leaves the service without a
-/// ready backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A change an operator asks for. `force` carries it out although it leaves the service, or the tier
+/// that serves, without a ready backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandRequest {
     pub service: String,
     pub address: SocketAddr,
+    /// More backends of the service: all are changed, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<SocketAddr>,
     #[serde(flatten)]
     pub change: Change,
     #[serde(default)]
     pub force: bool,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The decision ends by itself after so many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl CommandRequest {
+    /// Every backend that it is about, each once.
+    pub fn backends(&self) -> Vec<SocketAddr> {
+        let mut all = vec![self.address];
+        for address in &self.addresses {
+            if !all.contains(address) {
+                all.push(*address);
+            }
+        }
+        all
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "command")]
 pub enum Change {
     Add {
@@ -266,7 +327,7 @@ pub enum Change {
 }
 
 /// What was done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandDone {
     pub service: String,
@@ -275,17 +336,34 @@ pub struct CommandDone {
     pub text: String,
     /// The backend after the change; none when it is gone at once.
     pub backend: Option<BackendView>,
+    /// Of the other backends, where there were more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<BackendDone>,
     /// Whether the maps already say so; if not, it is being retried.
     pub published: bool,
+    /// Nothing was done: `text` says what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// After it.
+    #[serde(default)]
+    pub revision: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What was done about one backend of several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackendDone {
+    pub address: SocketAddr,
+    pub text: String,
+    pub backend: Option<BackendView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stopping {
     pub pid: u32,
 }
 
 /// Counters, straight from the pinned maps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StatsView {
     /// Whether names come from a running agent; without one, services are named by their address.
@@ -295,7 +373,7 @@ pub struct StatsView {
     pub verdicts: Vec<VerdictStats>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStats {
     pub id: u32,
@@ -312,7 +390,7 @@ pub struct ServiceStats {
     pub backends: Vec<BackendStats>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendStats {
     pub id: u32,
@@ -326,13 +404,13 @@ pub struct BackendStats {
 }
 
 /// Packets and bytes of one direction; bytes are whole frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Traffic {
     pub packets: u64,
     pub bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VerdictStats {
     pub reason: String,
     /// `pass`, `forward`, `refuse` or `drop`.
@@ -342,7 +420,7 @@ pub struct VerdictStats {
     pub meaning: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowList {
     pub agent_alive: bool,
@@ -351,7 +429,7 @@ pub struct FlowList {
     pub flows: Vec<FlowView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowView {
     pub service: String,
@@ -368,7 +446,7 @@ pub struct FlowView {
 }
 
 /// What a configuration file comes to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigCheck {
     pub file: String,
@@ -381,7 +459,7 @@ pub struct ConfigCheck {
 }
 
 /// What `lb detach` took away.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Detached {
     /// The agent that was stopped for it.
@@ -392,7 +470,7 @@ pub struct Detached {
 }
 
 /// What failed, why, and what to do next; also the body of every refused request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorView {
     /// The exit code of the command line.
     #[serde(default)]
@@ -400,4 +478,7 @@ pub struct ErrorView {
     pub what: String,
     pub why: String,
     pub next: String,
+    /// Everything there is to say, on several lines: every error of a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<String>,
 }
