@@ -579,3 +579,104 @@ fn help_names_every_command() {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
 }
+
+/// A file in a folder of its own.
+fn lone_file(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new.toml");
+    std::fs::write(&path, text).unwrap();
+    let path = path.display().to_string();
+    (dir, path)
+}
+
+#[test]
+fn an_impact_is_shown_service_by_service() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("config_diff", agent.shows(&["config", "diff"]));
+    insta::assert_snapshot!("config_apply", agent.shows(&["config", "apply", "--confirm", "90s"]));
+    insta::assert_snapshot!("json_applied", agent.shows(&["config", "diff", "-o", "json"]));
+    let output = agent.run(&["config", "diff", "--exit-code"]);
+    assert_eq!(output.status.code(), Some(1), "something would change");
+    assert_eq!(agent.shows(&["config", "confirm"]), "confirmed: /etc/lb/lb.toml runs, revision 18c-8\n");
+    assert_eq!(agent.shows(&["config", "rollback"]), "rolled back: /etc/lb/lb.toml runs, revision 18c-8\n");
+}
+
+#[test]
+fn a_file_is_read_by_whoever_asks_and_sent_whole() {
+    let agent = Agent::start();
+    let (_dir, path) = lone_file("anything");
+    let done = agent.shows(&["config", "apply", &path]);
+    assert!(done.contains(&format!("{path} runs now, revision 18c-8.")), "{done}");
+    assert!(agent.shows(&["config", "apply", &path, "--dry-run"]).ends_with("Nothing was changed.\n"));
+    let output = agent.run(&["config", "apply", "/nowhere/lb.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("No such file or directory"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_configuration_that_the_agent_refuses_comes_back_with_its_whole_report() {
+    let agent = Agent::start();
+    let (_dir, path) = lone_file("refuse this");
+    let output = agent.run(&["config", "apply", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!("config_refused", text(&output.stderr));
+}
+
+#[test]
+fn the_running_configuration_is_shown_with_what_operators_decided() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("config_show", agent.shows(&["config", "show"]));
+    insta::assert_snapshot!("json_config", agent.shows(&["config", "show", "-o", "json"]));
+}
+
+#[test]
+fn a_schema_and_a_first_configuration_need_no_agent() {
+    let schema = run(&["config", "schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
+    assert_eq!(schema["required"], serde_json::json!(["interfaces"]));
+    let part: serde_json::Value = serde_json::from_slice(&run(&["config", "schema", "--part"]).stdout).unwrap();
+    assert!(part.get("required").is_none());
+
+    let first = ["config", "init", "--iface", "lo", "--vip", "203.0.113.10:80", "--backend", "10.0.0.1:80"];
+    let output = run(&first);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written = text(&output.stdout);
+    assert!(written.contains("#   lo: loopback, up, MTU 65536, 127.0.0.1/8"), "{written}");
+    assert!(written.contains("# lo has an MTU of 65536: XDP takes at most 3498 here"), "{written}");
+    let (_dir, path) = lone_file(&written);
+    let checked = run(&["config", "check", &path]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert!(text(&checked.stdout).contains("web: tcp 203.0.113.10:80, full-nat"), "{}", text(&checked.stdout));
+    let unknown = run(&["config", "init", "--iface", "nope0"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).starts_with("error: there is no interface `nope0`\nwhy:   this machine has: "));
+}
+
+#[test]
+fn several_backends_are_changed_with_one_command() {
+    let agent = Agent::start();
+    let done = agent.shows(&["backend", "drain", "web", "10.0.0.13:8080", "10.0.0.14:8080"]);
+    assert!(
+        done.starts_with("web 10.0.0.13:8080 drains: 312 flows left\nweb 10.0.0.14:8080 drains: no flows left"),
+        "{done}"
+    );
+}
+
+#[test]
+fn services_are_added_and_removed() {
+    let agent = Agent::start();
+    let add = ["service", "add", "x", "--listen", "203.0.113.30:80", "--set", "mode=nat", "--backend", "10.0.0.1:80"];
+    insta::assert_snapshot!("service_added", agent.shows(&add));
+    let options = ["--for", "90s", "--reason", "moved", "--dry-run", "--revision", "18c-7"];
+    insta::assert_snapshot!("service_removed", agent.shows(&[&["service", "remove", "web"][..], &options].concat()));
+    assert_eq!(agent.run(&["service", "add", "x", "--set", "mode=nat"]).status.code(), Some(2), "without --listen");
+}
+
+#[test]
+fn monitoring_is_told_by_the_exit_code() {
+    let agent = Agent::start();
+    assert_eq!(agent.run(&["status"]).status.code(), Some(0));
+    let output = agent.run(&["status", "--check"]);
+    assert_eq!(output.status.code(), Some(1), "the maps are behind and a reload failed");
+    assert!(text(&output.stdout).contains("out of step"));
+}

@@ -21,7 +21,7 @@ use lb_userspace::{
         run_loop::{AgentLoop, Finding, Inputs, Outside, Probed},
     },
     api::{
-        Peer, Refusal, Reply, Request, Task, WriteOptions,
+        Handle, Peer, Refusal, Reply, Request, Task, WriteOptions,
         model::{Change, CommandDone, CommandRequest, ServiceView, Status},
     },
     config::{Backend, Check, Config, Health, Limits, PortRange, Service, XdpMode},
@@ -326,6 +326,11 @@ impl Agent {
     ) -> oneshot::Receiver<Result<CommandDone, Refusal>> {
         let request = CommandRequest { address: address.parse().unwrap(), ..request(change) };
         self.ask(WriteOptions::default(), |reply| Task::Command { request, reply }).await
+    }
+
+    /// For an API in front of it.
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.requests.clone())
     }
 
     /// A change, as root asks for it.

@@ -67,8 +67,8 @@ fn configuration(status: &Status) -> Vec<(&'static str, String)> {
     for decision in &config.without_effect {
         let backend = decision.backend.map(|backend| format!(" {backend}")).unwrap_or_default();
         let why = decision.no_effect.as_deref().unwrap_or_default();
-        let text = format!("{}{backend} {} (by {}) has none: {why}", decision.service, decision.what, decision.by);
-        pairs.push(("effect", text));
+        let text = format!("{}{backend} {} (by {}) has no effect: {why}", decision.service, decision.what, decision.by);
+        pairs.push(("layer", text));
     }
     pairs
 }
