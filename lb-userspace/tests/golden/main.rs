@@ -12,6 +12,7 @@ mod flows;
 mod forward;
 mod passed;
 mod ports;
+mod reconcile;
 mod refused;
 mod scale;
 mod schedule;

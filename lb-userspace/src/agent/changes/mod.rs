@@ -39,10 +39,7 @@ use super::{
     run_loop::Finding,
 };
 use crate::{
-    api::{
-        Refusal, Task, WriteOptions,
-        model::{Applied, ServiceDone},
-    },
+    api::{Refusal, Task, WriteOptions},
     config::Config,
     core::OperatorLayer,
     dataplane::Dataplane,
@@ -415,117 +412,4 @@ enum Judged {
     Go(Box<Candidate>),
     /// Only told, with the settings that need a restart.
     Answer(Box<Candidate>, Vec<&'static str>),
-}
-
-/// Answers.
-impl Changes {
-    fn answer<D: Dataplane>(&mut self, engine: &mut Engine<D>, job: Job, candidate: Option<Box<Candidate>>) {
-        let (by, published) = (job.author.name(), engine.in_step());
-        match (job.task, candidate) {
-            (Task::Command { request, reply }, _) => {
-                let done = command::done(engine, &request, job.author, &mut self.state);
-                drop(reply.send(Ok(done)));
-            }
-            (Task::Service { name, request, reply }, Some(candidate)) => {
-                self.state.take_files(&candidate.effective);
-                let text = command::service_text(&name, &request, &candidate.impact);
-                tracing::info!(target: "audit", user = by, service = name, "{text}");
-                engine.notices.info(format!("{name} {text} (by {by})"));
-                let revision = self.state.revision(engine);
-                let impact = candidate.impact;
-                drop(reply.send(Ok(ServiceDone { service: name, text, dry_run: false, impact, published, revision })));
-            }
-            (Task::Apply { request, reply }, Some(candidate)) => {
-                let Candidate { effective, impact, warnings, .. } = *candidate;
-                let confirm_until = self.state.take_over(&effective, &by, request.confirm_seconds);
-                tracing::info!(target: "audit", user = by, source = effective.source, "a configuration was taken over");
-                engine.taken_over(&effective.source, &by);
-                let source = effective.source;
-                let needs_restart = Vec::new();
-                let revision = self.state.revision(engine);
-                let done = Applied {
-                    applied: true,
-                    source,
-                    needs_restart,
-                    impact,
-                    warnings,
-                    confirm_until,
-                    published,
-                    revision,
-                };
-                drop(reply.send(Ok(done)));
-            }
-            (Task::Reload, Some(candidate)) => {
-                self.state.take_over(&candidate.effective, &by, None);
-                engine.taken_over(&candidate.effective.source, &by);
-            }
-            (Task::RollBack { reply }, Some(candidate)) => {
-                self.state.rolled_back(&candidate.effective);
-                let why = if reply.is_some() { format!("by {by}") } else { "nobody confirmed it".to_owned() };
-                engine.rolled_back(&candidate.effective.source, &why);
-                drop(reply.map(|reply| reply.send(Ok(self.state.settled(engine, "rolled back", false)))));
-            }
-            (Task::Confirm { reply }, _) => {
-                self.state.confirmed();
-                engine.notices.info(format!("the last change of the configuration was confirmed (by {by})"));
-                drop(reply.send(Ok(self.state.settled(engine, "confirmed", false))));
-            }
-            (Task::Expire, candidate) => {
-                if let Some(candidate) = candidate {
-                    self.state.take_files(&candidate.effective);
-                }
-                tracing::info!("decisions of operators have ended");
-            }
-            // A task that needs a candidate never comes here without one.
-            (task, None) => drop(task),
-        }
-    }
-
-    fn answer_dry_run<D: Dataplane>(
-        &self,
-        engine: &Engine<D>,
-        job: Job,
-        candidate: Candidate,
-        needs_restart: Vec<&'static str>,
-    ) {
-        let Candidate { effective, impact, warnings, .. } = candidate;
-        let (revision, published) = (self.state.revision(engine), engine.in_step());
-        match job.task {
-            Task::Apply { reply, .. } => {
-                let needs_restart = needs_restart.into_iter().map(str::to_owned).collect();
-                let (source, confirm_until) = (effective.source, None);
-                let told = Applied {
-                    applied: false,
-                    source,
-                    needs_restart,
-                    impact,
-                    warnings,
-                    confirm_until,
-                    published,
-                    revision,
-                };
-                drop(reply.send(Ok(told)));
-            }
-            Task::Service { name, request, reply } => {
-                let text = command::service_text(&name, &request, &impact);
-                let text = format!("dry run: {text}");
-                drop(reply.send(Ok(ServiceDone { service: name, text, dry_run: true, impact, published, revision })));
-            }
-            task => drop(task),
-        }
-    }
-
-    fn answer_nothing_done<D: Dataplane>(&mut self, engine: &Engine<D>, job: Job) {
-        match job.task {
-            Task::Command { request, reply } => {
-                drop(reply.send(Ok(command::would_be_done(engine, &request, self.state.revision(engine)))));
-            }
-            Task::Confirm { reply } => drop(reply.send(Ok(self.state.settled(engine, "would be confirmed", true)))),
-            Task::RollBack { reply: Some(reply) } => {
-                drop(reply.send(Ok(self.state.settled(engine, "would be rolled back", true))));
-            }
-            Task::Expire => self.state.follow_ends(engine.layer()),
-            task => drop(task),
-        }
-    }
 }
