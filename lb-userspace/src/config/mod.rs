@@ -10,14 +10,20 @@ mod diagnostic;
 mod endpoint;
 mod form;
 mod health;
+mod health_check;
+mod health_keys;
+mod health_values;
 mod keys;
 mod load;
 mod model;
 mod prime;
+mod probes;
 mod read;
 mod reader;
 mod reference;
 mod report;
+mod role;
+mod role_keys;
 mod source;
 mod suggest;
 mod summary;
@@ -25,12 +31,18 @@ mod value;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use endpoint::why_unusable;
+pub(crate) use health_values::REGEX_SIZE;
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse};
-pub use model::{Backend, Check, Config, Health, Limits, PortRange, Service, StatusRange, XdpMode};
+pub use model::{AgentHealth, Backend, Config, Health, Limits, PortRange, Service, XdpMode};
 pub(crate) use prime::is_prime;
+pub use probes::{
+    AgentCheck, BodyMatch, Check, DnsCheck, DnsResponse, ExecCheck, HeaderMatch, HttpCheck, HttpMethod, LoginCheck,
+    PatroniCheck, StatusRange, TlsCheck, Trust, UdpCheck,
+};
 pub use reference::reference;
 pub use report::{ConfigError, ReportStyle, render};
+pub use role::{MaxLag, OnMultiplePrimaries, RolePolicy, WantedRole};
 pub use summary::{MapMemory, ServiceSummary, Summary};
 
 /// A commented, valid configuration file to begin with.
