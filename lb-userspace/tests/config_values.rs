@@ -96,7 +96,7 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
     let rows = documented_defaults();
     for (header, key, value) in &rows {
         let line = format!("{key} = {value}\n");
-        let check = format!("[service.health]\n{}\n", check_with(&key));
+        let check = format!("[service.health]\n{}\n", check_with(key));
         let (without, with) = match header.as_str() {
             "Top level" => (LEAST.to_owned(), format!("{line}{LEAST}")),
             "[limits]" => (LEAST.to_owned(), format!("{LEAST}[limits]\n{line}")),

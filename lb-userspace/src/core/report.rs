@@ -114,8 +114,8 @@ impl Role {
     }
 }
 
-/// How far a history goes, in each of its lines: PostgreSQL has one (the timeline), MySQL one for
-/// each server that wrote (its count of transactions), MariaDB one for each domain.
+/// How far a history goes, in each of its lines: PostgreSQL has one (the timeline), MySQL and MariaDB
+/// have one for each server that wrote (its transactions).
 ///
 /// Ordered only where one history holds the whole of the other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -38,6 +38,8 @@ impl Greeting {
             return None;
         }
         let version = reader.text_to_zero()?;
+        // MariaDB 10 and 11 greet so, because old replicas of MySQL refuse two digits.
+        let version = version.strip_prefix("5.5.5-").map(str::to_owned).unwrap_or(version);
         reader.bytes(4)?;
         let mut nonce = reader.bytes(8)?.to_vec();
         reader.byte()?;

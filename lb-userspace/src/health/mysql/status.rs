@@ -23,7 +23,8 @@ const DENIED: [u16; 2] = [1227, 1045];
 pub async fn ask(connection: &mut Connection, version: &str) -> Result<RoleReport, Failure> {
     let mariadb = version.to_ascii_lowercase().contains("mariadb");
     let sql = if mariadb {
-        "SELECT @@global.read_only AS read_only, @@global.gtid_current_pos AS gtid"
+        "SELECT @@global.read_only AS read_only, \
+         CONCAT_WS(',', @@global.gtid_binlog_state, @@global.gtid_slave_pos) AS gtid"
     } else {
         "SELECT @@global.read_only AS read_only, @@global.super_read_only AS super_read_only, \
          @@global.gtid_executed AS gtid"
@@ -79,13 +80,15 @@ fn is_on(row: &Row, name: &str) -> bool {
     text(row, &[name]).is_some_and(|value| !matches!(value, "0" | "OFF" | "NO_LOCK"))
 }
 
-/// MariaDB: `0-1-1234,1-2-56`: domain, server, number.
-fn domains(position: &str) -> Option<Epoch> {
-    let mut lines = BTreeMap::new();
-    for gtid in position.split(',').map(str::trim).filter(|gtid| !gtid.is_empty()) {
-        let mut parts = gtid.split('-');
-        let (domain, _, number) = (parts.next()?, parts.next()?, parts.next()?);
-        lines.insert(format!("domain {domain}"), number.parse().ok()?);
+/// MariaDB: `0-1-1234,0-2-1240`: domain, server, and the last number that it has of that server. The
+/// last number of the domain alone would not tell which server's it is.
+fn domains(state: &str) -> Option<Epoch> {
+    let mut lines: BTreeMap<String, u64> = BTreeMap::new();
+    for gtid in state.split(',').map(str::trim).filter(|gtid| !gtid.is_empty()) {
+        let (server, number) = gtid.rsplit_once('-')?;
+        let (_, _) = server.split_once('-')?;
+        let last = lines.entry(server.to_owned()).or_default();
+        *last = number.parse::<u64>().ok()?.max(*last);
     }
     (!lines.is_empty()).then_some(Epoch(lines))
 }
@@ -150,7 +153,9 @@ mod tests {
 
     #[test]
     fn histories_are_told_by_domain_and_by_source() {
-        assert_eq!(domains("0-1-1234, 1-2-56").unwrap().to_string(), "domain 0 1234, domain 1 56");
+        assert_eq!(domains("0-1-1234, 1-2-56,0-1-1200").unwrap().to_string(), "0-1 1234, 1-2 56");
+        let (old, split, promoted) = (domains("0-1-100"), domains("0-1-99,0-2-100"), domains("0-1-100,0-2-101"));
+        assert!(promoted > old && split.partial_cmp(&old).is_none());
         assert_eq!(domains(""), None);
         assert_eq!(domains("0-1"), None);
         assert_eq!(sets("a:1-5:8,\nb:3").unwrap().to_string(), "a 6, b 1");
