@@ -123,7 +123,8 @@ async fn a_thousand_targets_stay_on_schedule_while_half_of_them_hang() {
     assert!(together * 10 >= apart * 6, "hanging targets take the turns of healthy ones");
     for key in &healthy {
         let count = with_others.get(&key.target).copied().unwrap_or(0);
-        assert!(u128::from(count) * 4 >= ticks, "{} was asked {count} times in {ticks} intervals", key.target);
+        // A quarter of what it gets alone: what the busiest machine cannot do is left out by that.
+        assert!(count * TARGETS * 4 >= apart, "{} was asked {count} times in {ticks} intervals", key.target);
         assert!(
             u128::from(count) <= ticks + 2,
             "{} was asked {count} times: missed ticks were made up for",
@@ -132,7 +133,7 @@ async fn a_thousand_targets_stay_on_schedule_while_half_of_them_hang() {
     }
     for key in targets(2, silent.port(), INTERVAL) {
         let count = with_others.get(&key.target).copied().unwrap_or(0);
-        assert!(u128::from(count) * 4 >= ticks, "{} hangs and was asked {count} times only", key.target);
+        assert!(count * TARGETS * 8 >= apart, "{} hangs and was asked {count} times only", key.target);
         assert!(u128::from(count) <= ticks + 1, "{} had more than one probe at a time: {count}", key.target);
     }
     assert!(ratio(&after) < 0.5, "probes begin half an interval late on average");

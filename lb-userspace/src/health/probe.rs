@@ -79,7 +79,6 @@ impl Probe {
         let deadline = began + self.key.timeout;
         let mut trace = Trace::begin(first_phase(&self.key.check));
         let answer = timeout_at(deadline, self.ask(tls, &mut trace)).await;
-        let took = began.elapsed();
         let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(Failure::Backend(result))) => Answer::down(result),
@@ -88,6 +87,7 @@ impl Probe {
         };
         let Answer { up, result, role, agent, leftover } = answer;
         let (phases, certificate) = trace.finish();
+        let took = began.elapsed();
         let outcome = ProbeOutcome { up, result, took, phases, role, certificate, agent };
         Ok(Finished { outcome, leftover, deadline })
     }

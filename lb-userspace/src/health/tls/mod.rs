@@ -106,7 +106,10 @@ fn untrusted(why: &CertificateError, name: &str) -> String {
         CertificateError::NotValidYetContext { not_before, .. } => {
             format!("the certificate is not valid before {}", date(not_before))
         }
-        CertificateError::UnknownIssuer => "the certificate is signed by nobody that is trusted".to_owned(),
+        // The second: by somebody who has the name of an authority, and not its key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the certificate is signed by nobody that is trusted".to_owned()
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             format!("the certificate is not for {name}")
         }
