@@ -292,7 +292,8 @@ pub(super) fn probes(address: SocketAddr, check_address: Option<SocketAddr>, hea
         check: check.clone(),
         interval,
         fast,
-        timeout: health.timeout.min(interval),
+        // The agent may be asked more often than the check.
+        timeout: if interval < health.interval { health.timeout.min(interval) } else { health.timeout },
         jitter_percent: health.jitter_percent,
     };
     let asked = health.check != Check::None && (port != 0 || matches!(health.check, Check::Exec(_)));

@@ -30,6 +30,7 @@ fn program(name: &str) -> PathBuf {
 pub struct Postgres {
     pub server: Server,
     folder: TempDir,
+    arguments: Vec<String>,
     log: PathBuf,
 }
 
@@ -81,7 +82,7 @@ impl Postgres {
         }
         let log = folder.path().join("log.txt");
         let server = Server::start(command(program("postgres"), &arguments), &log, port);
-        let started = Self { server, folder, log };
+        let started = Self { server, folder, arguments, log };
         // As root of the database: `lb` is not there yet.
         let root = file(shared, "root-password", "root\n");
         let check = Check::Postgres(LoginCheck {
@@ -104,6 +105,12 @@ impl Postgres {
             client.args(["-c", statement]);
         }
         run(&mut client);
+    }
+
+    /// Again after it was killed, on the same port.
+    pub fn start_again(&mut self) {
+        let port = self.server.address.port();
+        self.server = Server::start(command(program("postgres"), &self.arguments), &self.log, port);
     }
 
     pub fn promote(&self) {
