@@ -49,6 +49,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     backend_with_a_port_of_a_service_on_every_port
     backend_without_a_port
     beyond_the_limits
+    checks_that_lack_something
     dsr_with_another_port
     empty_file
     every_port_check_without_a_port
@@ -68,6 +69,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     packets_of_tcp
     plural_backends
     plural_tables
+    roles_that_cannot_be_told
     service_names
     services_that_are_no_tables
     single_brackets_for_a_service

@@ -90,6 +90,58 @@ fn what_the_reader_refuses_is_invalid_unless_it_takes_two_settings_to_see_it() {
     assert_eq!(passed, RELATIONS);
 }
 
+/// A service that is checked with these lines.
+fn checked(lines: &str) -> String {
+    format!("[[service]]\nname = \"x\"\nlisten = \"203.0.113.1:80\"\n[service.health]\n{lines}\n")
+}
+
+#[test]
+fn values_of_checks_and_roles_have_a_shape_too() {
+    for lines in [
+        "type = \"https\"\nbody-regex = \"(?i)^ok\"\nheaders = [\"X-Ready\", \"Content-Type: json\"]",
+        "type = \"udp\"\nsend = \"hex:0d0a ff00\"\nreceive = \"pong\"",
+        "type = \"dns\"\nquery = \".\"",
+        "type = \"dns\"\nquery = \"_sip._udp.example.org.\"\nquery-type = \"SRV\"\nanswer = \"10 5 5060 sip.\"",
+        "type = \"exec\"\ncommand = \"/bin/true\"\narguments = [\"a b\", \"\"]",
+    ] {
+        assert_eq!(why_refused(schema(true), &checked(lines)), None, "{lines}");
+    }
+    for print in ["AB:".repeat(31) + "AB", "ab".repeat(32)] {
+        let lines = format!("type = \"tls\"\nfingerprint = \"{print}\"");
+        assert_eq!(why_refused(schema(true), &checked(&lines)), None, "{lines}");
+    }
+    for (lines, key) in [
+        ("body = \"\"", "body"),
+        ("body-regex = 1", "body-regex"),
+        ("headers = [\"two words: x\"]", "headers"),
+        ("headers = \"X-Ready\"", "headers"),
+        ("send = \"hex:0d0\"", "send"),
+        ("receive = \"\"", "receive"),
+        ("query = \"a..b\"", "query"),
+        ("query-type = \"ANY\"", "query-type"),
+        ("fingerprint = \"abcd\"", "fingerprint"),
+        ("ca-file = \"ca.pem\"", "ca-file"),
+        ("command = \"true\"", "command"),
+        ("arguments = \"--quick\"", "arguments"),
+        ("agent-port = 0", "agent-port"),
+        ("server-name = \"b\u{e4}r.example\"", "server-name"),
+    ] {
+        let why = why_refused(schema(true), &checked(lines)).unwrap_or_default();
+        assert!(why.contains(&format!("/health/{key}")), "{lines}: {why}");
+    }
+    let lagging =
+        |lag: &str| checked("type = \"postgres\"").replace("[service.h", &format!("max-lag = {lag}\n[service.h"));
+    for (lag, good) in [("\"16MiB\"", true), ("\"500 kB\"", true), ("\"10s\"", true), ("\"-1s\"", false), ("16", false)]
+    {
+        assert_eq!(why_refused(schema(true), &lagging(lag)).is_none(), good, "{lag}");
+    }
+    let elsewhere =
+        |at: &str| format!("{}[[service.backend]]\naddress = \"10.0.0.1:80\"\ncheck-address = {at}\n", checked(""));
+    for (at, good) in [("\"10.1.0.11\"", true), ("\"[2001:db8::1]:8008\"", true), ("\"db1.example\"", false)] {
+        assert_eq!(why_refused(schema(true), &elsewhere(at)).is_none(), good, "{at}");
+    }
+}
+
 #[test]
 fn every_key_has_a_description_and_every_table_is_closed() {
     fn walk(path: &str, schema: &Value, seen: &mut usize) {

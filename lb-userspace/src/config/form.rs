@@ -86,6 +86,9 @@ impl<T: Copy + Display + Into<u64> + PartialOrd + TryFrom<i64> + Sync> Form<T> f
     }
 }
 
+/// What a time looks like, as a regular expression.
+pub(super) const TIME_PATTERN: &str = "^\\s*([0-9]+\\s*[A-Za-z\u{b5}]+\\s*)+$";
+
 /// A time span with its unit, shortest and longest allowed one included.
 pub(super) struct Time {
     pub(super) min: Duration,
@@ -103,7 +106,7 @@ impl Form<Duration> for Time {
     }
 
     fn schema(&self) -> Value {
-        json!({ "type": "string", "pattern": "^\\s*([0-9]+\\s*[A-Za-z\u{b5}]+\\s*)+$" })
+        json!({ "type": "string", "pattern": TIME_PATTERN })
     }
 
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<Duration> {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::keys;
+use super::{health_keys, keys};
 
 /// Beyond this, XDP needs multi-buffer support of driver and program: a page, less the room that the
 /// kernel keeps for itself (3,498 bytes of payload on x86-64 with `XDP_PACKET_HEADROOM`).
@@ -77,8 +77,8 @@ fn service(wish: &InitWish) -> String {
         format!("{} = \"round-robin\"", keys::SCHEDULER.name),
         String::new(),
         "[service.health]".to_owned(),
-        format!("{} = \"tcp\"                    # \"http\" asks for a `path`", keys::CHECK_TYPE.name),
-        format!("{} = \"1s\"", keys::INTERVAL.name),
+        format!("{} = \"tcp\"                    # \"http\" asks for a `path`", health_keys::CHECK_TYPE.name),
+        format!("{} = \"1s\"", health_keys::INTERVAL.name),
     ];
     for backend in &wish.backends {
         let address = format!("{} = \"{backend}\"", keys::BACKEND_ADDRESS.name);

@@ -1,37 +1,18 @@
 //! Every key of the file: how it is written, what it means when it is left out, what it does. The
 //! reader, the reference (docs/configuration.md) and the JSON Schema all come from here.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
 
 use super::{
     endpoint::{self, Endpoint},
-    form::{Flag, OneOf, Shaped, Time, Whole},
-    model::{PortRange, StatusRange, XdpMode},
+    form::{Flag, OneOf, Shaped, Whole},
+    health_keys::HEALTH,
+    model::{PortRange, XdpMode},
     reader::{Key, LeftOut, Nested, Section},
-    shape, value,
+    role_keys, shape, value,
 };
-
-/// Kinds of health check, before their details are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CheckKind {
-    Tcp,
-    Http,
-    None,
-}
-
-impl CheckKind {
-    const ALL: [Self; 3] = [Self::Tcp, Self::Http, Self::None];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http => "http",
-            Self::None => "none",
-        }
-    }
-}
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
@@ -175,7 +156,20 @@ pub(super) static LIMIT_PORT_POOLS: Key<u32> = limit(
 
 pub(super) static SERVICE: Section = Section {
     header: "[[service]]",
-    keys: &[&SERVICE_NAME, &LISTEN, &PROTOCOL, &MODE, &SCHEDULER, &GRANULARITY, &HEALTH_TABLE, &BACKENDS_TABLE],
+    keys: &[
+        &SERVICE_NAME,
+        &LISTEN,
+        &PROTOCOL,
+        &MODE,
+        &SCHEDULER,
+        &GRANULARITY,
+        &role_keys::ROLE,
+        &role_keys::MAX_LAG,
+        &role_keys::REPLICA_FALLBACK,
+        &role_keys::ON_MULTIPLE_PRIMARIES,
+        &HEALTH_TABLE,
+        &BACKENDS_TABLE,
+    ],
 };
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
@@ -234,93 +228,8 @@ pub(super) static HEALTH_TABLE: Nested =
 pub(super) static BACKENDS_TABLE: Nested =
     Nested { name: "backend", repeated: true, section: &BACKEND, doc: "Servers that answer for the service." };
 
-pub(super) static HEALTH: Section = Section {
-    header: "[service.health]",
-    keys: &[&CHECK_TYPE, &CHECK_PORT, &INTERVAL, &TIMEOUT, &FALL, &RISE, &JITTER, &HTTP_PATH, &HTTP_HOST, &HTTP_EXPECT],
-};
-
-pub(super) static CHECK_TYPE: Key<CheckKind> = Key {
-    name: "type",
-    form: &OneOf {
-        all: &CheckKind::ALL,
-        name: CheckKind::name,
-        planned: &["https", "tls", "udp", "dns", "exec", "mysql", "postgres", "redis"],
-    },
-    left_out: LeftOut::Depends("`\"tcp\"` for TCP services on one port, otherwise `\"none\"` with a warning"),
-    doc: "`tcp`: a connection is accepted. `http`: a GET is answered with an expected status. `none`: backends \
-          always count as up.",
-};
-
-pub(super) static CHECK_PORT: Key<u16> = Key {
-    name: "port",
-    form: &Whole { min: 1, max: 65_535, unit: "" },
-    left_out: LeftOut::Depends("the backend's port"),
-    doc: "TCP port to check. Needed for UDP services and services on every port.",
-};
-
-const INTERVAL_RANGE: Time = Time { min: Duration::from_millis(10), max: Duration::from_secs(3600) };
-
-pub(super) static INTERVAL: Key<Duration> = Key {
-    name: "interval",
-    form: &INTERVAL_RANGE,
-    left_out: LeftOut::Value(Duration::from_secs(1)),
-    doc: "From one check of a backend to the next.",
-};
-
-/// Longest timeout that is chosen without being asked for.
-pub(super) const DEFAULT_TIMEOUT_MAX: Duration = Duration::from_secs(1);
-
-pub(super) static TIMEOUT: Key<Duration> = Key {
-    name: "timeout",
-    form: &Time { min: Duration::from_millis(1), max: Duration::from_secs(3600) },
-    left_out: LeftOut::Depends("`interval`, but at most `\"1s\"`"),
-    doc: "A check that takes longer has failed; at most `interval`.",
-};
-
-pub(super) static FALL: Key<u32> = Key {
-    name: "fall",
-    form: &Whole { min: 1, max: 100, unit: "" },
-    left_out: LeftOut::Value(2),
-    doc: "Failures in a row that take a backend down.",
-};
-
-pub(super) static RISE: Key<u32> = Key {
-    name: "rise",
-    form: &Whole { min: 1, max: 100, unit: "" },
-    left_out: LeftOut::Value(2),
-    doc: "Successes in a row that bring it back.",
-};
-
-pub(super) static JITTER: Key<u8> = Key {
-    name: "jitter",
-    form: &Whole { min: 0, max: 50, unit: "percent" },
-    left_out: LeftOut::Value(10),
-    doc: "Each interval is varied by up to this share of it, so that checks spread out.",
-};
-
-pub(super) static HTTP_PATH: Key<String> = Key {
-    name: "path",
-    form: &Shaped::new(value::PATH_ALLOWED, value::http_path, shape::http_path),
-    left_out: LeftOut::Text("\"/\""),
-    doc: "`http`: what is asked for.",
-};
-
-pub(super) static HTTP_HOST: Key<String> = Key {
-    name: "host",
-    form: &Shaped::new(value::HOST_ALLOWED, value::http_host, shape::http_host),
-    left_out: LeftOut::Depends("the backend's address"),
-    doc: "`http`: the Host header.",
-};
-
-pub(super) static HTTP_EXPECT: Key<Vec<StatusRange>> = Key {
-    name: "expect",
-    form: &Shaped::new(value::EXPECT_ALLOWED, value::statuses, shape::statuses),
-    left_out: LeftOut::Text("\"200-399\""),
-    doc: "`http`: statuses that count as success.",
-};
-
 pub(super) static BACKEND: Section =
-    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER] };
+    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &CHECK_ADDRESS] };
 
 pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
@@ -348,4 +257,12 @@ pub(super) static TIER: Key<u8> = Key {
     left_out: LeftOut::Value(0),
     doc: "Failover order: tier 0 serves while any of it is up, then tier 1, and so on. All in one tier: \
           active-active.",
+};
+
+pub(super) static CHECK_ADDRESS: Key<Endpoint> = Key {
+    name: "check-address",
+    form: &Shaped::new(endpoint::CHECK_ALLOWED, endpoint::check, shape::backend),
+    left_out: LeftOut::Depends("the backend's address"),
+    doc: "Checked instead of the backend's own address: its address in a management network, say. Without a port, the \
+          port is the one that would be asked otherwise.",
 };

@@ -5,6 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use lb_common::abi::{Granularity, Mode, Protocol, Scheduler, limits};
 
+use super::{
+    probes::{AgentCheck, Check},
+    role::RolePolicy,
+};
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub interfaces: Vec<String>,
@@ -84,6 +89,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     pub granularity: Granularity,
     pub health: Health,
+    /// Which backends get flows by their role; `None`: roles do not matter.
+    pub role: Option<RolePolicy>,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }
@@ -97,12 +104,16 @@ pub struct Backend {
     pub weight: u16,
     /// 0 serves first.
     pub tier: u8,
+    /// Asked instead of `address`; port 0: the port that is asked otherwise.
+    pub check_address: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Health {
     pub check: Check,
     pub interval: Duration,
+    /// From one probe to the next while the state may be changing.
+    pub fast_interval: Option<Duration>,
     pub timeout: Duration,
     /// Failures in a row that take a backend down.
     pub fall: u32,
@@ -112,21 +123,31 @@ pub struct Health {
     pub jitter_percent: u8,
     /// Asked instead of the backend's own port.
     pub port: Option<u16>,
+    /// What the backend's own agent is asked.
+    pub agent: Option<AgentHealth>,
 }
 
+impl Default for Health {
+    /// Not checked.
+    fn default() -> Self {
+        Self {
+            check: Check::None,
+            interval: Duration::from_secs(1),
+            fast_interval: None,
+            timeout: Duration::from_secs(1),
+            fall: 2,
+            rise: 2,
+            jitter_percent: 10,
+            port: None,
+            agent: None,
+        }
+    }
+}
+
+/// A program on the backend that says how much the backend can take (HAProxy's agent-check).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Check {
-    /// Always up.
-    None,
-    /// A connection is accepted.
-    Tcp,
-    /// A GET is answered with one of the expected statuses.
-    Http { path: String, host: Option<String>, expect: Vec<StatusRange> },
-}
-
-/// First and last HTTP status, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StatusRange {
-    pub first: u16,
-    pub last: u16,
+pub struct AgentHealth {
+    pub port: u16,
+    pub interval: Duration,
+    pub check: AgentCheck,
 }

@@ -12,6 +12,8 @@ use super::{
     model::{Backend, Config, Health, Limits, PortRange, Service, XdpMode},
     prime::is_prime,
     reader::Table,
+    role::RolePolicy,
+    role_keys,
 };
 
 /// A configuration whose parts may be missing because they were wrong; each missing part has been
@@ -55,6 +57,7 @@ pub(super) struct ServiceDraft {
     pub(super) scheduler: Read<Located<Scheduler>>,
     pub(super) granularity: Read<Located<Granularity>>,
     pub(super) health: Read<Health>,
+    pub(super) role: Read<Option<RolePolicy>>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -66,6 +69,7 @@ pub(super) struct BackendDraft {
     pub(super) address: Read<Located<SocketAddr>>,
     pub(super) weight: Read<Located<u16>>,
     pub(super) tier: Read<u8>,
+    check_address: Read<Option<SocketAddr>>,
 }
 
 pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
@@ -159,7 +163,9 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let mode = table.value(findings, &keys::MODE);
     let scheduler = table.value(findings, &keys::SCHEDULER);
     let granularity = table.value(findings, &keys::GRANULARITY);
-    let health = health::read(findings, table, &protocol, &listen);
+    let role = role_keys::read(findings, table);
+    let health = health::read(findings, table, &protocol, &listen, role.as_ref().is_ok_and(Option::is_some));
+    let role = role_keys::fitting(findings, role, &health);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
         .into_iter()
@@ -167,7 +173,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         .collect();
     let backends_read = table.misspelt(keys::BACKENDS_TABLE.name).map_or(Ok(()), Err);
     let at = table.at.clone();
-    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, backends, backends_read }
+    ServiceDraft { at, name, listen, protocol, mode, scheduler, granularity, health, role, backends, backends_read }
 }
 
 fn backend(
@@ -184,7 +190,9 @@ fn backend(
     };
     let weight = table.value(findings, &keys::WEIGHT);
     let tier = table.value(findings, &keys::TIER);
-    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value) }
+    let check_address = table.find(findings, &keys::CHECK_ADDRESS);
+    let check_address = check_address.map(|found| found.map(|Located { value, .. }| value.or_port(0)));
+    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value), check_address }
 }
 
 impl Draft {
@@ -229,6 +237,7 @@ impl ServiceDraft {
             scheduler: self.scheduler?.value,
             granularity: self.granularity?.value,
             health: self.health?,
+            role: self.role?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }
@@ -236,6 +245,11 @@ impl ServiceDraft {
 
 impl BackendDraft {
     fn finish(self) -> Read<Backend> {
-        Ok(Backend { address: self.address?.value, weight: self.weight?.value, tier: self.tier? })
+        Ok(Backend {
+            address: self.address?.value,
+            weight: self.weight?.value,
+            tier: self.tier?,
+            check_address: self.check_address?,
+        })
     }
 }

@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::form;
+
 const IPV4: &str = r"((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
 const IPV6: &str = "[0-9A-Fa-f]*:[0-9A-Fa-f:.]*";
 const PORT: &str = "(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})";
@@ -43,6 +45,55 @@ pub(super) fn source_ports() -> Value {
 
 pub(super) fn statuses() -> Value {
     ranges(100, 599)
+}
+
+/// As many characters as the bytes that the reader allows, or fewer.
+const TEXT_MAX: usize = 1024;
+const LIST_MAX: usize = 64;
+
+pub(super) fn text() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": TEXT_MAX, "pattern": r"^[^\x00]*$" })
+}
+
+pub(super) fn file() -> Value {
+    json!({ "type": "string", "maxLength": TEXT_MAX, "pattern": r"^/[^\x00]*$" })
+}
+
+pub(super) fn host_name() -> Value {
+    let label = "[A-Za-z0-9_-]{1,63}";
+    json!({ "type": "string", "maxLength": 254, "pattern": format!(r"^(\.|{label}(\.{label})*\.?)$") })
+}
+
+/// A text, or bytes in hexadecimal.
+pub(super) fn payload() -> Value {
+    json!({ "type": "string", "anyOf": [
+        { "pattern": "^hex:( *[0-9A-Fa-f] *[0-9A-Fa-f])+ *$" },
+        { "minLength": 1, "maxLength": TEXT_MAX, "not": { "pattern": "^hex:" } },
+    ] })
+}
+
+/// 32 bytes.
+pub(super) fn fingerprint() -> Value {
+    json!({ "type": "string", "pattern": "^([ :]*[0-9A-Fa-f]){64}[ :]*$" })
+}
+
+pub(super) fn headers() -> Value {
+    let pattern = r"^\s*[0-9A-Za-z!#$%&'*+.^_`|~-]+\s*(:|$)";
+    let header = json!({ "type": "string", "maxLength": TEXT_MAX, "pattern": pattern });
+    json!({ "type": "array", "maxItems": LIST_MAX, "items": header })
+}
+
+pub(super) fn arguments() -> Value {
+    let argument = json!({ "type": "string", "maxLength": TEXT_MAX, "pattern": r"^[^\x00]*$" });
+    json!({ "type": "array", "maxItems": LIST_MAX, "items": argument })
+}
+
+/// A size or a time.
+pub(super) fn max_lag() -> Value {
+    json!({ "type": "string", "anyOf": [
+        { "pattern": r"^[0-9]+\s*([KMG]iB|[kMG]?B)$" },
+        { "pattern": form::TIME_PATTERN },
+    ] })
 }
 
 /// A number, a text of ranges, or a list of either.

@@ -9,10 +9,12 @@ use toml::de::{DeTable, DeValue};
 use super::{
     diagnostic::Findings,
     files::FileText,
+    health_check,
+    health_keys::HEALTH,
     keys,
     load::{self, parse_files},
     model::Service,
-    reader::{Describe, Section},
+    reader::Describe,
     report::ConfigError,
     source::Source,
 };
@@ -59,10 +61,10 @@ pub fn show(files: &[FileText], notes: &Notes) -> Result<String, ConfigError> {
     let whole = load::tables(&mut findings, files);
     let writer = Writer { files, bases };
     let mut text = String::new();
-    writer.settings(&mut text, &keys::TOP, &whole, None);
+    writer.settings(&mut text, keys::TOP.keys, &whole, None);
     if let Some(limits) = whole.get(keys::LIMITS_TABLE.name).and_then(|limits| limits.get_ref().as_table()) {
         text.push_str(&format!("\n{}\n", keys::LIMITS.header));
-        writer.settings(&mut text, &keys::LIMITS, limits, None);
+        writer.settings(&mut text, keys::LIMITS.keys, limits, None);
     }
     let nothing = ServiceNotes::default();
     for (table, service) in tables_of(&whole, keys::SERVICES_TABLE.name).zip(&loaded.config.services) {
@@ -84,20 +86,23 @@ impl Writer<'_> {
     fn service(&self, table: &DeTable<'_>, service: &Service, notes: &ServiceNotes) -> String {
         let mut text = remarks(&notes.comments);
         text.push_str(&format!("{}\n", keys::SERVICE.header));
-        self.settings(&mut text, &keys::SERVICE, table, None);
+        self.settings(&mut text, keys::SERVICE.keys, table, None);
         match table.get(keys::HEALTH_TABLE.name).and_then(|health| health.get_ref().as_table()) {
             Some(health) => {
-                text.push_str(&format!("\n{}\n", keys::HEALTH.header));
-                self.settings(&mut text, &keys::HEALTH, health, None);
+                text.push_str(&format!("\n{}\n", HEALTH.header));
+                let check = service.health.check.name();
+                let keys: Vec<&dyn Describe> =
+                    HEALTH.keys.iter().copied().filter(|key| health_check::goes_with(key.name(), check)).collect();
+                self.settings(&mut text, &keys, health, None);
             }
-            None => text.push_str(&format!("# {} is left out: its defaults\n", keys::HEALTH.header)),
+            None => text.push_str(&format!("# {} is left out: its defaults\n", HEALTH.header)),
         }
         for (table, backend) in tables_of(table, keys::BACKENDS_TABLE.name).zip(&service.backends) {
             let nothing = BackendNotes::default();
             let notes = notes.backends.get(&backend.address).unwrap_or(&nothing);
             let mut shown = format!("{}\n", keys::BACKEND.header);
             let weight = notes.weight.map(|weight| (keys::WEIGHT.name, weight.to_string()));
-            self.settings(&mut shown, &keys::BACKEND, table, weight);
+            self.settings(&mut shown, keys::BACKEND.keys, table, weight);
             text.push('\n');
             text.push_str(&remarks(&notes.comments));
             text.push_str(&if notes.removed { commented(&shown) } else { shown });
@@ -118,11 +123,11 @@ impl Writer<'_> {
     fn settings(
         &self,
         text: &mut String,
-        section: &Section,
+        keys: &[&dyn Describe],
         table: &DeTable<'_>,
         instead: Option<(&'static str, String)>,
     ) {
-        for key in section.keys.iter().filter(|key| !key.is_table()) {
+        for key in keys.iter().filter(|key| !key.is_table()) {
             let name = key.name();
             let line = match (&instead, table.get(name)) {
                 (Some((changed, value)), _) if *changed == name => format!("{name} = {value}"),

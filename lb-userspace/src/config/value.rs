@@ -5,7 +5,8 @@ use toml::de::DeValue;
 use super::{
     diagnostic::{Finding, Findings, Read, Reported},
     form::{integer, mismatch, text},
-    model::{PortRange, StatusRange},
+    model::PortRange,
+    probes::StatusRange,
     reader::Field,
 };
 
@@ -202,7 +203,7 @@ pub(super) fn string<'a>(findings: &mut Findings, field: &Field<'a>, allowed: &s
     }
 }
 
-fn refuse(findings: &mut Findings, field: &Field<'_>, given: &str, allowed: &str) -> Reported {
+pub(super) fn refuse(findings: &mut Findings, field: &Field<'_>, given: &str, allowed: &str) -> Reported {
     let message = if given.chars().count() <= 80 {
         format!("`{}` cannot be {given:?}", field.name)
     } else {

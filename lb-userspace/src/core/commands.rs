@@ -350,7 +350,7 @@ fn is_ready(service: &Service, wanted: &Wanted) -> bool {
     let known = service.members.iter().find(|member| member.configured && member.address == wanted.address);
     known.is_some_and(|member| {
         let reachable = member.place.is_some() && !member.no_route;
-        let up = member.health.state == HealthState::Up;
+        let up = member.health.state == HealthState::Up && member.elected && member.agent.refuses().is_none();
         reachable && up && wanted.admin == Admin::Ready && wanted.weight > 0
     })
 }

@@ -117,7 +117,8 @@ impl Core {
         impact
     }
 
-    /// Backends that nothing is known of are up, and have a route.
+    /// Backends that nothing is known of are up, and have a route. Roles are not supposed: who is the
+    /// primary only the backends can say, and until they do they get no new flows.
     fn suppose_reachable(&mut self, now: Now) {
         let unknown: Vec<IpAddr> =
             self.wanted_sources().into_iter().filter(|backend| !self.ledger.sources.contains_key(backend)).collect();
@@ -131,12 +132,9 @@ impl Core {
             .values()
             .flat_map(|service| &service.members)
             .filter(|member| member.configured && member.health.state == HealthState::Unknown)
-            .filter_map(|member| member.probe.clone())
+            .filter_map(|member| member.probes.health.clone())
             .collect();
-        let up = |key| Input::Probe {
-            key,
-            outcome: ProbeOutcome { up: true, result: "supposed".to_owned(), took: Now::ZERO },
-        };
+        let up = |key| Input::Probe { key, outcome: ProbeOutcome::new(true, "supposed", Now::ZERO) };
         self.handle_all(new.into_iter().map(up), now);
     }
 
@@ -171,7 +169,8 @@ impl<'a> World<'a> {
         if !live || !self.is_found(*me) {
             return Fate::Reset;
         }
-        let takes_new = member.leaving.is_none() && member.admin == Admin::Ready && member.weight > 0;
+        let offered = member.leaving.is_none() && member.elected;
+        let takes_new = offered && member.admin == Admin::Ready && member.weight > 0;
         if takes_new { Fate::Kept } else { Fate::Drained }
     }
 
@@ -245,6 +244,12 @@ impl<'a> Side<'a> {
         self.shares.get(address).copied().unwrap_or(0.0)
     }
 
+    /// Where it is checked instead of at its address, by the file.
+    fn check_address(&self, address: &SocketAddr) -> Option<SocketAddr> {
+        let backends = self.view.map_or(&[][..], |view| &view.config.backends);
+        backends.iter().find(|backend| backend.address == *address)?.check_address
+    }
+
     fn hashed(&self) -> bool {
         self.view.is_some_and(|view| matches!(view.config.scheduler, Scheduler::Maglev | Scheduler::SourceHash))
     }
@@ -265,7 +270,8 @@ fn service_impact(name: &str, (before, after): (Side<'_>, Side<'_>), old: Option
     let (mine, theirs) = (before.backends(), after.backends());
     let addresses: BTreeSet<&SocketAddr> = mine.keys().chain(theirs.keys()).collect();
     let impact = |address: &SocketAddr| {
-        let (presence, changes) = compared(mine.get(address).copied(), theirs.get(address).copied());
+        let checked = (before.check_address(address), after.check_address(address));
+        let (presence, changes) = compared(mine.get(address).copied(), theirs.get(address).copied(), checked);
         let flows = old.as_ref().and_then(|old| old.by_backend.get(address)).copied().unwrap_or_default();
         let share = (before.share(address), after.share(address));
         BackendImpact { address: *address, presence, changes, share, flows }
@@ -295,6 +301,11 @@ fn settings(old: &config::Service, new: &config::Service) -> Vec<String> {
     tell("mode", old.mode.name().to_owned(), new.mode.name().to_owned());
     tell("scheduler", old.scheduler.name().to_owned(), new.scheduler.name().to_owned());
     tell("granularity", old.granularity.name().to_owned(), new.granularity.name().to_owned());
+    let role = |service: &config::Service| service.role.as_ref().map_or("none", |policy| policy.role.name()).to_owned();
+    tell("role", role(old), role(new));
+    if role(old) == role(new) && old.role != new.role {
+        changes.push("role policy".to_owned());
+    }
     if old.health != new.health {
         changes.push("health check".to_owned());
     }
@@ -306,7 +317,11 @@ fn settings(old: &config::Service, new: &config::Service) -> Vec<String> {
     changes
 }
 
-fn compared(old: Option<&BackendView>, new: Option<&BackendView>) -> (Presence, Vec<String>) {
+fn compared(
+    old: Option<&BackendView>,
+    new: Option<&BackendView>,
+    checked: (Option<SocketAddr>, Option<SocketAddr>),
+) -> (Presence, Vec<String>) {
     let (old, new) = match (old, new) {
         (Some(old), Some(new)) => (old, new),
         (None, _) => return (Presence::Added, Vec::new()),
@@ -321,6 +336,10 @@ fn compared(old: Option<&BackendView>, new: Option<&BackendView>) -> (Presence, 
     }
     if old.tier != new.tier {
         changes.push(format!("tier {} -> {}", old.tier, new.tier));
+    }
+    if checked.0 != checked.1 {
+        let words = |at: Option<SocketAddr>| at.map_or_else(|| "its own".to_owned(), |at| at.to_string());
+        changes.push(format!("check address {} -> {}", words(checked.0), words(checked.1)));
     }
     (if changes.is_empty() { Presence::Same } else { Presence::Changed }, changes)
 }

@@ -1,7 +1,8 @@
 //! What is shown of services and backends.
 
 use super::{
-    Admin, BackendView, Core, HealthState, Override, ServiceView,
+    Admin, BackendView, Core, HealthState, Override, RoleView, ServiceView,
+    election::RoleState,
     health::word,
     service::{Member, Service},
 };
@@ -42,10 +43,23 @@ fn backend(service: &Service, member: &Member, used: bool) -> BackendView {
         health: member.health.state,
         health_reason: member.health.reason.clone(),
         health_since: member.health.since,
+        last_probe: member.last_probe.clone(),
+        role: service.config.as_ref().and_then(|config| config.role.as_ref()).map(|_| role(&member.role)),
+        agent: member.agent.shown(),
         used,
         used_reason: used_reason(service, member, used),
         leaving: member.leaving.is_some(),
         live_flows: member.live_flows,
+    }
+}
+
+fn role(state: &RoleState) -> RoleView {
+    RoleView {
+        role: state.role,
+        reason: state.reason.clone(),
+        lag_bytes: state.lag_bytes,
+        lag_time: state.lag_time,
+        epoch: state.report.as_ref().and_then(|report| report.epoch.as_ref()).map(ToString::to_string),
     }
 }
 
@@ -64,8 +78,17 @@ fn used_reason(service: &Service, member: &Member, used: bool) -> String {
     if member.health.state != HealthState::Up {
         return format!("health {} ({})", word(member.health.state), member.health.reason);
     }
+    if let Some(refused) = member.agent.refuses() {
+        return refused;
+    }
     if member.weight == 0 {
         return "weight 0".to_owned();
+    }
+    if member.share() == 0 {
+        return "weight 0 by its agent".to_owned();
+    }
+    if let Some(role) = service.not_elected(member) {
+        return role;
     }
     if let Some(problem) = member.problem.as_ref().or(service.problem.as_ref()).filter(|_| !used) {
         return problem.clone();

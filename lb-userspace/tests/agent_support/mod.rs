@@ -57,7 +57,8 @@ pub fn config(services: Vec<Service>) -> Config {
 
 /// A TCP service in mode `nat` with a TCP check, `fall` 2 and `rise` 2.
 pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
-    let backend = |address: &&str| Backend { address: address.parse().unwrap(), weight: 1, tier: 0 };
+    let backend =
+        |address: &&str| Backend { address: address.parse().unwrap(), weight: 1, tier: 0, check_address: None };
     Service {
         name: name.to_owned(),
         listen: listen.parse().unwrap(),
@@ -69,11 +70,9 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             check: Check::Tcp,
             interval: Duration::from_millis(500),
             timeout: Duration::from_millis(300),
-            fall: 2,
-            rise: 2,
-            jitter_percent: 10,
-            port: None,
+            ..Health::default()
         },
+        role: None,
         backends: backends.iter().map(backend).collect(),
     }
 }
@@ -118,7 +117,7 @@ pub fn text(config: &Config) -> String {
             service.listen,
             service.scheduler.name()
         ));
-        for Backend { address, weight, tier } in &service.backends {
+        for Backend { address, weight, tier, .. } in &service.backends {
             text.push_str(&format!("[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\ntier = {tier}\n"));
         }
     }
@@ -284,7 +283,7 @@ impl Agent {
         let key = self.asked.lock().probes.iter().find(|key| key.target == target).cloned();
         let key = key.unwrap_or_else(|| panic!("{backend} is not probed"));
         let result = if up { "L4OK" } else { "L4CON: Connection refused" };
-        let outcome = ProbeOutcome { up, result: result.to_owned(), took: Duration::from_millis(1) };
+        let outcome = ProbeOutcome::new(up, result, Duration::from_millis(1));
         self.probes.send(Probed { key, outcome, ended: Instant::now() }).await.unwrap();
     }
 

@@ -5,6 +5,7 @@
 #[path = "../core_support/mod.rs"]
 mod core_support;
 mod events;
+mod roles;
 mod watched;
 
 use std::{

@@ -76,17 +76,15 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             check: Check::Tcp,
             interval: Duration::from_millis(500),
             timeout: Duration::from_millis(300),
-            fall: 2,
-            rise: 2,
-            jitter_percent: 10,
-            port: None,
+            ..Health::default()
         },
+        role: None,
         backends: backends.iter().map(|address| backend(address, 1, 0)).collect(),
     }
 }
 
 pub fn backend(address: &str, weight: u16, tier: u8) -> Backend {
-    Backend { address: address.parse().unwrap(), weight, tier }
+    Backend { address: address.parse().unwrap(), weight, tier, check_address: None }
 }
 
 pub fn key_of(service: &Service) -> ServiceKey {
@@ -94,11 +92,11 @@ pub fn key_of(service: &Service) -> ServiceKey {
 }
 
 pub fn ok() -> ProbeOutcome {
-    ProbeOutcome { up: true, result: "L4OK".to_owned(), took: Duration::from_millis(1) }
+    ProbeOutcome::new(true, "L4OK", Duration::from_millis(1))
 }
 
 pub fn refused() -> ProbeOutcome {
-    ProbeOutcome { up: false, result: "L4CON: Connection refused".to_owned(), took: Duration::from_millis(1) }
+    ProbeOutcome::new(false, "L4CON: Connection refused", Duration::from_millis(1))
 }
 
 /// A core with its data plane, without faults.

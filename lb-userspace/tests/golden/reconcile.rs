@@ -169,14 +169,16 @@ fn config(random: &mut StdRng) -> Config {
             fall: 1,
             rise: 1,
             jitter_percent: 0,
-            port: None,
+            ..Health::default()
         },
+        role: None,
         backends: numbers
             .into_iter()
             .map(|n| config::Backend {
                 address: (backend(true, n), 80).into(),
                 weight: random.random_range(1..4),
                 tier: random.random_range(0..2),
+                check_address: None,
             })
             .collect(),
     };
@@ -199,7 +201,7 @@ fn happen(core: &mut Core, random: &mut StdRng, now: Duration) {
     }
     for key in core.probes() {
         let up = random.random_bool(0.8);
-        let outcome = ProbeOutcome { up, result: "L4".to_owned(), took: Duration::ZERO };
+        let outcome = ProbeOutcome::new(up, "L4", Duration::ZERO);
         core.handle(Input::Probe { key, outcome }, now);
     }
 }

@@ -44,16 +44,9 @@ pub fn service(listen: &str) -> Service {
         mode: Mode::FullNat,
         scheduler: Scheduler::RoundRobin,
         granularity: Granularity::Flow,
-        health: Health {
-            check: Check::Tcp,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            fall: 2,
-            rise: 2,
-            jitter_percent: 10,
-            port: None,
-        },
-        backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0 }],
+        health: Health { check: Check::Tcp, ..Health::default() },
+        role: None,
+        backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0, check_address: None }],
     }
 }
 

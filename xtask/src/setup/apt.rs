@@ -10,7 +10,8 @@ use crate::shell;
 /// Asked by Debian's packages before they start a service; 101 means no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Packages whose service must not listen on this machine, and its unit.
-const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx.service")];
+const SERVICES: &[(&str, &str)] =
+    &[("nginx-light", "nginx.service"), ("postgresql", "postgresql.service"), ("redis-server", "redis-server.service")];
 
 pub(crate) struct Apt {
     updated: bool,

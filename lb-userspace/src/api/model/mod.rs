@@ -208,6 +208,9 @@ pub struct HealthCheckView {
     /// `tcp`, `http GET /healthz`, `none`.
     pub check: String,
     pub interval_millis: u64,
+    /// While the state may be changing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_interval_millis: Option<u64>,
     pub timeout_millis: u64,
     pub fall: u32,
     pub rise: u32,
@@ -229,8 +232,13 @@ pub struct BackendView {
     pub tier: u8,
     pub admin: AdminView,
     pub health: HealthView,
-    /// Where a database tells one; none for the checks there are now.
+    /// `primary`, `replica` or `none`, where the service asks for roles.
     pub role: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_detail: Option<RoleDetail>,
+    /// What its own agent said, where it has one that was heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     pub effective: EffectiveView,
     /// Removed, kept until its flows are over.
     pub leaving: bool,
@@ -263,6 +271,52 @@ pub struct HealthView {
     pub reason: String,
     /// How long it has been so.
     pub for_millis: u64,
+    /// None: no probe has ended yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_probe: Option<ProbeView>,
+}
+
+/// How a probe ended, and where its time went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeView {
+    pub up: bool,
+    pub result: String,
+    pub micros: u64,
+    /// In their order; the last one is where it ended.
+    pub phases: Vec<PhaseView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PhaseView {
+    /// `connect`, `tls`, `send`, `first-byte`, `body`, `login`, `query` or `run`.
+    pub phase: String,
+    pub micros: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateView {
+    /// RFC 3339, UTC.
+    pub not_after: String,
+    pub days_left: i64,
+}
+
+/// Why a backend has its role, and how far it is behind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RoleDetail {
+    pub reason: String,
+    /// Behind the backend that is furthest ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_millis: Option<u64>,
+    /// Timeline or GTID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
