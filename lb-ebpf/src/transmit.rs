@@ -45,22 +45,22 @@ pub fn send(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Verdict {
     if reason == Reason::TooBig {
         return Verdict::go_on(Stage::TooBig);
     }
-    conclude(md, packet, reason)
+    conclude(packet, reason)
 }
 
 /// The verdict of a packet that was written for its hop, or could not be.
 #[inline(always)]
-pub fn conclude(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
+pub fn conclude(packet: &Packet, reason: Reason) -> Verdict {
     if reason.action() != Action::Forward {
         stats::dropped(packet.flow.service_id);
         return Verdict::of(reason);
     }
-    leave(md, packet, reason)
+    leave(packet, reason)
 }
 
 /// The frame is as it should be: out of the interface of its next hop.
 #[inline(always)]
-pub fn leave(md: *mut xdp_md, packet: &Packet, reason: Reason) -> Verdict {
+pub fn leave(packet: &Packet, reason: Reason) -> Verdict {
     let ifindex = packet.hop.ifindex;
     if ifindex == packet.ingress { Verdict::transmit(reason) } else { Verdict::redirect(reason, ifindex) }
 }

@@ -61,7 +61,7 @@ pub fn run(md: *mut xdp_md, network: &Network, to: AddressRoles) -> Verdict {
     }
     let reason = decide(md, packet, to, is_forward);
     match reason.action() {
-        Action::Forward => transmit::leave(md, packet, reason),
+        Action::Forward => transmit::leave(packet, reason),
         Action::Pass if reason == Reason::NoFlow && !is_reply => {
             Verdict::of(if is_forward { Reason::NoService } else { Reason::NotForUs })
         }

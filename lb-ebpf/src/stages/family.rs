@@ -26,7 +26,7 @@ pub fn run(md: *mut xdp_md) -> Verdict {
             reason = Reason::Internal;
         }
     }
-    transmit::conclude(md, packet, reason)
+    transmit::conclude(packet, reason)
 }
 
 /// Reads the packet's new header. From here on the packet's length is what it will be. 0: it has none.
