@@ -15,7 +15,8 @@ use super::{lab, object::Object, setting::Setting};
 pub fn publish(object: &mut Object, setting: &Setting) -> Result<()> {
     let tables = setting.textbook_tables()?;
     let (key, service) = tables.services.iter().next().context("no service was planned")?;
-    let ring = tables.selection.get(&service.selection_base).context("no selection table was planned")?;
+    let slots = tables.selection.get(&service.selection_base).context("no selection table was planned")?;
+    let ring: Vec<u32> = slots.iter().map(|slot| slot.current()).collect();
     let backends = tables.backends.keys().last().map_or(0, |last| last + 1);
     let mut reals = vec![bytemuck::Zeroable::zeroed(); backends as usize];
     for (&id, backend) in &tables.backends {
@@ -25,7 +26,7 @@ pub fn publish(object: &mut Object, setting: &Setting) -> Result<()> {
     }
     let mode = if setting.mode == Mode::FullNat { FULL_NAT } else { NAT };
     let vip = TextbookVip { id: 0, ring_base: 0, ring_len: ring.len() as u32, mode };
-    object.write_array(names::TEXTBOOK_RING, ring)?;
+    object.write_array(names::TEXTBOOK_RING, &ring)?;
     object.write_array(names::TEXTBOOK_BACKENDS, &reals)?;
     object.write_array(names::TEXTBOOK_HOP, &[TextbookHop { source: lab::MAC, destination: lab::GATEWAY_MAC }])?;
     object.write_hash(names::TEXTBOOK_VIPS, *key, vip)
