@@ -11,7 +11,7 @@ use xtask::{
     world::{Process, servers::WEB_PORT},
 };
 
-use super::stage::{SECOND, Stage, service};
+use super::stage::{GUE, IPIP, Stage, service};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Which {
@@ -126,7 +126,8 @@ fn listen(mode: Mode) -> SocketAddr {
         Mode::FullNat => SocketAddr::new(service(), FULL_NAT_PORT),
         Mode::Nat => SocketAddr::new(service(), NAT_PORT),
         Mode::DsrL2 => SocketAddr::new(service(), WEB_PORT),
-        _ => SocketAddr::new(SECOND.parse().expect("an address"), WEB_PORT),
+        Mode::DsrIpip => SocketAddr::new(IPIP.parse().expect("an address"), WEB_PORT),
+        Mode::DsrGue => SocketAddr::new(GUE.parse().expect("an address"), WEB_PORT),
     }
 }
 
