@@ -24,6 +24,7 @@ mod mutated;
 mod passed;
 mod ports;
 mod quic;
+mod reconcile;
 mod refused;
 mod scale;
 mod schedule;
