@@ -12,6 +12,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::{
     abi::{Address, Protocol, limits::EXTENSION_HEADERS},
     checksum::{Delta, Sum},
+    numbers::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING},
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Network, Transport},
     rewrite::{self, Translation, Words},
@@ -31,12 +32,6 @@ const NO_OPERATION: u8 = 1;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
 const OPTIONS_MAX: usize = 40;
-
-/// IPv6 extension headers that end with the translation.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
 
 /// Offset of the checksum in the UDP header (RFC 768).
 const UDP_CHECK: usize = 6;

@@ -9,8 +9,9 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::{
     answer::swap_ethernet,
     checksum::Delta,
+    numbers::{self, ICMP, ICMPV6},
     packet::{Field, PacketAccess},
-    parse::{ICMP, ICMPV6, NETWORK_OFFSET, Network},
+    parse::{NETWORK_OFFSET, Network},
     rewrite::words,
 };
 
@@ -24,8 +25,8 @@ const TTL: u8 = 64;
 /// Whether the packet says that it carries ICMP of its family, behind no extension header.
 #[inline(always)]
 pub fn is_icmp<P: PacketAccess>(frame: &P, network: &Network) -> bool {
-    let (at, icmp) = if network.v4 { (NETWORK_OFFSET + 9, ICMP) } else { (NETWORK_OFFSET + 6, ICMPV6) };
-    frame.read::<u8>(at) == Some(icmp)
+    let at = NETWORK_OFFSET + if network.v4 { 9 } else { 6 };
+    frame.read::<u8>(at) == Some(numbers::icmp(network.v4))
 }
 
 /// Whether the frame is a whole echo request that [`echo`] can answer: of IPv4 without options and

@@ -4,8 +4,9 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     abi::{Address, Port, Protocol, limits::EXTENSION_HEADERS},
+    numbers::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6},
     packet::PacketAccess,
-    parse::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, NETWORK_OFFSET, Network, is_extension},
+    parse::{NETWORK_OFFSET, Network, is_extension},
 };
 
 /// Length of the header before the quotation.

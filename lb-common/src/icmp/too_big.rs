@@ -3,8 +3,9 @@
 use super::quote::{FRAGMENTATION_NEEDED, ICMP_LEN, PACKET_TOO_BIG, UNREACHABLE};
 use crate::{
     abi::Address,
-    answer::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, write_ipv4, write_ipv6},
+    answer::{write_ipv4, write_ipv6},
     checksum::Sum,
+    numbers::{ICMP, ICMPV6},
     packet::PacketAccess,
     parse::NETWORK_OFFSET,
 };
@@ -44,13 +45,13 @@ pub fn write<P: PacketAccess>(
     let icmp = NETWORK_OFFSET + headers(v4) - ICMP_LEN;
     let length = (ICMP_LEN + quotation) as u16;
     let (kind, code, mtu, sum) = if v4 {
-        write_ipv4(frame, source, destination, PROTOCOL_ICMP, IPV4_LEN as u16 + length)?;
+        write_ipv4(frame, source, destination, ICMP, IPV4_LEN as u16 + length)?;
         let mtu = if mtu < u16::MAX as u32 { mtu } else { u16::MAX as u32 };
         (UNREACHABLE, FRAGMENTATION_NEEDED, mtu, Sum::ZERO)
     } else {
-        write_ipv6(frame, source, destination, PROTOCOL_ICMPV6, length)?;
+        write_ipv6(frame, source, destination, ICMPV6, length)?;
         let mtu = if mtu > IPV6_MTU_MIN { mtu } else { IPV6_MTU_MIN };
-        (PACKET_TOO_BIG, 0, mtu, Sum::ZERO.pseudo_header(source, destination, PROTOCOL_ICMPV6, length))
+        (PACKET_TOO_BIG, 0, mtu, Sum::ZERO.pseudo_header(source, destination, ICMPV6, length))
     };
     let [a, b, c, d] = mtu.to_be_bytes();
     let quoted = frame.sum(icmp + ICMP_LEN, quotation)?;

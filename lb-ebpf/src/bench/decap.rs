@@ -2,12 +2,9 @@
 //! off and leaves the packet to the stack.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::packet::PacketAccess;
+use lb_common::{numbers::IPIP, packet::PacketAccess};
 
 use crate::ctx::Frame;
-
-/// IPv4 in IPv4 (RFC 2003).
-const IPIP: u8 = 4;
 
 #[xdp]
 pub fn decap(ctx: XdpContext) -> u32 {

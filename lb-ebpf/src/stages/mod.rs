@@ -10,6 +10,7 @@ pub mod hashed;
 pub mod icmp;
 pub mod load;
 pub mod mss;
+pub mod owner;
 pub mod ports;
 pub mod quic;
 pub mod refuse;

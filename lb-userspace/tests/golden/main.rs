@@ -21,6 +21,7 @@ mod icmp_wire;
 mod jumbo;
 mod mss;
 mod mutated;
+mod owner;
 mod passed;
 mod ports;
 mod quic;
