@@ -149,8 +149,9 @@ pub fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     look_up(md, packet, reply)
 }
 
+/// The same without what is kept of the way.
 #[inline(never)]
-fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+pub fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };

@@ -16,8 +16,13 @@ pub struct Mtus {
     pub v6: u32,
 }
 
+impl Mtus {
+    /// Nothing is known of either way.
+    pub const ANY: Self = Self { v4: u32::MAX, v6: u32::MAX };
+}
+
 /// The header of IPv6 is that much longer.
-const DIFFERENCE: u32 = 20;
+pub const DIFFERENCE: u32 = 20;
 /// What every IPv6 link takes (RFC 8200, 5).
 const V6_MTU_MIN: u32 = 1280;
 

@@ -15,6 +15,10 @@ const IPV6_LEN: usize = 40;
 /// Every node has at least this MTU (RFC 8200, 5), and none believes in less (RFC 8201, 4).
 const IPV6_MTU_MIN: u32 = 1280;
 
+/// The longest error over IPv6 and over IPv4, in bytes (RFC 4443, 2.4 (c); RFC 1812, 4.3.2.3): an index is
+/// whether it is IPv4.
+pub(crate) const PACKET_MAX: [u16; 2] = [1280, 576];
+
 /// Bytes before the quotation, without the link-layer header.
 #[inline(always)]
 pub const fn headers(v4: bool) -> usize {
@@ -26,7 +30,7 @@ pub const fn headers(v4: bool) -> usize {
 /// do (RFC 9000, 14.2.1), find what they need in it.
 #[inline(always)]
 pub const fn quotation(v4: bool, len: usize) -> usize {
-    let most = if v4 { 576 - headers(true) } else { 1280 - headers(false) };
+    let most = PACKET_MAX[v4 as usize] as usize - headers(v4);
     if len < most { len } else { most }
 }
 

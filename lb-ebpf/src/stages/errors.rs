@@ -11,7 +11,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Mode, Protocol},
+    abi::{Flow, Mode, Protocol},
     icmp::{
         error::translate,
         quote::{IcmpError, NoError, Quoted},
@@ -25,7 +25,7 @@ use lb_common::{
 
 use super::{
     admit::{self, Directions},
-    owner, table, tunnel_error,
+    family_error, owner, table, tunnel_error,
 };
 use crate::{ctx::Frame, maps::SERVICE_INFO, opaque::opaque, packet::Packet, pipeline::now, transmit};
 
@@ -144,13 +144,17 @@ fn send(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     if packet.error.ttl <= 1 {
         return Reason::TtlExpired;
     }
-    match transmit::next_hop(md, packet, reply) {
+    let across = packet.flow.flags & Flow::ACROSS_FAMILIES != 0;
+    let hop = if across { family_error::prepare(md, packet, reply) } else { transmit::next_hop(md, packet, reply) };
+    match hop {
         Reason::ToBackend | Reason::ToClient => {}
         // An error is never answered with one.
         Reason::TooBig => return Reason::Unanswerable,
         reason => return reason,
     }
-    let sent = if Mode::is_one_sided(packet.flow.mode) {
+    let sent = if across {
+        family_error::write_across(md)
+    } else if Mode::is_one_sided(packet.flow.mode) {
         // It goes as it is: what is in the tunnel is the error and not what that quotes.
         packet.network = packet.error.outer;
         transmit::hand_on_icmp(md)

@@ -5,6 +5,7 @@ pub mod begin;
 pub mod clients;
 pub mod errors;
 pub mod family;
+pub mod family_error;
 pub mod fragment;
 pub mod hashed;
 pub mod icmp;

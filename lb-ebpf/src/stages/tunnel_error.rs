@@ -99,7 +99,7 @@ fn has_flow(packet: &mut Packet, end: &Address, port: Port) -> bool {
 /// Whether the error has come through undamaged: what is written anew gets a right checksum. 0: no.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_right(md: *mut xdp_md) -> u32 {
+pub extern "C" fn is_right(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let error = &packet.error;
     let offset = opaque(error.offset as usize) & (HEADERS_MAX - 1);

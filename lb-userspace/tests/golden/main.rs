@@ -12,6 +12,7 @@ mod clients;
 mod dsr;
 mod errors;
 mod family;
+mod family_errors;
 mod flows;
 mod forward;
 mod fragment;
