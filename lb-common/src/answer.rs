@@ -7,6 +7,7 @@ use crate::{
     abi::{Address, Protocol},
     checksum::Sum,
     flow::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    icmp::kinds::{V4_PORT, V4_UNREACHABLE, V6_PORT, V6_UNREACHABLE},
     numbers::{ICMP, ICMPV6},
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Network, Transport},
@@ -134,11 +135,11 @@ pub fn unreachable<P: PacketAccess>(
     )?;
     let (icmp, kind, code, sum) = if network.v4 {
         write_ipv4(frame, &network.destination, &network.source, ICMP, IPV4_LEN as u16 + length)?;
-        (NETWORK_OFFSET + IPV4_LEN, 3, 3, Sum::ZERO)
+        (NETWORK_OFFSET + IPV4_LEN, V4_UNREACHABLE, V4_PORT, Sum::ZERO)
     } else {
         write_ipv6(frame, &network.destination, &network.source, ICMPV6, length)?;
         let sum = Sum::ZERO.pseudo_header(&network.destination, &network.source, ICMPV6, length);
-        (NETWORK_OFFSET + IPV6_LEN, 1, 4, sum)
+        (NETWORK_OFFSET + IPV6_LEN, V6_UNREACHABLE, V6_PORT, sum)
     };
     let check = sum_quotation(frame, icmp + ICMP_LEN, quoted(transport), sum.pair([kind, code]))?.finish();
     frame.write(icmp, [kind, code, check[0], check[1], 0, 0, 0, 0])
