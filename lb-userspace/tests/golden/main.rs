@@ -26,6 +26,7 @@ mod owner;
 mod passed;
 mod ports;
 mod quic;
+mod reconcile;
 mod refused;
 mod scale;
 mod schedule;
