@@ -2,13 +2,11 @@
 //! off and leaves the packet to the stack.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::packet::PacketAccess;
+use lb_common::{abi::Protocol, numbers::IPIP, packet::PacketAccess};
 
 use crate::ctx::Frame;
 
-/// IPv4 in IPv4 (RFC 2003).
-const IPIP: u8 = 4;
-const UDP: u8 = 17;
+const UDP: u8 = Protocol::Udp as u8;
 /// Where GUE goes when nothing else is configured (draft-ietf-intarea-gue, section 4).
 const GUE_PORT: [u8; 2] = 6080u16.to_be_bytes();
 

@@ -9,7 +9,7 @@ use lb_common::{
     verdict::{Action, Reason, Verdict},
 };
 
-use super::unusual::{self, ON_ITS_WAY};
+use super::{admit, unusual::ON_ITS_WAY};
 use crate::{
     atomic::fetch_add,
     ctx::Frame,
@@ -66,7 +66,7 @@ pub extern "C" fn meet_fragment(md: *mut xdp_md, roles: u32) -> u32 {
 #[inline(always)]
 fn refused(problem: Problem, to: AddressRoles) -> u32 {
     let reason = match problem {
-        Problem::Malformed => unusual::malformed(to),
+        Problem::Malformed => admit::malformed(to),
         _ => Reason::Fragment,
     };
     reason as u32
