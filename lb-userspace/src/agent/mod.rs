@@ -21,6 +21,7 @@ pub mod operations;
 mod outside;
 pub mod publisher;
 mod reload;
+mod route_watch;
 pub mod run_loop;
 pub mod start;
 mod sweep_thread;

@@ -3,11 +3,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     host_task::{self, HostJob},
+    route_watch,
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
@@ -27,9 +31,11 @@ const WAITING: usize = 1024;
 pub struct World {
     prober: Prober,
     host: mpsc::Sender<HostJob>,
+    /// Whose ways are looked at.
+    ways: watch::Sender<BTreeSet<IpAddr>>,
     sweeps: SweepThread,
     findings: mpsc::Sender<Finding>,
-    _tasks: [AbortOnDropHandle<()>; 3],
+    _tasks: [AbortOnDropHandle<()>; 4],
 }
 
 impl World {
@@ -49,13 +55,15 @@ impl World {
         let (outcomes, results) = mpsc::channel(WAITING);
         let (probed, probes) = mpsc::channel(WAITING);
         let (jobs, inbox) = mpsc::channel(WAITING);
+        let (ways, backends) = watch::channel(BTreeSet::new());
         let spawn = |task| AbortOnDropHandle::new(task);
         let tasks = [
             spawn(tokio::spawn(stamp(results, probed))),
+            spawn(tokio::spawn(route_watch::run(host.netlink(), backends, findings.clone()))),
             spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
-        Ok((Self { prober: Prober::new(outcomes), host: jobs, sweeps, findings, _tasks: tasks }, probes))
+        Ok((Self { prober: Prober::new(outcomes), host: jobs, ways, sweeps, findings, _tasks: tasks }, probes))
     }
 
     fn ask_host(&self, job: HostJob) {
@@ -93,6 +101,7 @@ impl Outside for World {
     }
 
     fn warm(&mut self, backends: BTreeSet<IpAddr>) {
+        self.ways.send_replace(backends.clone());
         self.ask_host(HostJob::Warm(backends));
     }
 

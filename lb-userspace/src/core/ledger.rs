@@ -164,6 +164,10 @@ impl Ledger {
         }
     }
 
+    pub(super) fn set_routes_vary(&mut self, vary: bool) {
+        self.changed |= std::mem::replace(&mut self.desired.routes_vary, vary) != vary;
+    }
+
     pub(super) fn set_backend(&mut self, id: u32, backend: Backend) {
         self.changed |= self.desired.backends.insert(id, backend) != Some(backend);
     }

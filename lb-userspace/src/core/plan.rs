@@ -4,6 +4,7 @@
 //! | step | why here |
 //! | --- | --- |
 //! | live and dead backends | one write each, and the fastest way to stop traffic to a dead one |
+//! | whether routes vary | concerns every packet, and nothing depends on it |
 //! | generation | never below the generation of a service: an agent that restarts counts on from it |
 //! | port pools | ready before a backend names them |
 //! | roles that replies need | the first reply may follow the first packet at once |
@@ -43,6 +44,9 @@ pub fn plan(actual: &Tables, desired: &Tables) -> Vec<Op> {
     for (&address, old, new) in join(&actual.addresses, &desired.addresses) {
         steps.roles(address, old.copied(), new.copied());
     }
+    if actual.routes_vary != desired.routes_vary {
+        steps.ways.push(Op::SetRoutesVary(desired.routes_vary));
+    }
     if actual.generation != desired.generation {
         steps.generation.push(Op::SetGeneration(desired.generation));
     }
@@ -53,6 +57,7 @@ pub fn plan(actual: &Tables, desired: &Tables) -> Vec<Op> {
 #[derive(Default)]
 struct Steps {
     flips: Vec<Op>,
+    ways: Vec<Op>,
     generation: Vec<Op>,
     pools: Vec<Op>,
     reply_roles: Vec<Op>,
@@ -74,6 +79,7 @@ impl Steps {
     fn in_order(self) -> Vec<Op> {
         let creations = [
             self.flips,
+            self.ways,
             self.generation,
             self.pools,
             self.reply_roles,
@@ -274,6 +280,7 @@ mod tests {
             selection: [(4, slots(&[0]))].into(),
             port_pools: [(0, Vec::new())].into(),
             quic_ids: [(QuicKey::new(0, [7; 16]), 0)].into(),
+            routes_vary: true,
         }
     }
 
@@ -293,6 +300,7 @@ mod tests {
         assert_eq!(
             built,
             [
+                "SetRoutesVary",
                 "SetGeneration",
                 "SetPortPool",
                 "SetAddress",
@@ -309,6 +317,7 @@ mod tests {
         assert_eq!(
             taken_down,
             [
+                "SetRoutesVary",
                 "DeleteAddress",
                 "DeleteAddress",
                 "DeleteService",
