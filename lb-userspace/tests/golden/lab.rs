@@ -524,7 +524,7 @@ pub fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>)
     run_in_parts(program, ifindex, frame, frame.len()).expect("the kernel runs the program")
 }
 
-fn run_in_parts(program: &Xdp, ifindex: u32, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
+pub fn run_in_parts(program: &Xdp, ifindex: u32, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
     let mut out = vec![0xee; frame.len() + 1024];
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let mut context = [0u8; 24];
