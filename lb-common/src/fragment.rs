@@ -47,7 +47,8 @@ impl Fragment {
     #[inline(always)]
     pub const fn key(&self, network: &Network) -> FragmentKey {
         let protocol = if network.v4 { self.next } else { 0 };
-        FragmentKey { source: network.source, destination: network.destination, id: self.id, protocol, zero: [0; 3] }
+        let (source, destination, kind) = (network.source, network.destination, FragmentKey::DATAGRAM);
+        FragmentKey { source, destination, id: self.id, protocol, kind, zero: [0; 2] }
     }
 
     /// The transport of a fragment behind the first, as that one told it.

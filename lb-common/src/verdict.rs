@@ -131,8 +131,12 @@ reasons! {
     /// SCTP of a flow that is not known, and not its beginning: perhaps from a further address of the
     /// client. Never answered: that would end the association on its first address too.
     UnknownAssociation = 32, Drop, "unknown_association";
-    /// To a service, a fragment whose first one has not come by, or was not sent on.
+    /// To a service, a fragment whose first one has not come by, or was not sent on, and no other
+    /// datagram told the way.
     FragmentEarly = 33, Drop, "fragment_early";
+    /// Not a verdict: fragments that came before their first, and were sent the way of the last datagram
+    /// in pieces between the same two addresses.
+    FragmentGuessed = 34, Drop, "fragment_guessed";
 }
 
 /// How a packet leaves.

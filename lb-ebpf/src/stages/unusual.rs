@@ -25,7 +25,10 @@ pub fn run(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
     }
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
     *bytes = Frame::of(md).bytes();
-    let reason = pipeline::decide(md, packet);
+    let mut reason = pipeline::decide(md, packet);
+    if fragment::begins_by_guess(packet) {
+        (packet.begins, reason) = (0, Reason::FragmentEarly);
+    }
     let verdict = pipeline::go(md, packet, reason);
     fragment::settled(md, packet, verdict)
 }

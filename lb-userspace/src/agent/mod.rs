@@ -28,6 +28,7 @@ pub mod notices;
 mod outside;
 pub mod publisher;
 mod reload;
+mod route_watch;
 pub mod run_loop;
 pub mod start;
 pub mod state_file;

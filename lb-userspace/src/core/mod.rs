@@ -120,6 +120,8 @@ pub enum Input {
         backend: IpAddr,
         source: Option<IpAddr>,
     },
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     Flows(FlowCensus),
     /// The maps hold this generation of [`Core::desired`] (see [`reconcile::ReconcileReport`]).
     /// Nothing that has left the tables is handed out again, and nothing that is leaving goes, before

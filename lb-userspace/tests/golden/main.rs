@@ -7,6 +7,7 @@ mod decap;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
 mod frames;
 mod lab;
+mod pool;
 
 mod clients;
 mod dsr;
