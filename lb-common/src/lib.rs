@@ -28,6 +28,7 @@ pub mod packet;
 pub mod parse;
 pub mod ports;
 pub mod quic;
+pub mod rescue;
 pub mod rewrite;
 pub mod sctp;
 pub mod verdict;

@@ -137,6 +137,10 @@ reasons! {
     /// Not a verdict: fragments that came before their first, and were sent the way of the last datagram
     /// in pieces between the same two addresses.
     FragmentGuessed = 34, Drop, "fragment_guessed";
+    /// A backend's refusal of a connection: in its place the client's SYN was sent to another backend.
+    Rescued = 35, Forward, "rescued";
+    /// A backend's answer to a connection that another one has by now: reset.
+    LateAnswer = 36, Refuse, "late_answer";
 }
 
 /// How a packet leaves.
@@ -187,6 +191,8 @@ stages! {
     Family = 3, "lb_family";
     /// Frames with VLAN tags, and fragments: the whole way once more, with what they need besides.
     Unusual = 4, "lb_unusual";
+    /// Connections that their backend refuses or does not answer.
+    Rescue = 5, "lb_rescue";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because
@@ -237,6 +243,12 @@ impl Verdict {
     #[inline(always)]
     pub const fn leaving(self, exit: Exit, target: u32) -> Self {
         Self(self.0 & 0xff_ffff | (exit as u64) << 24 | (target as u64) << 32)
+    }
+
+    /// The same way out for another reason.
+    #[inline(always)]
+    pub const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !0xff_ffff | reason as u64)
     }
 
     /// The whole verdict as a number, and back: for functions that are verified on their own.

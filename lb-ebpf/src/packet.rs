@@ -22,6 +22,7 @@ use crate::{
     maps::SCRATCH,
     stages::{
         fragment::Fragmented,
+        knock::Rescue,
         table::{self, Place, Tuple},
     },
     sum,
@@ -98,6 +99,8 @@ pub struct Packet {
     pub slot_hash: u64,
     /// Tells flows apart; the same for all packets of one.
     pub hash: u64,
+    /// In the stage for connections without an answer.
+    pub rescue: Rescue,
     /// QUIC: the backend that the connection ID names, or [`NO_BACKEND`]: where a flow begins.
     pub named: u32,
 }

@@ -29,6 +29,8 @@ mod ports;
 mod quic;
 mod reconcile;
 mod refused;
+mod rescue;
+
 mod scale;
 mod schedule;
 mod schedulers;
