@@ -133,6 +133,10 @@ reasons! {
     UnknownAssociation = 32, Drop, "unknown_association";
     /// To a service, a fragment whose first one has not come by, or was not sent on.
     FragmentEarly = 33, Drop, "fragment_early";
+    /// Of a new flow, while the agent is silent and `dead-man` is `pass`: the kernel's.
+    AgentSilentPassed = 34, Pass, "agent_silent_passed";
+    /// Of a new flow, while the agent is silent and `dead-man` is `drop`.
+    AgentSilentDropped = 35, Drop, "agent_silent_dropped";
 }
 
 /// How a packet leaves.

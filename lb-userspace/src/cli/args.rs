@@ -123,6 +123,9 @@ pub struct RunArgs {
     /// Attach here instead of to the file's `interfaces`; may be given several times.
     #[arg(long = "iface", value_name = "IF")]
     pub interfaces: Vec<String>,
+    /// Where another XDP program is on an interface: throw it off, instead of refusing to start.
+    #[arg(long)]
+    pub replace: bool,
     /// Log of the XDP program itself. `debug` costs speed: every packet is told.
     #[arg(long, value_enum, default_value_t)]
     pub datapath_log: DatapathLog,

@@ -59,6 +59,12 @@ impl World {
         world
     }
 
+    /// Makes the wire to the client, which was there before, anew.
+    pub fn plug_in_again(&self) {
+        self.wire(&self.client, "c0", "lbc", "10.98.0.1/24");
+        self.client.ip(&["addr", "add", "10.98.0.2/24", "dev", "c0"]);
+    }
+
     fn wire(&self, far: &Namespace, far_end: &str, near_end: &str, address: &str) {
         far.ip(&["link", "add", far_end, "type", "veth", "peer", "name", near_end, "netns", &self.balancer.name]);
         self.balancer.ip(&["addr", "add", address, "dev", near_end]);

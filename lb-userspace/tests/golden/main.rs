@@ -9,6 +9,7 @@ mod frames;
 mod lab;
 
 mod clients;
+mod dead_man;
 mod dsr;
 mod errors;
 mod family;

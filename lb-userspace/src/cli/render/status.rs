@@ -5,7 +5,7 @@ use super::{
     table::{duration, fields, or_dash, table, text},
 };
 use crate::{
-    api::model::{DataPathStatus, Detached, NoticeView, Status},
+    api::model::{DataPathStatus, DeadManStatus, Detached, NoticeView, Status},
     cli::args::Format,
 };
 
@@ -95,7 +95,15 @@ fn data_path(path: &DataPathStatus) -> Vec<(&'static str, String)> {
         ("maps", format!("generation {}, {step}", path.generation)),
         ("xdp", interfaces.join(", ")),
         ("flows", format!("{} of {}", path.live_flows, path.flow_capacity)),
+        ("dead man", dead_man(&path.dead_man)),
     ]
+}
+
+fn dead_man(rule: &DeadManStatus) -> String {
+    match rule.policy.as_str() {
+        "freeze" => "freeze: without the agent everything goes on as last decided".to_owned(),
+        policy => format!("{policy}: new flows, when the agent has been silent for {} s", rule.after_seconds),
+    }
 }
 
 fn services(status: &Status) -> String {

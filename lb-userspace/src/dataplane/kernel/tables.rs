@@ -11,6 +11,7 @@ use lb_common::abi::{
 
 use super::{
     address_bits::AddressBits,
+    dead_man,
     flow_table::FlowTable,
     maps::{List, Table, io_error, kernel, open_per_cpu, open_shared},
     mmap::SharedArray,
@@ -19,7 +20,7 @@ use super::{
     sweep::{Audit, Sweeper, owned_ports},
 };
 use crate::{
-    config::PortRange,
+    config::{DeadMan, PortRange},
     dataplane::{Dataplane, DataplaneError, FlowCensus, Op, Tables},
 };
 
@@ -96,7 +97,7 @@ impl KernelDataplane {
     pub fn set_routes_vary(&mut self, vary: bool) -> Result<(), DataplaneError> {
         let what = "writing the settings";
         let mut settings = self.settings.map.get(&0, 0).map_err(|error| kernel(what, error))?;
-        settings.flags = if vary { Settings::ROUTES_VARY } else { 0 };
+        settings.flags = settings.flags & !Settings::ROUTES_VARY | if vary { Settings::ROUTES_VARY } else { 0 };
         self.settings.map.set(0, settings, 0).map_err(|error| kernel(what, error))
     }
 
@@ -233,6 +234,10 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         self.sweeper.sweep()
+    }
+
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
+        dead_man::beat(&mut self.settings, rule)
     }
 }
 
