@@ -2,6 +2,7 @@
 //! and leaves nothing behind.
 
 mod hotplug;
+mod service;
 mod silent;
 mod vlan;
 mod world;

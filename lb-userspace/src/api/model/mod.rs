@@ -60,6 +60,7 @@ kinds! {
     Applied = "Applied",
     ServiceDone = "ServiceDone",
     Settled = "Settled",
+    Bundle = "Bundle",
     Healthiness = "Health",
 }
 
@@ -128,6 +129,18 @@ pub struct DataPathStatus {
     pub sweep_micros: u64,
     #[serde(default)]
     pub dead_man: DeadManStatus,
+}
+
+/// What `lb support-bundle` made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bundle {
+    pub path: String,
+    pub bytes: u64,
+    /// Files in it.
+    pub parts: usize,
+    /// Of those, what could not be had: its file says why.
+    pub missing: Vec<String>,
 }
 
 /// What becomes of new flows when the agent is silent.

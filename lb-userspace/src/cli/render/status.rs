@@ -5,7 +5,7 @@ use super::{
     table::{duration, fields, or_dash, table, text},
 };
 use crate::{
-    api::model::{DataPathStatus, DeadManStatus, Detached, NoticeView, Status},
+    api::model::{Bundle, DataPathStatus, DeadManStatus, Detached, NoticeView, Status},
     cli::args::Format,
 };
 
@@ -71,6 +71,13 @@ fn configuration(status: &Status) -> Vec<(&'static str, String)> {
         pairs.push(("layer", text));
     }
     pairs
+}
+
+pub fn bundle(bundle: &Bundle, _: Format) -> String {
+    let Bundle { path, bytes, parts, missing } = bundle;
+    let kib = bytes.div_ceil(1024);
+    let missing = if missing.is_empty() { String::new() } else { format!("\nnot to be had: {}", missing.join(", ")) };
+    format!("{path}: {parts} files, {kib} KiB. Look through it before you pass it on.{missing}")
 }
 
 pub fn detached(detached: &Detached, _: Format) -> String {
