@@ -141,6 +141,10 @@ reasons! {
     Rescued = 35, Forward, "rescued";
     /// A backend's answer to a connection that another one has by now: reset.
     LateAnswer = 36, Refuse, "late_answer";
+    /// Of a new flow, while the agent is silent and `dead-man` is `pass`: the kernel's.
+    AgentSilentPassed = 37, Pass, "agent_silent_passed";
+    /// Of a new flow, while the agent is silent and `dead-man` is `drop`.
+    AgentSilentDropped = 38, Drop, "agent_silent_dropped";
 }
 
 /// How a packet leaves.

@@ -17,6 +17,7 @@ use crate::{
     stages::{
         admit::{self, Directions},
         begin::begin,
+        dead_man,
         hashed::{self, Unlisted},
         knock, quic,
         refuse::refuse,
@@ -63,13 +64,15 @@ pub fn decide(md: *mut xdp_md, packet: &mut Packet) -> Reason {
 /// The rest of the way of a packet that was decided about: begins its flow where one is to begin.
 #[inline(always)]
 pub fn go(md: *mut xdp_md, packet: &mut Packet, mut reason: Reason) -> Verdict {
-    if packet.begins == OF_ITSELF {
-        reason = begin(md, packet);
+    if packet.begins == OF_ITSELF || packet.begins == OF_CLIENT {
+        match dead_man::refuses(packet) {
+            Some(refused) => reason = refused,
+            None if packet.begins == OF_CLIENT => return Verdict::go_on(Stage::Client),
+            None => reason = begin(md, packet),
+        }
         if reason == Reason::ToBackend {
             knock::keep(md);
         }
-    } else if packet.begins == OF_CLIENT {
-        return Verdict::go_on(Stage::Client);
     } else if packet.begins != 0 {
         return Verdict::go_on(Stage::Rescue);
     }
@@ -150,10 +153,20 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.sought = Granularity::Flow as u32;
     let opens = opens(&packet.transport);
     let tracked = packet.service.has(ServiceValue::TRACKED);
+    // What needs no entry would begin unseen.
+    if tracked
+        && opens
+        && let Some(refused) = dead_man::says()
+    {
+        return refused;
+    }
     if tracked && hashed::settled(opens as u32) != 0 {
         return Reason::ToBackend;
     }
     if packet.service.granularity == Granularity::Packet as u8 {
+        if let Some(refused) = dead_man::says() {
+            return refused;
+        }
         packet.sought = Granularity::Packet as u32;
         packet.backend_id = match packet.transport.part {
             Part::Later => packet.fragmented.flow.backend_id,

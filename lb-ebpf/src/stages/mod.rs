@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod begin;
 pub mod clients;
+pub mod dead_man;
 pub mod errors;
 pub mod family;
 pub mod family_error;

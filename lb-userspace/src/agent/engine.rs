@@ -15,14 +15,14 @@ use super::{
 use crate::{
     api::{
         model::{
-            AgentStatus, ConfigStatus, DataPathStatus, Failed, InterfaceStatus, ProbedChange, ServiceSummary,
-            ServiceView, Status,
+            AgentStatus, ConfigStatus, DataPathStatus, DeadManStatus, Failed, InterfaceStatus, ProbedChange,
+            ServiceSummary, ServiceView, Status,
         },
         service_view,
     },
     config::Config,
     core::{Command, CommandError, Core, Input, Mark, Notice, Now, OperatorLayer, ProbeKey},
-    dataplane::{Dataplane, FlowCensus},
+    dataplane::{Dataplane, DataplaneError, FlowCensus},
 };
 
 /// Steps in a row when each publication lets the core decide more.
@@ -243,6 +243,14 @@ impl<D: Dataplane> Engine<D> {
         }
     }
 
+    /// Gives the data path a sign of life.
+    ///
+    /// # Errors
+    /// It did not get it.
+    pub fn beat(&mut self) -> Result<(), DataplaneError> {
+        self.publisher.beat(&self.config.dead_man)
+    }
+
     /// What the prober should ask.
     pub fn probes(&self) -> Vec<ProbeKey> {
         self.core.probes()
@@ -312,6 +320,7 @@ impl<D: Dataplane> Engine<D> {
                 live_flows: self.live_flows,
                 flow_capacity: self.config.limits.flows.into(),
                 sweep_micros: micros(self.sweep_took),
+                dead_man: DeadManStatus::of(&self.config.dead_man),
             },
             services: services.collect(),
             config,

@@ -19,10 +19,15 @@ use super::{
     changes::{Author, Candidate, Changes, Effect, Job, Step, Stored},
     clock::Clock,
     engine::{Engine, Revisions},
+    pulse::Pulse,
+    service_manager::ServiceManager,
     watch::{CounterWatch, Once, PAUSE},
 };
 use crate::{
-    api::{Refusal, Request, Task, WriteOptions, model::Stopping},
+    api::{
+        Refusal, Request, Task, WriteOptions,
+        model::{InterfaceStatus, Stopping},
+    },
     config::Config,
     core::{ProbeKey, ProbeOutcome},
     dataplane::{Dataplane, FlowCensus},
@@ -65,6 +70,8 @@ pub enum Finding {
     Prepared { config: Arc<Config>, result: Result<(), String> },
     /// A change was written to disk, or not.
     Stored(Stored),
+    /// Where the program is now; `came`: on an interface that was not there before.
+    Interfaces { now: Vec<InterfaceStatus>, came: bool },
     /// Something an operator should look at.
     Warning(String),
     /// The same, where it stands in the log already.
@@ -126,6 +133,7 @@ pub struct AgentLoop<D, O> {
     counters: CounterWatch,
     exhausted: Once<u32>,
     resolved: Once<(u32, IpAddr)>,
+    pulse: Pulse,
     stop: CancellationToken,
 }
 
@@ -150,8 +158,14 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             counters: CounterWatch::default(),
             exhausted: Once::in_each(PAUSE),
             resolved: Once::in_each(RESOLVE_PAUSE),
+            pulse: Pulse::new(None),
             stop,
         }
+    }
+
+    /// The same, with signs of life for the service manager too.
+    pub fn watched_by(self, manager: Option<ServiceManager>) -> Self {
+        Self { pulse: Pulse::new(manager), ..self }
     }
 
     /// Runs until it is told to stop. What is in the maps stays there.
@@ -163,6 +177,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         self.outside.warm(self.engine.backend_addresses());
         self.sweep();
         loop {
+            self.pulse.beat(&mut self.engine);
             self.ask_outside();
             let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
             let due = self.changes.state.wake_at();
@@ -178,6 +193,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
                 Some(finding) = inputs.findings.recv() => self.found(finding),
                 Some(request) = inputs.requests.recv() => self.answer(request),
+                () = self.pulse.wake() => {}
                 _ = sweeps.tick() => self.sweep(),
                 _ = sources.tick() => self.outside.find_sources(self.engine.wanted_sources()),
                 _ = housekeeping.tick() => self.keep_house(),
@@ -229,9 +245,22 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 let step = self.changes.stored(&mut self.engine, stored);
                 self.follow(step);
             }
+            Finding::Interfaces { now, came } => self.interfaces(now, came),
             Finding::Warning(text) => self.engine.notices.warning(text),
             Finding::LoggedWarning(text) => self.engine.notices.logged_warning(text),
             Finding::Info(text) => self.engine.notices.info(text),
+        }
+    }
+
+    /// An interface that comes back has none of its settings and addresses any more.
+    fn interfaces(&mut self, now: Vec<InterfaceStatus>, came: bool) {
+        self.engine.set_interfaces(now);
+        if came {
+            // Nobody waits for this answer: a change under way has a configuration of its own.
+            self.outside.prepare(Arc::clone(self.engine.config()));
+            self.outside.place(Arc::clone(self.engine.config()));
+            self.outside.find_sources(self.engine.wanted_sources());
+            self.outside.warm(self.engine.backend_addresses());
         }
     }
 
@@ -319,6 +348,8 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             self.leaving.extend(self.engine.service_addresses());
         }
         self.engine.take_over(config, layer);
+        self.pulse.hurry();
+        self.pulse.beat(&mut self.engine);
         if configured {
             for wanted in self.engine.service_addresses() {
                 self.leaving.remove(&wanted);
@@ -338,7 +369,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
 }
 
 /// Ticks for the first time after one period.
-fn every(period: Duration) -> Interval {
+pub(super) fn every(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval

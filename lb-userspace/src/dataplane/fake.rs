@@ -8,7 +8,7 @@ use lb_common::abi::{
 };
 
 use super::{Dataplane, DataplaneError, FlowCensus, Op, Tables};
-use crate::config::{Limits, PortRange};
+use crate::config::{DeadMan, Limits, PortRange};
 
 /// Maps in memory. Like those of the kernel they know nothing of tables: slots are one array, and
 /// what nobody points at is still there.
@@ -26,6 +26,8 @@ pub struct FakeDataplane {
     quic_ids: BTreeMap<QuicKey, u32>,
     /// What [`Dataplane::sweep`] answers.
     pub census: FlowCensus,
+    /// The rule of each sign of life.
+    pub beats: Vec<DeadMan>,
     /// Every operation that was carried out, in order.
     pub ops: Vec<Op>,
 }
@@ -58,6 +60,7 @@ impl FakeDataplane {
             quic_ids: BTreeMap::new(),
             routes_vary: false,
             census: FlowCensus::default(),
+            beats: Vec::new(),
             ops: Vec::new(),
         }
     }
@@ -245,6 +248,11 @@ impl Dataplane for FakeDataplane {
 
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         Ok(self.census.clone())
+    }
+
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
+        self.beats.push(*rule);
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{Address, AddressRoles, Backend, HashedBy, QuicKey, ServiceInfo, ServiceKey, ServiceValue, Slot};
 
-use crate::config::PortRange;
+use crate::config::{DeadMan, PortRange};
 
 /// The content of the maps that the agent owns. Two equal `Tables` forward packets alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,4 +143,11 @@ pub trait Dataplane {
     /// # Errors
     /// The flow table could not be read.
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError>;
+
+    /// A sign of life: whoever writes the tables lives, and this is to be done when no other sign
+    /// comes within the rule's time.
+    ///
+    /// # Errors
+    /// The data path did not get it.
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError>;
 }

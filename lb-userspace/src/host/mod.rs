@@ -63,7 +63,7 @@ pub use error::HostError;
 pub use frames::{ArpForm, gratuitous_arp, unsolicited_advertisement};
 pub use links::{Link, VlanOf};
 pub use netlink::Netlink;
-pub use offload::strips_vlan_tags;
+pub use offload::{Queues, joins_segments, queues, strips_vlan_tags};
 pub use ports::PortSet;
 pub use prepare::{Host, PlacedAddress, Prepared};
 pub use record::{AddedAddress, ChangedSysctl, Changes, HostRecord};

@@ -15,13 +15,13 @@ use std::{
 
 use aya::{
     TestRun as _,
-    maps::{Array, Map, MapData},
+    maps::MapData,
     programs::{ProgramError, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, Settings, Slot, limits::WAYS, names,
+        ServiceKey, ServiceValue, Slot, limits::WAYS, names,
     },
     flow::{Word, ticks},
 };
@@ -350,12 +350,8 @@ impl Lab {
     }
 
     /// Says whether packets to one backend may take different ways.
-    pub fn set_routes_vary(&self, vary: bool) {
-        let map = MapData::from_pin(Pins::new(&self.shared.pin_dir.0).map(names::SETTINGS)).unwrap();
-        let mut map: Array<_, Settings> = Array::try_from(Map::Array(map)).unwrap();
-        let settings = map.get(&0, 0).unwrap();
-        let flags = if vary { Settings::ROUTES_VARY } else { 0 };
-        map.set(0, Settings { flags, ..settings }, 0).unwrap();
+    pub fn set_routes_vary(&mut self, vary: bool) {
+        self.data.apply(&Op::SetRoutesVary(vary)).unwrap();
     }
 
     /// Waits for the next tick of the program's clock.

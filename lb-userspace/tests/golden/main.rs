@@ -10,6 +10,7 @@ mod lab;
 mod pool;
 
 mod clients;
+mod dead_man;
 mod dsr;
 mod errors;
 mod family;

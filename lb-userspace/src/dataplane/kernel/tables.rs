@@ -11,6 +11,7 @@ use lb_common::abi::{
 
 use super::{
     address_bits::AddressBits,
+    dead_man,
     flow_table::FlowTable,
     maps::{List, Table, io_error, kernel, open_per_cpu, open_shared},
     mmap::SharedArray,
@@ -19,7 +20,7 @@ use super::{
     sweep::{Audit, Sweeper, owned_ports},
 };
 use crate::{
-    config::PortRange,
+    config::{DeadMan, PortRange},
     dataplane::{Dataplane, DataplaneError, FlowCensus, Op, Tables},
 };
 
@@ -228,6 +229,10 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         self.sweeper.sweep()
+    }
+
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
+        dead_man::beat(&mut self.settings, rule)
     }
 }
 
