@@ -2,6 +2,7 @@
 //! and leaves nothing behind.
 
 mod routes;
+mod sctp;
 mod vlan;
 mod world;
 

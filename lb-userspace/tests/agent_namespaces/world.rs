@@ -80,6 +80,11 @@ impl World {
                  [[service.backend]]\naddress = \"{ONE}\"\n[[service.backend]]\naddress = \"{TWO}\"\n"
             ));
         }
+        self.configure_with(&text)
+    }
+
+    /// Writes this configuration file.
+    pub fn configure_with(&self, text: &str) -> PathBuf {
         let path = self.dir.path().join("lb.toml");
         fs::write(&path, text).unwrap();
         path
