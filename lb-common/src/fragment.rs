@@ -10,8 +10,9 @@ use network_types::{
 use crate::{
     abi::{FragmentFlow, FragmentKey, Port, Protocol, limits::EXTENSION_HEADERS},
     checksum::Delta,
+    numbers::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, ROUTING},
     packet::{HEADERS_MAX, PacketAccess},
-    parse::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, NETWORK_OFFSET, Network, Part, Problem, Transport, is_extension},
+    parse::{NETWORK_OFFSET, Network, Part, Problem, Transport, is_extension},
     sctp,
 };
 
@@ -161,7 +162,7 @@ pub fn first<P: PacketAccess>(frame: &P, network: &Network, fragment: &Fragment)
                 break;
             }
             let [following, length, _, left]: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
-            if next == crate::parse::ROUTING && left != 0 {
+            if next == ROUTING && left != 0 {
                 return Err(Problem::NotTransport);
             }
             offset += extension_len(next, length);

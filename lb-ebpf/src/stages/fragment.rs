@@ -13,7 +13,7 @@ use lb_common::{
     verdict::{Action, Reason, Verdict},
 };
 
-use super::unusual::{self, ON_ITS_WAY};
+use super::{admit, unusual::ON_ITS_WAY};
 use crate::{
     atomic::fetch_add,
     ctx::Frame,
@@ -101,7 +101,7 @@ pub fn begins_by_guess(packet: &Packet) -> bool {
 #[inline(always)]
 fn refused(problem: Problem, to: AddressRoles) -> u32 {
     let reason = match problem {
-        Problem::Malformed => unusual::malformed(to),
+        Problem::Malformed => admit::malformed(to),
         _ => Reason::Fragment,
     };
     reason as u32

@@ -92,11 +92,14 @@ fn associations_go_through_the_balancer_and_outlive_the_agent() {
     listener.listen(8).unwrap();
     let server = serve(listener, 3);
 
-    world.configure_with(&format!(
-        "interfaces = [\"lbc\", \"lbs\"]\n[[service]]\nname = \"signalling\"\nlisten = \"{VIP}:{PORT}\"\n\
+    world.write(
+        "lb.toml",
+        &format!(
+            "interfaces = [\"lbc\", \"lbs\"]\n[[service]]\nname = \"signalling\"\nlisten = \"{VIP}:{PORT}\"\n\
          protocol = \"sctp\"\nmode = \"dsr-l2\"\nhealth = {{ type = \"none\" }}\n\
          [[service.backend]]\naddress = \"10.97.0.11:{PORT}\"\n[[service.backend]]\naddress = \"10.97.0.12:{PORT}\"\n"
-    ));
+        ),
+    );
     let agent = world.run(1);
     let (first, second) = (associate(&world), associate(&world));
     exchange(&first, "first");
