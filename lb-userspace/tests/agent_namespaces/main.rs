@@ -3,6 +3,7 @@
 
 mod hotplug;
 mod routes;
+mod sctp;
 mod service;
 mod silent;
 mod vlan;
