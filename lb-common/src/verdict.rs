@@ -1,5 +1,7 @@
 //! What the data path does with a packet, and why. Every packet ends in exactly one counted reason.
 
+use crate::abi::EndCause;
+
 /// What happens to the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub enum Action {
@@ -133,6 +135,28 @@ reasons! {
     UnknownAssociation = 32, Drop, "unknown_association";
     /// To a service, a fragment whose first one has not come by, or was not sent on.
     FragmentEarly = 33, Drop, "fragment_early";
+    /// The flow's backend has lost the role that its service asks for.
+    BackendDemoted = 34, Refuse, "backend_demoted";
+    /// The drain of the flow's backend has ended before the flow.
+    BackendDrained = 35, Refuse, "backend_drained";
+    /// The flow's backend was removed from its service.
+    BackendRemoved = 36, Refuse, "backend_removed";
+    /// Would begin a flow while the service is frozen: the client tries again.
+    Parked = 37, Drop, "parked";
+}
+
+impl Reason {
+    /// Why packets of flows are refused that were over with their backend; `cause` is an
+    /// [`EndCause`] as it stands in the maps.
+    #[inline(always)]
+    pub const fn of_end(cause: u8) -> Self {
+        match EndCause::from_number(cause) {
+            Some(EndCause::Demoted) => Self::BackendDemoted,
+            Some(EndCause::Drained) => Self::BackendDrained,
+            Some(EndCause::Removed) => Self::BackendRemoved,
+            Some(EndCause::None | EndCause::Down) | None => Self::BackendDead,
+        }
+    }
 }
 
 /// How a packet leaves.

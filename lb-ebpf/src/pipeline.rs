@@ -17,6 +17,7 @@ use crate::{
     stages::{
         admit,
         begin::begin,
+        ending,
         hashed::{self, Unlisted},
         quic,
         refuse::refuse,
@@ -141,8 +142,13 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.sought = Granularity::Flow as u32;
     let opens = opens(&packet.transport);
     let tracked = packet.service.has(ServiceValue::TRACKED);
-    if tracked && hashed::settled(opens as u32) != 0 {
-        return Reason::ToBackend;
+    if tracked {
+        if opens && packet.service.has(ServiceValue::PARKED) {
+            return Reason::Parked;
+        }
+        if hashed::settled(opens as u32) != 0 {
+            return Reason::ToBackend;
+        }
     }
     if packet.service.granularity == Granularity::Packet as u8 {
         packet.sought = Granularity::Packet as u32;
@@ -168,14 +174,17 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if table::find_forward() != 0 {
         match known(packet) {
             Known::Go => return Reason::ToBackend,
-            Known::Refuse => return Reason::BackendDead,
+            Known::Ended => match ending::forward(opens as u32) {
+                ending::OVER => {}
+                reason => return Reason::from_number(reason),
+            },
             Known::Over => {}
         }
     }
     if tracked {
         match hashed::unlisted(packet, opens) {
             Unlisted::Sent => return Reason::ToBackend,
-            Unlisted::Dead => return Reason::BackendDead,
+            Unlisted::Dead => return ending::unlisted(packet),
             Unlisted::Unknown => return unknown(&packet.transport),
             Unlisted::Begin => {}
         }
@@ -184,6 +193,9 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
         hashed::set_hash();
+    }
+    if packet.service.has(ServiceValue::PARKED) && packet.adopted == 0 {
+        return Reason::Parked;
     }
     let continues = packet.adopted != 0 && packet.transport.protocol.has_connections();
     let of_client = packet.service.granularity == Granularity::Client as u8 && !continues;
@@ -201,8 +213,8 @@ fn unknown(transport: &Transport) -> Reason {
 #[derive(PartialEq, Eq)]
 enum Known {
     Go,
-    /// The backend is dead: tell the client.
-    Refuse,
+    /// The flow is over with its backend.
+    Ended,
     /// The flow is gone; the packet may begin another.
     Over,
 }
@@ -214,7 +226,10 @@ fn known(packet: &mut Packet) -> Known {
     }
     let Some(backend) = BACKENDS.get(packet.flow.backend_id) else { return Known::Over };
     let same = backend.generation == packet.flow.backend_generation;
-    if same && backend.state == BackendState::Live as u8 {
+    if same && !BackendState::keeps_flows(backend.state) {
+        return Known::Ended;
+    }
+    if same {
         // A connection that begins where another was closed: the client uses its port again.
         if packet.place.word.state() != State::Closed || !opens(&packet.transport) {
             packet.send_to_backend(backend);
@@ -222,8 +237,7 @@ fn known(packet: &mut Packet) -> Known {
         }
     }
     table::end();
-    let dead = same && backend.state == BackendState::Dead as u8;
-    if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
+    Known::Over
 }
 
 /// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT. A fragment behind that has its flags,
@@ -240,7 +254,8 @@ fn opens(transport: &Transport) -> bool {
 fn reply(packet: &mut Packet) -> Reason {
     packet.now = now();
     packet.set_tuple(0);
-    if table::find_reply() == 0 || !table::copy(packet) {
+    let found = table::find_reply();
+    if found == 0 || !table::copy(packet) {
         return Reason::NoFlow;
     }
     if packet.transport.ttl <= 1 {
@@ -249,7 +264,7 @@ fn reply(packet: &mut Packet) -> Reason {
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
     packet.send_to_client(info.address);
-    Reason::ToClient
+    if found == table::ENDED { Reason::from_number(ending::reply()) } else { Reason::ToClient }
 }
 
 /// Ticks of the coarse clock.

@@ -99,6 +99,8 @@ impl ServiceValue {
     /// With `TRACKED`, of clients: they were moved less than their timeout ago, and those without an
     /// entry are still where their flows without an entry are.
     pub const CLIENTS_STAY: u8 = 4;
+    /// No flow begins: what would begin one is dropped, so that clients try again.
+    pub const PARKED: u8 = 8;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {
@@ -318,8 +320,37 @@ abi_enum! {
         Empty = 0 "empty",
         /// Takes the packets of its flows. New flows reach it only through a selection table.
         Live = 1 "live",
-        /// Declared dead: packets of its flows are answered with a reset.
+        /// Its flows are over: their packets, from either side, are answered with a reset.
         Dead = 2 "dead",
+        /// Takes the packets of its flows, and no new ones, not even of clients that it has.
+        Kept = 3 "kept",
+        /// Its flows are over, and scheduled anew with the client's next packet.
+        Moved = 4 "moved",
+    }
+}
+
+impl BackendState {
+    /// Whether packets of a backend's flows reach it. Of a number as it stands in the maps.
+    #[inline(always)]
+    pub const fn keeps_flows(number: u8) -> bool {
+        // Live and kept are the odd ones.
+        number & 1 != 0
+    }
+}
+
+abi_enum! {
+    /// Why the flows of a backend are over.
+    EndCause {
+        /// They are not.
+        None = 0 "none",
+        /// Its health is down.
+        Down = 1 "down",
+        /// It has lost the role that its service asks for.
+        Demoted = 2 "demoted",
+        /// Its drain has ended, and they had not.
+        Drained = 3 "drained",
+        /// It was removed from its service.
+        Removed = 4 "removed",
     }
 }
 
@@ -337,7 +368,8 @@ pub struct Backend {
     pub port: Port,
     /// [`BackendState`]
     pub state: u8,
-    pub zero: u8,
+    /// [`EndCause`] of a backend whose flows are over.
+    pub cause: u8,
     /// Raised each time the id is given to another backend; a flow remembers it.
     pub generation: u32,
     pub service_id: u32,

@@ -18,8 +18,8 @@ mod vlan;
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, HashedBy, Interface, Mode, PortPool, QuicKey,
-    Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
+    AddressRoles, Backend, BackendState, DontFragment, EndCause, Flow, Granularity, HashedBy, Interface, Mode,
+    PortPool, QuicKey, Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
 pub use fragment::{FragmentFlow, FragmentKey};

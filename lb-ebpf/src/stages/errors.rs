@@ -158,7 +158,7 @@ fn to_backend(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     let Some(backend) = BACKENDS.get(packet.flow.backend_id) else { return Reason::ErrorOfNoFlow };
     let same = backend.generation == packet.flow.backend_generation;
-    if !same || backend.state != BackendState::Live as u8 {
+    if !same || !BackendState::keeps_flows(backend.state) {
         return Reason::ErrorOfNoFlow;
     }
     packet.send_to_backend(backend);

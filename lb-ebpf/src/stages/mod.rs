@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod begin;
 pub mod clients;
+pub mod ending;
 pub mod errors;
 pub mod family;
 pub mod fragment;

@@ -45,6 +45,8 @@ impl Counters {
         for (id, (b, a)) in self.backends.iter().zip(&after.backends).enumerate() {
             number(format!("backend {id} flows"), b.flows, a.flows);
             number(format!("backend {id} ended"), b.ended, a.ended);
+            number(format!("backend {id} reset"), b.reset, a.reset);
+            number(format!("backend {id} moved"), b.moved, a.moved);
         }
         let mut direction = |what: String, b: DirectionCounters, a: DirectionCounters| {
             if a != b {

@@ -10,6 +10,7 @@ mod lab;
 
 mod clients;
 mod dsr;
+mod ending;
 mod errors;
 mod family;
 mod flows;

@@ -29,7 +29,8 @@ pub fn count(pins: &PinDir, service: u32, backend: u32) {
         reply: direction(2 * n),
         flows: n,
         ended: 5 * n,
-        reserved: [0; 2],
+        reset: 6 * n,
+        moved: 7 * n,
     });
 }
 
@@ -56,7 +57,7 @@ fn counters_are_summed_over_the_cpus() {
     let service = ServiceCounters { forward, reply, flows: n, refused: 3 * n, dropped: 4 * n, reserved: 0 };
     assert_eq!(stats.service(2).unwrap(), service);
     assert_eq!(stats.service(3).unwrap(), ServiceCounters::default());
-    let backend = BackendCounters { forward, reply, flows: n, ended: 5 * n, reserved: [0; 2] };
+    let backend = BackendCounters { forward, reply, flows: n, ended: 5 * n, reset: 6 * n, moved: 7 * n };
     assert_eq!(stats.backend(5).unwrap(), backend);
     assert_eq!(stats.backend(6).unwrap(), BackendCounters::default());
     assert!(stats.service(LIMITS.services).is_err());

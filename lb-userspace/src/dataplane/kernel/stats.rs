@@ -66,7 +66,8 @@ impl Stats {
                 reply: add(sum.reply, cpu.reply),
                 flows: sum.flows.wrapping_add(cpu.flows),
                 ended: sum.ended.wrapping_add(cpu.ended),
-                reserved: [0; 2],
+                reset: sum.reset.wrapping_add(cpu.reset),
+                moved: sum.moved.wrapping_add(cpu.moved),
             }
         }))
     }
