@@ -143,7 +143,7 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     let opens = opens(&packet.transport);
     let tracked = packet.service.has(ServiceValue::TRACKED);
     if tracked {
-        if opens && packet.service.has(ServiceValue::PARKED) {
+        if opens && parked(packet) {
             return Reason::Parked;
         }
         if hashed::settled(opens as u32) != 0 {
@@ -194,7 +194,7 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
         hashed::set_hash();
     }
-    if packet.service.has(ServiceValue::PARKED) && packet.adopted == 0 {
+    if packet.adopted == 0 && parked(packet) {
         return Reason::Parked;
     }
     let continues = packet.adopted != 0 && packet.transport.protocol.has_connections();
@@ -238,6 +238,13 @@ fn known(packet: &mut Packet) -> Known {
     }
     table::end();
     Known::Over
+}
+
+/// Whether what would begin a flow is to wait.
+#[inline(always)]
+fn parked(packet: &Packet) -> bool {
+    packet.service.has(ServiceValue::PARKED)
+        && SERVICE_INFO.get(packet.service.id).is_some_and(|info| info.is_parked(packet.now))
 }
 
 /// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT. A fragment behind that has its flags,

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     Address, Port,
-    limits::{PORT_POOL_WORDS, PORT_RANGES},
+    limits::{PARK_TICKS, PORT_POOL_WORDS, PORT_RANGES},
 };
 use crate::{
     flow::{State, Timeouts},
@@ -99,7 +99,8 @@ impl ServiceValue {
     /// With `TRACKED`, of clients: they were moved less than their timeout ago, and those without an
     /// entry are still where their flows without an entry are.
     pub const CLIENTS_STAY: u8 = 4;
-    /// No flow begins: what would begin one is dropped, so that clients try again.
+    /// No flow begins before [`ServiceInfo::parked_until`]: what would begin one is dropped, so that clients
+    /// try again.
     pub const PARKED: u8 = 8;
 
     #[inline(always)]
@@ -154,18 +155,28 @@ pub struct ServiceInfo {
     pub timeouts: Timeouts,
     /// [`Granularity::Client`]: ticks after its last new flow in which a client is remembered.
     pub client_timeout: u32,
-    pub reserved: u32,
+    /// With [`ServiceValue::PARKED`]: the tick from which flows begin again, whatever the flag says.
+    pub parked_until: u32,
 }
 
 impl ServiceInfo {
     /// With the timeouts that nobody changed.
     pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
-        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, reserved: 0 }
+        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, parked_until: 0 }
     }
 
     /// The same service, whatever its timeouts.
     pub fn is_same_service(&self, other: &Self) -> bool {
-        *self == Self { timeouts: self.timeouts, client_timeout: self.client_timeout, ..*other }
+        let Self { timeouts, client_timeout, parked_until, .. } = *self;
+        *self == Self { timeouts, client_timeout, parked_until, ..*other }
+    }
+
+    /// Whether a frozen service is still to be frozen: never for longer than [`PARK_TICKS`], also where
+    /// the clock has wrapped since nobody thawed it.
+    #[inline(always)]
+    pub const fn is_parked(&self, now: u32) -> bool {
+        let left = self.parked_until.wrapping_sub(now) & 0xff_ffff;
+        left.wrapping_sub(1) < PARK_TICKS
     }
 }
 
@@ -339,9 +350,10 @@ impl BackendState {
 }
 
 abi_enum! {
-    /// Why the flows of a backend are over.
+    /// The reason for which a backend takes no new flows, where its service has a policy for those that it
+    /// has.
     EndCause {
-        /// They are not.
+        /// None of these.
         None = 0 "none",
         /// Its health is down.
         Down = 1 "down",
@@ -368,7 +380,7 @@ pub struct Backend {
     pub port: Port,
     /// [`BackendState`]
     pub state: u8,
-    /// [`EndCause`] of a backend whose flows are over.
+    /// [`EndCause`]: the reason that decides about the backend's flows.
     pub cause: u8,
     /// Raised each time the id is given to another backend; a flow remembers it.
     pub generation: u32,

@@ -7,6 +7,7 @@ use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limit
 
 use super::{
     endpoint::{self, Endpoint},
+    failover_keys,
     form::{Flag, OneOf, Shaped, Time, Whole},
     health_keys::HEALTH,
     model::{MssClamp, PortRange, Tunnel, TunnelSource, XdpMode},
@@ -178,6 +179,13 @@ pub(super) static SERVICE: Section = Section {
         &role_keys::MAX_LAG,
         &role_keys::REPLICA_FALLBACK,
         &role_keys::ON_MULTIPLE_PRIMARIES,
+        &failover_keys::ON_DOWN,
+        &failover_keys::ON_DEMOTE,
+        &failover_keys::ON_DRAIN_TIMEOUT,
+        &failover_keys::ON_REMOVE,
+        &failover_keys::MIN_READY,
+        &failover_keys::FAILBACK_DELAY,
+        &failover_keys::SLOW_START,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
         &MSS_CLAMP,

@@ -9,6 +9,8 @@ mod check;
 mod clients;
 mod diagnostic;
 mod endpoint;
+mod failover;
+mod failover_keys;
 mod files;
 mod form;
 mod health;
@@ -41,6 +43,7 @@ mod value;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use endpoint::why_unusable;
+pub use failover::{Failover, FlowPolicies, FlowPolicy};
 pub use files::{FileText, TEXT_MAX, read as read_files};
 pub(crate) use health_values::REGEX_SIZE;
 pub use init::{InitLink, InitWish, init};

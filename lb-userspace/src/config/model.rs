@@ -14,6 +14,7 @@ use lb_common::{
 pub use super::quic::Quic;
 
 use super::{
+    failover::Failover,
     probes::{AgentCheck, Check},
     role::RolePolicy,
 };
@@ -128,6 +129,7 @@ pub struct Service {
     pub quic: Quic,
     /// Which backends get flows by their role; `None`: roles do not matter.
     pub role: Option<RolePolicy>,
+    pub failover: Failover,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }

@@ -12,7 +12,8 @@ use super::{
     clients,
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
-    health, keys,
+    failover::Failover,
+    failover_keys, health, keys,
     model::{Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     prime::is_prime,
     quic,
@@ -68,6 +69,7 @@ pub(super) struct ServiceDraft {
     timeouts: Read<Timeouts>,
     pub(super) quic_length: quic::LengthDraft,
     pub(super) role: Read<Option<RolePolicy>>,
+    failover: Read<Failover>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -180,6 +182,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let role = role_keys::read(findings, table);
     let health = health::read(findings, table, &protocol, &listen, role.as_ref().is_ok_and(Option::is_some));
     let role = role_keys::fitting(findings, role, &health);
+    let failover = failover_keys::read(findings, table, &protocol, &role);
     let timeouts = timeouts::read(findings, table, &protocol);
     let quic_length = quic::read_length(findings, table);
     let backends = table
@@ -202,6 +205,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         health,
         timeouts,
         role,
+        failover,
         mss_clamp,
         quic_length,
         backends,
@@ -277,6 +281,7 @@ impl ServiceDraft {
             timeouts: self.timeouts?,
             quic: quic::finish(self.quic_length, &self.backends)?,
             role: self.role?,
+            failover: self.failover?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }

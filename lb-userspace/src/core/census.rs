@@ -49,6 +49,7 @@ impl Core {
                 self.dirty.insert(*me);
             }
         }
+        self.receipts_walked(&census);
         self.walked_at = now;
         self.ledger.walked(census);
     }

@@ -128,6 +128,11 @@ impl World {
 
     /// The same, whichever configuration it found.
     pub fn run_any(&self, services: usize) -> Agent {
+        self.run_used(services, 2)
+    }
+
+    /// The same, until so many backends of each service are used.
+    pub fn run_used(&self, services: usize, used: usize) -> Agent {
         let config = self.dir.path().join("lb.toml");
         let mut command = self.lb("lb", &["run", "--config", config.to_str().unwrap()]);
         let agent = Agent { child: command.stderr(Stdio::piped()).spawn().unwrap(), log: None }.reading();
@@ -135,7 +140,7 @@ impl World {
             let output = self.asks(&["status", "-o", "json"]);
             let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) else { return false };
             let all = status["services"].as_array().unwrap();
-            all.len() == services && all.iter().all(|service| service["used"] == 2)
+            all.len() == services && all.iter().all(|service| service["used"] == used)
         });
         agent
     }
@@ -196,6 +201,23 @@ impl Connection {
     /// The server's answer, which is its name.
     pub fn finish(self) -> String {
         self.ask().unwrap()
+    }
+
+    /// Whether it is still open, and nothing has come.
+    pub fn is_open(&self) -> bool {
+        self.0.set_nonblocking(true).unwrap();
+        let waits = matches!(self.0.peek(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+        self.0.set_nonblocking(false).unwrap();
+        waits
+    }
+
+    /// How the connection ends while nothing is sent on it; waits for it.
+    pub fn end(mut self) -> std::io::ErrorKind {
+        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        match self.0.read(&mut [0; 16]) {
+            Ok(_) => std::io::ErrorKind::UnexpectedEof,
+            Err(error) => error.kind(),
+        }
     }
 
     fn ask(mut self) -> std::io::Result<String> {

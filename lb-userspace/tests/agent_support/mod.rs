@@ -22,7 +22,7 @@ use lb_userspace::{
     },
     api::{
         Handle, Peer, Refusal, Reply, Request, Task, WriteOptions,
-        model::{Change, CommandDone, CommandRequest, ServiceView, Status},
+        model::{Change, CommandDone, CommandRequest, EventView, ServiceView, Status},
     },
     config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{ProbeKey, ProbeOutcome},
@@ -78,6 +78,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         timeouts: lb_common::flow::State::TIMEOUTS,
         quic: lb_userspace::config::Quic::default(),
         role: None,
+        failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: backends.iter().map(backend).collect(),
     }
 }
@@ -96,6 +97,7 @@ pub fn request(change: Change) -> CommandRequest {
         force: false,
         reason: None,
         for_seconds: None,
+        drain_seconds: None,
     }
 }
 
@@ -192,6 +194,9 @@ pub struct Asked {
     pub resolved: Vec<(u32, IpAddr)>,
     pub sweeps: usize,
     pub audits: usize,
+    /// Ids of services whose next flow was asked for.
+    pub awaited: Vec<u32>,
+    pub receipts: Vec<EventView>,
     pub warmed: BTreeSet<IpAddr>,
 }
 
@@ -238,6 +243,14 @@ impl Outside for Notes {
 
     fn audit_ports(&mut self) {
         self.lock().audits += 1;
+    }
+
+    fn await_flow(&mut self, service_id: u32) {
+        self.lock().awaited.push(service_id);
+    }
+
+    fn keep_receipts(&mut self, receipts: Vec<EventView>) {
+        self.lock().receipts = receipts;
     }
 }
 

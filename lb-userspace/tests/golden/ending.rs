@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use lb_common::{
-    abi::{BackendState, EndCause, Mode, Protocol, ServiceValue, Slot},
+    abi::{BackendState, EndCause, Mode, Protocol, ServiceInfo, ServiceValue, Slot},
     flow::{State, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
 use lb_userspace::dataplane::{Dataplane as _, Op};
@@ -275,6 +275,72 @@ fn flows_without_an_entry_follow_the_same_policies() {
     });
 }
 
+/// What a walk tells of backend 1: left, clients, reset, moved.
+fn walk(lab: &mut Lab, served: &Served) -> [u64; 4] {
+    let ended = lab.data.sweep().unwrap().ended[&served.backends[0]];
+    [ended.left, ended.clients, ended.reset, ended.moved]
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_asked_three_times_and_then_removed() {
+    for (v4, mode) in [(true, Mode::Nat), (false, Mode::FullNat), (true, Mode::DsrL2)] {
+        lab(move |lab| {
+            let served = lab.serve(spec(v4, Protocol::Tcp, mode));
+            begin(lab, &served);
+            assert!(lab.data.sweep().unwrap().ended.is_empty());
+            end(lab, &served, BackendState::Dead, EndCause::Demoted);
+            for _ in 0..3 {
+                assert_eq!(walk(lab, &served), [1, 1, 0, 0]);
+            }
+            assert_eq!(walk(lab, &served), [0, 1, 1, 0]);
+            assert!(lab.flows().is_empty());
+            assert_eq!(walk(lab, &served), [0, 0, 1, 0], "counted once");
+        });
+    }
+}
+
+#[test]
+fn a_walk_leaves_flows_that_know_already_and_removes_those_that_are_moved() {
+    lab(|lab| {
+        let served = lab.serve(spec(true, Protocol::Tcp, Mode::Nat));
+        begin(lab, &served);
+        end(lab, &served, BackendState::Dead, EndCause::Down);
+        assert_eq!(send(lab, &served, TCP_ACK).exit, "tx");
+        for _ in 0..5 {
+            assert_eq!(walk(lab, &served), [0, 0, 1, 0], "the data path has counted it");
+        }
+        assert_eq!(lab.flow().state, State::Closed, "it ages like others");
+    });
+    for (state, wanted) in [(BackendState::Moved, [0, 1, 0, 1]), (BackendState::Dead, [1, 1, 0, 0])] {
+        lab(move |lab| {
+            let served = lab.serve(spec(true, Protocol::Udp, Mode::FullNat));
+            begin(lab, &served);
+            end(lab, &served, state, EndCause::Down);
+            for _ in 0..5 {
+                let told = walk(lab, &served);
+                assert_eq!((told[0], told[2], told[3]), (wanted[0], wanted[2], wanted[3]));
+            }
+            assert_eq!(lab.flows().len() as u64, wanted[0]);
+        });
+    }
+    lab(|lab| {
+        let served = lab.serve(spec(true, Protocol::Tcp, Mode::Nat));
+        begin(lab, &served);
+        end(lab, &served, BackendState::Kept, EndCause::Down);
+        for _ in 0..5 {
+            assert!(lab.data.sweep().unwrap().ended.is_empty());
+        }
+        assert_eq!(lab.flow().state, State::Established);
+    });
+}
+
+/// Lets a frozen service begin flows again so many ticks from now.
+fn freeze(lab: &mut Lab, served: &Served, ticks: i32) {
+    let info = lab.data.read().unwrap().service_info[&served.id];
+    let parked_until = lab.now().wrapping_add_signed(ticks) & 0xff_ffff;
+    lab.apply(Op::SetServiceInfo { id: served.id, info: ServiceInfo { parked_until, ..info } });
+}
+
 #[test]
 fn a_frozen_service_parks_what_would_begin_a_flow() {
     for mode in MODES {
@@ -283,6 +349,7 @@ fn a_frozen_service_parks_what_would_begin_a_flow() {
                 let served = lab.serve(spec(true, protocol, mode));
                 begin(lab, &served);
                 let frozen = ServiceValue { flags: ServiceValue::PARKED, ..served.value };
+                freeze(lab, &served, 10);
                 lab.publish(&served, frozen);
                 assert_eq!(send(lab, &served, TCP_ACK).exit, "redirect", "what is there goes on");
                 let frame = from_client(&request(&served, 41_000, TCP_SYN));
@@ -293,6 +360,14 @@ fn a_frozen_service_parks_what_would_begin_a_flow() {
                     let sent = lab.send(Side::Front, &from_client(&request(&served, 41_001, TCP_ACK)));
                     assert_eq!(sent.exit, "tx", "of no connection: refused as ever");
                 }
+                // The time is over, and nobody has thawed it; or it lies so far ahead that the clock must have
+                // come round.
+                for ticks in [0, -1, 10_000] {
+                    freeze(lab, &served, ticks);
+                    let frame = from_client(&request(&served, (42_001 + ticks) as u16, TCP_SYN));
+                    assert_eq!(lab.send(Side::Front, &frame).exit, "redirect", "{ticks}");
+                }
+                freeze(lab, &served, 10);
                 lab.publish(&served, served.value);
                 assert_eq!(lab.send(Side::Front, &frame).exit, "redirect");
             });
@@ -301,6 +376,7 @@ fn a_frozen_service_parks_what_would_begin_a_flow() {
     lab(|lab| {
         let served = lab.serve(tracked::spec(true, Protocol::Tcp));
         let value = tracked::slots(lab, &served, &[tracked::clean(&served, 1)]);
+        freeze(lab, &served, 10);
         lab.publish(&served, ServiceValue { flags: value.flags | ServiceValue::PARKED, ..value });
         assert_eq!(tracked::receiver(&tracked::send(lab, &served, 40_000, TCP_ACK)), 1);
         let sent = tracked::send(lab, &served, 40_001, TCP_SYN);

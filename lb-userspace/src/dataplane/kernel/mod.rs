@@ -13,8 +13,10 @@
 
 mod address_bits;
 mod attach;
+mod challenge;
 pub mod decap;
 mod detach;
+mod ending;
 mod events;
 mod flow_table;
 mod flows;
@@ -45,5 +47,6 @@ pub use object::{MapSpec, map_specs};
 pub use pins::{DEFAULT_PIN_DIR, Pins};
 pub use stats::Stats;
 pub use sweep::{Audit, Sweeper};
+pub use sys::tick;
 pub use tables::KernelDataplane;
 pub use vlans::Vlans;
