@@ -13,8 +13,9 @@ use crate::api::model::{BackendList, CommandDone};
 const LOOK: Duration = Duration::from_millis(500);
 /// For so long a count may be of a walk before the drain.
 const COUNTED: Duration = Duration::from_secs(2);
-/// After the time of the drain, for the flows that are ended then: three questions, and a count.
-const GRACE: Duration = Duration::from_secs(10);
+/// After the time of the drain, for the flows that are ended then: three questions, and the ten seconds for
+/// which a closed connection is remembered.
+const GRACE: Duration = Duration::from_secs(25);
 
 /// Prints what was done once no flow is left; until then it tells on standard error how many are.
 ///

@@ -1,6 +1,8 @@
 //! Who of the ready backends takes new flows, and how much: tiers, backups that step in, backends that are
 //! held back after they have returned, and those whose share still grows.
 
+use std::time::Duration;
+
 use super::{
     Admin, HealthState, Now,
     maglev::Turn,
@@ -31,6 +33,11 @@ impl Service {
         };
         let mut turns: Vec<Turn> = chosen.iter().map(turn).collect();
         turns.sort_unstable_by_key(|turn| turn.id);
+        // Who serves, or stands behind those that do, is not held back.
+        let last = chosen.iter().map(|(member, _)| member.tier).max();
+        for member in &mut self.members {
+            member.held &= last.is_some_and(|last| member.tier < last);
+        }
         self.due = due;
         turns
     }
@@ -64,7 +71,9 @@ impl Service {
             }
             let step = passed.as_nanos() * u128::from(STEPS - 1) / failover.slow_start.as_nanos();
             member.step = u16::try_from(step).unwrap_or(STEPS) + 1;
-            wake(serves + failover.slow_start * u32::from(member.step) / u32::from(STEPS - 1));
+            // Not a moment too early: the division above is rounded down.
+            let next = failover.slow_start * u32::from(member.step) / u32::from(STEPS - 1);
+            wake(serves + next + Duration::from_nanos(1));
         }
         due
     }

@@ -203,21 +203,13 @@ impl Connection {
         self.ask().unwrap()
     }
 
-    /// Whether it is still open, and nothing has come.
-    pub fn is_open(&self) -> bool {
+    /// How the connection has ended while nothing was sent on it; `WouldBlock` while it is open.
+    pub fn state(&self) -> std::io::ErrorKind {
         self.0.set_nonblocking(true).unwrap();
-        let waits = matches!(self.0.peek(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
+        // An error is told once.
+        let state = self.0.peek(&mut [0]).map_or_else(|error| error.kind(), |_| std::io::ErrorKind::UnexpectedEof);
         self.0.set_nonblocking(false).unwrap();
-        waits
-    }
-
-    /// How the connection ends while nothing is sent on it; waits for it.
-    pub fn end(mut self) -> std::io::ErrorKind {
-        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        match self.0.read(&mut [0; 16]) {
-            Ok(_) => std::io::ErrorKind::UnexpectedEof,
-            Err(error) => error.kind(),
-        }
+        state
     }
 
     fn ask(mut self) -> std::io::Result<String> {
