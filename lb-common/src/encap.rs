@@ -25,7 +25,9 @@ pub(crate) const PROTOCOL_IPV6: u8 = 41;
 
 const DF: u8 = 0x40;
 
-/// A tunnel from us to a backend.
+/// A tunnel from us to a backend. Aligned, because on the stack of a BPF program the compiler joins words of
+/// addresses to larger ones, which must be aligned there.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
 pub struct Tunnel {
     pub source: Address,

@@ -25,6 +25,7 @@ pub mod icmp;
 pub mod mss;
 pub mod packet;
 pub mod parse;
+pub mod plain;
 pub mod ports;
 pub mod quic;
 pub mod rewrite;

@@ -183,6 +183,9 @@ stages! {
     Family = 3, "lb_family";
     /// Frames with VLAN tags, and fragments: the whole way once more, with what they need besides.
     Unusual = 4, "lb_unusual";
+    /// Packets that the short way has no answer for, and so every packet that begins or ends something: the
+    /// whole way from its beginning.
+    Whole = 5, "lb_whole";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because
