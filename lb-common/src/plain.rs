@@ -4,8 +4,9 @@
 
 use crate::{
     abi::{Address, Port, Protocol},
+    numbers::{ICMP, ICMPV6},
     packet::Field,
-    parse::{ICMP, ICMPV6, NETWORK_OFFSET, Network, Part, Transport},
+    parse::{NETWORK_OFFSET, Network, Part, Transport},
 };
 
 /// The network header and as much of the transport header as is looked at, to be read at

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
     abi::{Address, Backend, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
     encap::Tunnel,
-    family::Header,
+    family::{Header, error},
     icmp::quote::{IcmpError, Quoted},
     mss::Cursor,
     parse::{Network, Transport},
@@ -61,6 +61,9 @@ pub struct Packet {
     pub error: IcmpError,
     pub quoted: Quoted,
     pub quoted_to: Translation,
+    /// Of a flow between IPv4 and IPv6: the error's new headers, and the MTU of its way on.
+    pub error_headers: error::Headers,
+    pub mtu: u32,
     /// Where the walk over TCP options is.
     pub cursor: Cursor,
     /// While a place is searched: the least valuable way, a free reply way, and

@@ -15,7 +15,7 @@ use crate::{
     maps::{BACKENDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
     stages::{
-        admit,
+        admit::{self, Directions},
         begin::begin,
         hashed::{self, Unlisted},
         quic,
@@ -108,18 +108,15 @@ fn not_for_us(frame: &Frame, network: &Network) -> Verdict {
 /// What becomes of a packet without ports.
 #[inline(always)]
 fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
-    let to = admit::roles(&network.destination);
-    let to_service = to.has(AddressRoles::SERVICE);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !to_service && !is_reply {
+    let directions = Directions::of(network);
+    if directions.is_foreign() {
         return not_for_us(frame, network);
     }
     match problem {
         Problem::NotTransport => Verdict::of(Reason::NotTransport),
         Problem::Icmp => Verdict::go_on(Stage::Icmp),
         Problem::Fragment => Verdict::go_on(Stage::Unusual),
-        Problem::Malformed if to_service => Verdict::of(Reason::Malformed),
-        Problem::Malformed => Verdict::of(Reason::MalformedPassed),
+        Problem::Malformed => Verdict::of(admit::malformed(directions.to)),
     }
 }
 

@@ -9,7 +9,10 @@ use agent_support::{A, Agent, B, Maps, config, key, service, web};
 use axum::http::StatusCode;
 use lb_common::verdict::Reason;
 use lb_userspace::{
-    agent::run_loop::{Finding, Swept},
+    agent::{
+        changes::Author,
+        run_loop::{Finding, Swept},
+    },
     api::model::Change,
     dataplane::{Dataplane, FlowCensus, Op},
 };
@@ -246,17 +249,24 @@ async fn a_new_file_is_taken_over_as_one_transaction() {
     let agent = Agent::start(web(), &maps, dir.path());
     agent.all_up(&[A, B]).await;
     let new = Arc::new(config(vec![service("api", "203.0.113.20:80", &[A])]));
-    agent.find(Finding::Reloaded(Ok(Arc::clone(&new)))).await;
-    assert_eq!(agent.asked.lock().prepared, [Arc::clone(&new)], "first the host");
+    agent_support::write_config(dir.path(), &new);
+    agent.findings.send(Finding::Reload(Author::Signal)).await.unwrap();
+    let prepared = agent.prepared(1).await;
+    assert_eq!(prepared, new, "first the host");
     assert_eq!(agent.services().await[0].name, "web");
 
-    agent.find(Finding::Prepared { config: Arc::clone(&new), result: Err("no such interface".to_owned()) }).await;
+    agent.find(Finding::Prepared { config: prepared, result: Err("no such interface".to_owned()) }).await;
     let status = agent.status().await;
     assert_eq!(status.reload_failed.unwrap().error, "no such interface");
     assert_eq!(maps.choices(WEB), addresses(&[A, B]), "the old one goes on");
     assert!(agent.asked.lock().placed.is_empty(), "no address attracts traffic that nobody takes");
 
-    agent.find(Finding::Prepared { config: Arc::clone(&new), result: Ok(()) }).await;
+    agent.findings.send(Finding::Reload(Author::Signal)).await.unwrap();
+    let prepared = agent.prepared(2).await;
+    agent.findings.send(Finding::Prepared { config: prepared, result: Ok(()) }).await.unwrap();
+    while agent.asked.lock().placed.is_empty() {
+        sleep(Duration::from_millis(1)).await;
+    }
     assert_eq!(agent.asked.lock().placed, [new], "the maps know the service: now its address");
     let status = agent.status().await;
     assert_eq!((status.services[0].name.as_str(), status.reload_failed), ("api", None));
@@ -277,8 +287,7 @@ async fn what_a_running_agent_cannot_change_is_refused_before_anything_is_done()
     let mut new = web();
     new.interfaces = vec!["eth1".to_owned()];
     new.services.clear();
-    agent.find(Finding::Reloaded(Ok(Arc::new(new)))).await;
-    let status = agent.status().await;
+    let status = agent.reload(dir.path(), &new).await;
     assert!(status.reload_failed.unwrap().error.starts_with("`interfaces` cannot change while the agent runs"));
     assert!(agent.asked.lock().prepared.is_empty());
     assert_eq!(status.services.len(), 1);

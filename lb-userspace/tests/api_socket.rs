@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use axum::http::StatusCode;
 use lb_userspace::api::{
-    ApiSocket, Handle, Peer, Refusal, Request,
+    ApiSocket, Handle, Peer, Refusal, Request, Task,
     client::{self, ClientError},
     model::{
         AdminView, BackendList, BackendView, Change, CommandDone, CommandRequest, EffectiveView, HealthCheckView,
@@ -27,9 +27,11 @@ fn backend(service: &str, address: &str) -> BackendView {
         id: Some(1),
         weight: 1,
         tier: 0,
-        admin: AdminView { state: "ready".to_owned(), by: None, at: None },
-        health: HealthView { state: "up".to_owned(), reason: "L4OK".to_owned(), for_millis: 1500 },
+        admin: AdminView { state: "ready".to_owned(), by: None, at: None, reason: None, until: None },
+        health: HealthView { state: "up".to_owned(), reason: "L4OK".to_owned(), for_millis: 1500, last_probe: None },
         role: None,
+        role_detail: None,
+        agent: None,
         effective: EffectiveView { used: true, reason: "tier 0 serves".to_owned() },
         leaving: false,
         live_flows: 312,
@@ -47,6 +49,7 @@ fn service(name: &str, backend_address: &str) -> ServiceView {
         health_check: HealthCheckView {
             check: "tcp".to_owned(),
             interval_millis: 500,
+            fast_interval_millis: None,
             timeout_millis: 300,
             fall: 2,
             rise: 2,
@@ -68,7 +71,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, seen: mpsc::UnboundedSend
             }
             // Never answered: what a client sees of an agent that is stuck.
             Request::Status(reply) => std::mem::forget(reply),
-            Request::Command { request, peer, reply } => {
+            Request::Change { task: Task::Command { request, reply }, peer, .. } => {
                 seen.send(peer).unwrap();
                 drop(reply.send(match request.change {
                     Change::Drain => Ok(CommandDone {
@@ -76,11 +79,16 @@ async fn answer(mut requests: mpsc::Receiver<Request>, seen: mpsc::UnboundedSend
                         address: request.address,
                         text: "drains: 312 flows left".to_owned(),
                         backend: Some(backend(&request.service, "10.0.0.11:8080")),
+                        others: Vec::new(),
                         published: true,
+                        dry_run: false,
+                        revision: "1-7".to_owned(),
                     }),
                     _ => Err(Refusal::new(StatusCode::CONFLICT, "not done", "it is the last one", "add --force")),
                 }));
             }
+            Request::Change { task, .. } => panic!("{task:?}"),
+            Request::Config(_) => panic!("nobody asks for the configuration here"),
             Request::Stop { peer, reply } => {
                 seen.send(peer).unwrap();
                 drop(reply.send(Stopping { pid: 7 }));
@@ -122,7 +130,15 @@ impl Server {
 }
 
 fn request(change: Change) -> CommandRequest {
-    CommandRequest { service: "web".to_owned(), address: "10.0.0.11:8080".parse().unwrap(), change, force: false }
+    CommandRequest {
+        service: "web".to_owned(),
+        address: "10.0.0.11:8080".parse().unwrap(),
+        addresses: Vec::new(),
+        change,
+        force: false,
+        reason: None,
+        for_seconds: None,
+    }
 }
 
 #[tokio::test]

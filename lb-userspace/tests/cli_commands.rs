@@ -9,12 +9,13 @@ use std::{
 
 use axum::http::StatusCode;
 use lb_userspace::api::{
-    ApiSocket, Handle, Refusal, Request,
+    ApiSocket, Handle, Refusal, Request, Task, WriteOptions,
     model::{
-        AdminView, AgentStatus, BackendStats, BackendView, Change, CommandDone, CommandRequest, DataPathStatus,
-        Detached, Document, EffectiveView, Failed, FlowList, FlowView, HealthCheckView, HealthView, InterfaceStatus,
-        Kind, NoticeView, ProbedChange, ServiceStats, ServiceSummary, ServiceView, StatsView, Status, Stopping,
-        Traffic, VerdictStats,
+        AdminView, AgentStatus, Applied, BackendDone, BackendImpactView, BackendStats, BackendView, Change,
+        CommandDone, CommandRequest, ConfigStatus, ConfigView, DataPathStatus, DecisionView, Detached, Document,
+        EffectiveView, Failed, FlowImpactView, FlowList, FlowView, HealthCheckView, HealthView, ImpactView,
+        InterfaceStatus, Kind, NoticeView, ProbedChange, ServiceDone, ServiceImpactView, ServiceStats, ServiceSummary,
+        ServiceView, Settled, StatsView, Status, Stopping, Traffic, VerdictStats,
     },
     serve,
 };
@@ -84,7 +85,8 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::Status(reply) => drop(reply.send(status())),
             Request::Services(reply) => drop(reply.send(vec![service()])),
             Request::Stop { reply, .. } => drop(reply.send(Stopping { pid: 4711 })),
-            Request::Command { request, reply, .. } => drop(reply.send(command(request))),
+            Request::Config(reply) => drop(reply.send(Box::new(|| Ok(config_view())))),
+            Request::Change { task, options, .. } => change(task, &options),
         }
     }
 }
@@ -96,10 +98,86 @@ fn command(request: CommandRequest) -> Result<CommandDone, Refusal> {
             address: request.address,
             text: "drains: 312 flows left".to_owned(),
             backend: Some(draining()),
+            others: request
+                .addresses
+                .into_iter()
+                .map(|address| BackendDone { address, text: "drains: no flows left".to_owned(), backend: None })
+                .collect(),
             published: true,
+            dry_run: false,
+            revision: "18c-7".to_owned(),
         }),
         _ => Err(Refusal::new(StatusCode::CONFLICT, "not done: remove web", "it is the last one", "add --force")),
     }
+}
+
+/// What is sent back says what was asked.
+fn change(task: Task, options: &WriteOptions) {
+    match task {
+        Task::Command { request, reply } => drop(reply.send(command(request))),
+        Task::Apply { request, reply } => {
+            if request.files.iter().flatten().any(|file| file.text.contains("refuse")) {
+                let mut refusal =
+                    Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "it stays as it was", "line 1", "mend it");
+                refusal.report = Some("  error: the whole report\n".to_owned());
+                return drop(reply.send(Err(refusal)));
+            }
+            let confirm_until = request.confirm_seconds.map(|seconds| format!("in {seconds} s"));
+            drop(reply.send(Ok(applied(!options.dry_run, request.source, confirm_until))));
+        }
+        Task::Service { name, request, reply } => {
+            let text = format!("{:?} for {:?} because {:?}", request.change, request.for_seconds, request.reason);
+            let (dry_run, revision) = (options.dry_run, options.revision.clone().unwrap_or_default());
+            let impact = ImpactView::default();
+            drop(reply.send(Ok(ServiceDone { service: name, text, dry_run, impact, published: true, revision })));
+        }
+        Task::Confirm { reply } => drop(reply.send(Ok(settled("confirmed")))),
+        Task::RollBack { reply } => drop(reply.unwrap().send(Ok(settled("rolled back")))),
+        Task::Reload | Task::Expire => panic!("nobody can ask for that"),
+    }
+}
+
+fn settled(what: &str) -> Settled {
+    let (source, revision) = ("/etc/lb/lb.toml".to_owned(), "18c-8".to_owned());
+    Settled { what: what.to_owned(), dry_run: false, source, revision }
+}
+
+fn applied(applied: bool, source: Option<String>, confirm_until: Option<String>) -> Applied {
+    let backend = |text: &str, presence: &str, (before, after), drained| BackendImpactView {
+        address: address(text),
+        presence: presence.to_owned(),
+        changes: Vec::new(),
+        share_before: before,
+        share_after: after,
+        flows: FlowImpactView { drained, ..FlowImpactView::default() },
+    };
+    let flows = FlowImpactView { kept: 88, drained: 312, reset: 0 };
+    let service = ServiceImpactView {
+        name: "web".to_owned(),
+        presence: "changed".to_owned(),
+        changes: vec!["scheduler round-robin -> maglev".to_owned()],
+        backends: vec![
+            backend("10.0.0.13:8080", "removed", (0.5, 0.0), 312),
+            backend("10.0.0.14:8080", "added", (0.0, 0.5), 0),
+        ],
+        moved: 0.5,
+        flows,
+    };
+    Applied {
+        applied,
+        source: source.unwrap_or_else(|| "/etc/lb/lb.toml".to_owned()),
+        needs_restart: Vec::new(),
+        impact: ImpactView { services: vec![service], flows },
+        warnings: Vec::new(),
+        confirm_until,
+        published: true,
+        revision: "18c-8".to_owned(),
+    }
+}
+
+fn config_view() -> ConfigView {
+    let toml = "interfaces = [\"eth0\"]\n".to_owned();
+    ConfigView { status: status().config, files: Vec::new(), toml, decisions: Vec::new() }
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -137,6 +215,24 @@ fn status() -> Status {
             active_tier: Some(0),
             live_flows: 400,
         }],
+        config: ConfigStatus {
+            revision: "18c-7".to_owned(),
+            source: "/etc/lb/lb.toml".to_owned(),
+            taken: "2026-01-01T00:00:00Z".to_owned(),
+            by: "start".to_owned(),
+            fallback: None,
+            unconfirmed: None,
+            without_effect: vec![DecisionView {
+                service: "web".to_owned(),
+                backend: Some(address("10.0.0.19:8080")),
+                what: "drain".to_owned(),
+                by: "anna".to_owned(),
+                at: "2026-01-01T00:10:00Z".to_owned(),
+                reason: None,
+                until: None,
+                no_effect: Some("the file has no backend 10.0.0.19:8080 in `web`".to_owned()),
+            }],
+        },
         last_change: Some(ProbedChange {
             at: "2026-01-01T01:00:00Z".to_owned(),
             service: "web".to_owned(),
@@ -175,9 +271,16 @@ fn backend(ip: &str, tier: u8, health: &str, reason: &str, used: bool, why: &str
         id: Some(u32::from(tier)),
         weight: 1,
         tier,
-        admin: AdminView { state: "ready".to_owned(), by: None, at: None },
-        health: HealthView { state: health.to_owned(), reason: reason.to_owned(), for_millis: 185_000 },
+        admin: AdminView { state: "ready".to_owned(), by: None, at: None, reason: None, until: None },
+        health: HealthView {
+            state: health.to_owned(),
+            reason: reason.to_owned(),
+            for_millis: 185_000,
+            last_probe: None,
+        },
         role: None,
+        role_detail: None,
+        agent: None,
         effective: EffectiveView { used, reason: why.to_owned() },
         leaving: false,
         live_flows: 88,
@@ -189,6 +292,8 @@ fn draining() -> BackendView {
         state: "drain".to_owned(),
         by: Some("anna".to_owned()),
         at: Some("2026-01-01T00:30:00Z".to_owned()),
+        reason: Some("new kernel".to_owned()),
+        until: Some("2026-01-01T02:30:00Z".to_owned()),
     };
     BackendView { admin, live_flows: 312, ..backend("10.0.0.13:8080", 0, "up", "L4OK", false, "admin drain") }
 }
@@ -204,6 +309,7 @@ fn service() -> ServiceView {
         health_check: HealthCheckView {
             check: "http GET /healthz".to_owned(),
             interval_millis: 500,
+            fast_interval_millis: None,
             timeout_millis: 300,
             fall: 2,
             rise: 2,
@@ -481,4 +587,105 @@ fn help_names_every_command() {
     for command in ["run", "status", "service", "backend", "stats", "flows", "config", "detach"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
+}
+
+/// A file in a folder of its own.
+fn lone_file(text: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new.toml");
+    std::fs::write(&path, text).unwrap();
+    let path = path.display().to_string();
+    (dir, path)
+}
+
+#[test]
+fn an_impact_is_shown_service_by_service() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("config_diff", agent.shows(&["config", "diff"]));
+    insta::assert_snapshot!("config_apply", agent.shows(&["config", "apply", "--confirm", "90s"]));
+    insta::assert_snapshot!("json_applied", agent.shows(&["config", "diff", "-o", "json"]));
+    let output = agent.run(&["config", "diff", "--exit-code"]);
+    assert_eq!(output.status.code(), Some(1), "something would change");
+    assert_eq!(agent.shows(&["config", "confirm"]), "confirmed: /etc/lb/lb.toml runs, revision 18c-8\n");
+    assert_eq!(agent.shows(&["config", "rollback"]), "rolled back: /etc/lb/lb.toml runs, revision 18c-8\n");
+}
+
+#[test]
+fn a_file_is_read_by_whoever_asks_and_sent_whole() {
+    let agent = Agent::start();
+    let (_dir, path) = lone_file("anything");
+    let done = agent.shows(&["config", "apply", &path]);
+    assert!(done.contains(&format!("{path} runs now, revision 18c-8.")), "{done}");
+    assert!(agent.shows(&["config", "apply", &path, "--dry-run"]).ends_with("Nothing was changed.\n"));
+    let output = agent.run(&["config", "apply", "/nowhere/lb.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("No such file or directory"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_configuration_that_the_agent_refuses_comes_back_with_its_whole_report() {
+    let agent = Agent::start();
+    let (_dir, path) = lone_file("refuse this");
+    let output = agent.run(&["config", "apply", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!("config_refused", text(&output.stderr));
+}
+
+#[test]
+fn the_running_configuration_is_shown_with_what_operators_decided() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("config_show", agent.shows(&["config", "show"]));
+    insta::assert_snapshot!("json_config", agent.shows(&["config", "show", "-o", "json"]));
+}
+
+#[test]
+fn a_schema_and_a_first_configuration_need_no_agent() {
+    let schema = run(&["config", "schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).unwrap();
+    assert_eq!(schema["required"], serde_json::json!(["interfaces"]));
+    let part: serde_json::Value = serde_json::from_slice(&run(&["config", "schema", "--part"]).stdout).unwrap();
+    assert!(part.get("required").is_none());
+
+    let first = ["config", "init", "--iface", "lo", "--vip", "203.0.113.10:80", "--backend", "10.0.0.1:80"];
+    let output = run(&first);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written = text(&output.stdout);
+    assert!(written.contains("#   lo: loopback, up, MTU 65536, 127.0.0.1/8"), "{written}");
+    assert!(written.contains("# lo has an MTU of 65536: XDP takes at most 3498 here"), "{written}");
+    let (_dir, path) = lone_file(&written);
+    let checked = run(&["config", "check", &path]);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    assert!(text(&checked.stdout).contains("web: tcp 203.0.113.10:80, full-nat"), "{}", text(&checked.stdout));
+    let unknown = run(&["config", "init", "--iface", "nope0"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).starts_with("error: there is no interface `nope0`\nwhy:   this machine has: "));
+}
+
+#[test]
+fn several_backends_are_changed_with_one_command() {
+    let agent = Agent::start();
+    let done = agent.shows(&["backend", "drain", "web", "10.0.0.13:8080", "10.0.0.14:8080"]);
+    assert!(
+        done.starts_with("web 10.0.0.13:8080 drains: 312 flows left\nweb 10.0.0.14:8080 drains: no flows left"),
+        "{done}"
+    );
+}
+
+#[test]
+fn services_are_added_and_removed() {
+    let agent = Agent::start();
+    let add = ["service", "add", "x", "--listen", "203.0.113.30:80", "--set", "mode=nat", "--backend", "10.0.0.1:80"];
+    insta::assert_snapshot!("service_added", agent.shows(&add));
+    let options = ["--for", "90s", "--reason", "moved", "--dry-run", "--revision", "18c-7"];
+    insta::assert_snapshot!("service_removed", agent.shows(&[&["service", "remove", "web"][..], &options].concat()));
+    assert_eq!(agent.run(&["service", "add", "x", "--set", "mode=nat"]).status.code(), Some(2), "without --listen");
+}
+
+#[test]
+fn monitoring_is_told_by_the_exit_code() {
+    let agent = Agent::start();
+    assert_eq!(agent.run(&["status"]).status.code(), Some(0));
+    let output = agent.run(&["status", "--check"]);
+    assert_eq!(output.status.code(), Some(1), "the maps are behind and a reload failed");
+    assert!(text(&output.stdout).contains("out of step"));
 }

@@ -49,6 +49,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     backend_with_a_port_of_a_service_on_every_port
     backend_without_a_port
     beyond_the_limits
+    checks_that_lack_something
     dsr_with_another_port
     empty_file
     every_port_check_without_a_port
@@ -69,6 +70,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     plural_backends
     plural_tables
     quic
+    roles_that_cannot_be_told
     service_names
     sctp
     services_that_are_no_tables
@@ -90,7 +92,6 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     unknown_key_in_a_service
     unknown_words
     windows_line_ends
-    words_of_later_versions
     wrong_types
 }
 

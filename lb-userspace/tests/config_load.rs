@@ -33,14 +33,6 @@ fn a_file_that_is_not_there_is_told_with_its_name_and_the_words_of_the_system() 
 }
 
 #[test]
-fn a_directory_is_no_file() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let report = refused(folder.path().to_owned());
-    assert!(report.contains("Is a directory"), "{report}");
-    assert!(report.contains("help: name the file in it"), "{report}");
-}
-
-#[test]
 fn a_file_that_never_ends_is_not_read_to_its_end() {
     let report = refused(PathBuf::from("/dev/zero"));
     assert!(report.contains("larger than 16 MiB"), "{report}");

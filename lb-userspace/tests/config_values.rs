@@ -7,8 +7,9 @@ use lb_common::{
     flow::{State, idle_ticks},
 };
 use lb_userspace::config::{
-    Backend, Check, Clients, Config, EXAMPLE, Health, Limits, MssClamp, PortRange, Quic, Service, StatusRange, Tunnel,
-    TunnelSource, XdpMode, parse, reference,
+    AgentCheck, AgentHealth, Backend, BodyMatch, Check, Clients, Config, EXAMPLE, ExecCheck, HeaderMatch, Health,
+    HttpCheck, HttpMethod, Limits, LoginCheck, MaxLag, MssClamp, OnMultiplePrimaries, PortRange, Quic, RolePolicy,
+    Service, StatusRange, TlsCheck, Trust, Tunnel, TunnelSource, UdpCheck, WantedRole, XdpMode, parse, reference,
 };
 
 /// The least that a file can say about a service.
@@ -38,11 +39,13 @@ fn what_is_left_out_has_its_default() {
     let health = Health {
         check: Check::Tcp,
         interval: Duration::from_secs(1),
+        fast_interval: None,
         timeout: Duration::from_secs(1),
         fall: 2,
         rise: 2,
         jitter_percent: 10,
         port: None,
+        agent: None,
     };
     let service = Service {
         name: "web".to_owned(),
@@ -57,12 +60,19 @@ fn what_is_left_out_has_its_default() {
         health,
         timeouts: State::TIMEOUTS,
         quic: Quic::default(),
-        backends: vec![Backend { address: "10.0.0.11:8080".parse().expect("an address"), weight: 1, tier: 0 }],
+        role: None,
+        backends: vec![Backend {
+            address: "10.0.0.11:8080".parse().expect("an address"),
+            weight: 1,
+            tier: 0,
+            check_address: None,
+        }],
     };
     let expected = Config {
         interfaces: vec!["eth0".to_owned()],
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
+        watch_config: false,
         source_ports: vec![PortRange { first: 1024, last: 56_903 }, PortRange { first: 61_000, last: 65_535 }],
         limits: Limits::default(),
         maglev_table_size: 65_537,
@@ -95,7 +105,7 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
     let rows = documented_defaults();
     for (header, key, value) in &rows {
         let line = format!("{key} = {value}\n");
-        let http = "[service.health]\ntype = \"http\"\n";
+        let check = format!("[service.health]\n{}\n", check_with(key));
         let (without, with) = match header.as_str() {
             "Top level" => (LEAST.to_owned(), format!("{line}{LEAST}")),
             "[limits]" => (LEAST.to_owned(), format!("{LEAST}[limits]\n{line}")),
@@ -103,16 +113,20 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
                 let with = |lines: &str| LEAST.replace("name =", &format!("granularity = \"client\"\n{lines}name ="));
                 (with(""), with(&line))
             }
+            "[[service]]" if key == "replica-fallback" || key == "on-multiple-primaries" => {
+                let redis = LEAST.replace("name =", "role = \"replica\"\nhealth = { type = \"redis\" }\nname =");
+                (redis.clone(), redis.replace("name =", &format!("{line}name =")))
+            }
             "[[service]]" => (LEAST.to_owned(), LEAST.replace("name =", &format!("{line}name ="))),
             "[[service.backend]]" => (LEAST.to_owned(), format!("{LEAST}{line}")),
             "[service.timeouts]" => (LEAST.to_owned(), format!("{LEAST}[service.timeouts]\n{line}")),
-            "[service.health]" => (format!("{LEAST}{http}"), format!("{LEAST}{http}{line}")),
+            "[service.health]" => (format!("{LEAST}{check}"), format!("{LEAST}{check}{line}")),
             other => panic!("a table of the reference that this test does not know: {other}"),
         };
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
-    // This test must not look at nothing.
-    assert!(rows.len() >= 24, "{rows:#?}");
+    // One per key with a plain default, table by table: this test must not look at nothing.
+    assert_eq!(rows.len(), 5 + 6 + 10 + 15 + 6 + 2, "{rows:#?}");
 }
 
 #[test]
@@ -135,6 +149,102 @@ fn tunnels_have_a_source_for_each_family_fixed_or_chosen() {
     let long = tunnel("dsr-ipip", "tunnel-source-entropy = \"2001:db8:77::/120\"");
     assert_eq!(long.source("192.0.2.1".parse().expect("an address")), None);
     assert_eq!(long.sources, [source("2001:db8:77::", 8)]);
+}
+
+/// A check that the key goes with.
+fn check_with(key: &str) -> &'static str {
+    match key {
+        "tls" => "type = \"redis\"",
+        "verify" | "expiry-warning" => "type = \"tls\"",
+        "query" | "query-type" | "response" => "type = \"dns\"",
+        "arguments" => "type = \"exec\"\ncommand = \"/bin/true\"",
+        _ => "type = \"http\"",
+    }
+}
+
+/// The check of a service with these lines in `[service.health]`.
+fn check(lines: &str) -> Check {
+    accepted(&format!("{LEAST}[service.health]\n{lines}\n")).services[0].health.check.clone()
+}
+
+#[test]
+fn every_type_of_check_takes_what_goes_with_it() {
+    let tls = TlsCheck { server_name: Some("shop.example".to_owned()), ..TlsCheck::default() };
+    let https = HttpCheck {
+        method: HttpMethod::Head,
+        path: "/ready".to_owned(),
+        host: Some("shop.example:8443".to_owned()),
+        body: Some(BodyMatch::Regex("^ok".to_owned())),
+        headers: vec![HeaderMatch { name: "x-ready".to_owned(), value: "yes".to_owned() }],
+        tls: Some(tls.clone()),
+        ..HttpCheck::default()
+    };
+    assert_eq!(
+        check(
+            "type = \"https\"\nmethod = \"HEAD\"\npath = \"/ready\"\nhost = \"shop.example:8443\"\nbody-regex = \"^ok\"\nheaders = [\"X-Ready: yes\"]"
+        ),
+        Check::Http(https),
+        "the name of the host is asked for in TLS too"
+    );
+    let pinned = TlsCheck { trust: Trust::Fingerprint([0xab; 32]), expiry_warning: Duration::from_secs(86_400), ..tls };
+    let print = "AB:".repeat(31) + "AB";
+    let lines =
+        format!("type = \"tls\"\nserver-name = \"shop.example\"\nfingerprint = \"{print}\"\nexpiry-warning = \"1d\"");
+    assert_eq!(check(&lines), Check::Tls(pinned));
+    assert_eq!(
+        check("type = \"udp\"\nsend = \"hex:00 ff\"\nreceive = \"pong\""),
+        Check::Udp(UdpCheck { send: vec![0, 255], receive: Some(b"pong".to_vec()) })
+    );
+    assert_eq!(
+        check("type = \"exec\"\ncommand = \"/usr/bin/true\"\narguments = [\"a b\"]"),
+        Check::Exec(ExecCheck { command: "/usr/bin/true".into(), arguments: vec!["a b".to_owned()] })
+    );
+    let login = LoginCheck {
+        user: Some("lb".to_owned()),
+        password_file: Some("/etc/lb/password".into()),
+        tls: Some(TlsCheck { trust: Trust::CaFile("/etc/lb/ca.pem".into()), ..TlsCheck::default() }),
+        ..LoginCheck::default()
+    };
+    let lines = "user = \"lb\"\npassword-file = \"/etc/lb/password\"\ntls = true\nca-file = \"/etc/lb/ca.pem\"";
+    assert_eq!(check(&format!("type = \"postgres\"\n{lines}")), Check::Postgres(login.clone()));
+    assert_eq!(check(&format!("type = \"mysql\"\n{lines}")), Check::Mysql(login.clone()));
+    assert_eq!(check(&format!("type = \"redis\"\n{lines}")), Check::Redis(login));
+}
+
+#[test]
+fn a_service_with_a_role_has_the_role_asked_for() {
+    let text = LEAST.replace("name =", "role = \"replica\"\nmax-lag = \"16MiB\"\nreplica-fallback = true\nname =")
+        + "[service.health]\ntype = \"postgres\"\nuser = \"lb\"\n";
+    let service = &accepted(&text).services[0];
+    assert!(matches!(&service.health.check, Check::Postgres(LoginCheck { role: true, .. })));
+    let policy = RolePolicy {
+        role: WantedRole::Replica,
+        max_lag: Some(MaxLag::Bytes(16 << 20)),
+        replica_fallback: true,
+        on_multiple_primaries: OnMultiplePrimaries::Block,
+    };
+    assert_eq!(service.role, Some(policy));
+}
+
+#[test]
+fn a_check_may_ask_elsewhere_and_an_agent_besides() {
+    let text = LEAST
+        .replace("address = \"10.0.0.11:8080\"", "address = \"10.0.0.11:8080\"\ncheck-address = \"10.1.0.11\"")
+        + "[service.health]\ntype = \"patroni\"\nagent-port = 9999\nagent-send = \"web\\n\"\n";
+    let service = &accepted(&text).services[0];
+    assert_eq!(service.backends[0].check_address, Some("10.1.0.11:0".parse().expect("an address")));
+    assert_eq!(service.health.port, Some(8008), "Patroni's own port");
+    let agent =
+        AgentHealth { port: 9999, interval: Duration::from_secs(1), check: AgentCheck { send: "web\n".to_owned() } };
+    assert_eq!(service.health.agent, Some(agent));
+}
+
+#[test]
+fn checks_that_speak_udp_or_run_a_program_need_no_tcp_port() {
+    let udp = LEAST.replace("name =", "protocol = \"udp\"\nname =");
+    for lines in ["type = \"dns\"", "type = \"udp\"\nsend = \"ping\"", "type = \"exec\"\ncommand = \"/bin/true\""] {
+        assert_eq!(accepted(&format!("{udp}[service.health]\n{lines}\n")).services[0].health.port, None, "{lines}");
+    }
 }
 
 #[test]
@@ -193,7 +303,7 @@ fn ranges_are_written_as_numbers_texts_and_lists_of_both() {
     let expect = |value: &str| {
         let text = format!("{LEAST}[service.health]\ntype = \"http\"\nexpect = {value}\n");
         match accepted(&text).services[0].health.check.clone() {
-            Check::Http { expect, .. } => expect,
+            Check::Http(HttpCheck { expect, .. }) => expect,
             other => panic!("{other:?}"),
         }
     };
@@ -284,7 +394,7 @@ fn the_example_of_the_design_is_accepted() {
     );
     let health = &config.services[0].health;
     let expect = vec![StatusRange { first: 200, last: 399 }];
-    assert_eq!(health.check, Check::Http { path: "/healthz".to_owned(), host: None, expect });
+    assert_eq!(health.check, Check::Http(HttpCheck { path: "/healthz".to_owned(), expect, ..HttpCheck::default() }));
     assert_eq!(health.timeout, Duration::from_millis(300));
 }
 

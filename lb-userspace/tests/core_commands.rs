@@ -2,9 +2,9 @@
 
 mod core_support;
 
-use core_support::{A, B, C, World, drain, ok, refused, state, web};
+use core_support::{A, B, C, World, drain, ok, refused, state, tiers, web};
 use lb_common::abi::BackendState;
-use lb_userspace::core::{Admin, Command, HealthState, Input, OperatorLayer};
+use lb_userspace::core::{Admin, Aspect, Command, HealthState, Input, Mark, OperatorLayer};
 
 #[test]
 fn draining_keeps_the_backend_live_and_out_of_the_table() {
@@ -130,7 +130,9 @@ fn an_operator_adds_changes_and_removes_a_backend() {
     assert_eq!(world.turns("web"), [A, C]);
     let shown = world.backend("web", C);
     assert_eq!((shown.weight, shown.tier, shown.admin), (7, 0, Admin::Ready));
-    assert_eq!(shown.overridden.map(|decided| (decided.by, decided.at)).unwrap().0, "alice");
+    let marks = shown.overridden.unwrap().marks;
+    assert_eq!(marks.keys().copied().collect::<Vec<_>>(), [Aspect::Added, Aspect::Weight]);
+    assert_eq!(marks[&Aspect::Added], Mark::new("alice", "2026-01-02T03:04:05Z"));
     let layer = world.core.operator_layer().clone();
     world.restart(web(&[A]), layer);
     assert_eq!(world.turns("web"), [A, C], "the layer survives a restart");
@@ -147,4 +149,59 @@ fn decisions_about_what_is_not_configured_are_told_once() {
     world.input(Input::Operator(layer.clone()));
     world.input(Input::Operator(layer));
     assert_eq!(world.texts().iter().filter(|text| text.contains("not configured")).count(), 1);
+}
+
+#[test]
+fn the_last_ready_backend_of_the_tier_that_serves_is_not_taken_out_without_force() {
+    let mut world = World::new(tiers());
+    world.all_up();
+    world.command(&drain(A), false).unwrap();
+    let error = world.command(&drain(B), false).unwrap_err();
+    assert!(error.contains("last ready backend of tier 0") && error.contains("would go to tier 1"), "{error}");
+    assert_eq!(world.turns("web"), [B]);
+    world.command(&drain(B), true).unwrap();
+    assert_eq!(world.turns("web"), [C]);
+    // Of the standby tier nobody is served: the other way round is no danger.
+    world.command(&Command::Ready { service: "web".to_owned(), address: A.parse().unwrap() }, false).unwrap();
+    world.command(&drain(C), false).unwrap();
+}
+
+#[test]
+fn several_backends_are_judged_together_and_changed_together() {
+    let mut world = World::new(web(&[A, B, C]));
+    world.all_up();
+    let layer = OperatorLayer::default();
+    let mark = Mark::new("alice", "now");
+    let all = [drain(A), drain(B), drain(C)];
+    let error = world.core.apply_commands(&layer, &all, &mark, false).unwrap_err().to_string();
+    assert!(error.contains("last ready backend"), "{error}");
+    let two = world.core.apply_commands(&layer, &all[..2], &mark, false).unwrap();
+    assert_eq!(two.services["web"].len(), 2);
+    let unknown = [drain(A), drain("10.0.0.99:80")];
+    assert!(world.core.apply_commands(&layer, &unknown, &mark, true).is_err(), "one is wrong: none is changed");
+    world.input(Input::Operator(two));
+    assert_eq!(world.turns("web"), [C]);
+}
+
+#[test]
+fn each_decision_keeps_its_own_mark() {
+    let mut world = World::new(web(&[A, B]));
+    world.all_up();
+    let layer = OperatorLayer::default();
+    let anna =
+        Mark { reason: Some("new kernel".to_owned()), until: Some("later".to_owned()), ..Mark::new("anna", "1") };
+    let layer = world.core.apply_commands(&layer, &[drain(A)], &anna, false).unwrap();
+    let address = A.parse().unwrap();
+    let weight = Command::Weight { service: "web".to_owned(), address, weight: 7 };
+    let layer = world.core.apply_commands(&layer, &[weight], &Mark::new("bob", "2"), false).unwrap();
+    let decided = &layer.services["web"][&address];
+    assert_eq!((&decided.marks[&Aspect::Admin], decided.marks[&Aspect::Weight].by.as_str()), (&anna, "bob"));
+    assert_eq!(decided.shown(), Some(&anna));
+    // Decided anew, without an end: it stays.
+    let layer = world.core.apply_commands(&layer, &[drain(A)], &Mark::new("carl", "3"), false).unwrap();
+    assert_eq!(layer.next_end(), None);
+    let ready = Command::Ready { service: "web".to_owned(), address };
+    let layer = world.core.apply_commands(&layer, &[ready], &Mark::new("carl", "4"), false).unwrap();
+    let decided = &layer.services["web"][&address];
+    assert_eq!(decided.marks.keys().copied().collect::<Vec<_>>(), [Aspect::Weight]);
 }

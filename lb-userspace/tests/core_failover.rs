@@ -4,7 +4,7 @@ mod core_support;
 
 use core_support::{A, B, C, World, backend, config, full_nat, ok, refused, service, state, tiers, web};
 use lb_common::abi::{BackendState, Scheduler};
-use lb_userspace::config::{Backend, Check};
+use lb_userspace::config::{Backend, Check, HttpCheck};
 use lb_userspace::core::{Command, HealthState, Input, plan};
 
 #[test]
@@ -216,7 +216,7 @@ fn changing_a_service_keeps_the_health_of_its_backends() {
     let mut world = World::new(web(&[A]));
     world.all_up();
     let mut changed = web(&[A, B]);
-    changed.services[0].health.check = Check::Http { path: "/".to_owned(), host: None, expect: Vec::new() };
+    changed.services[0].health.check = Check::Http(HttpCheck::default());
     changed.services[0].name = "renamed".to_owned();
     world.configure(changed);
     assert_eq!(world.turns("renamed"), [A]);

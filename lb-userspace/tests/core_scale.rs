@@ -5,7 +5,7 @@ mod core_support;
 use std::{net::SocketAddr, time::Instant};
 
 use core_support::{World, backend, config, ok, refused, service};
-use lb_common::abi::BackendState;
+use lb_common::abi::{BackendState, Scheduler};
 use lb_userspace::{
     config::{Config, Limits},
     core::{Command, Input, OperatorLayer},
@@ -14,7 +14,8 @@ use lb_userspace::{
 const SERVICES: u32 = 10_000;
 const BACKENDS: u32 = 10;
 
-/// 10,000 services with ten backends each; the first one has a thousand more.
+/// 10,000 services with ten backends each; the first one has a thousand, and so has the second, which
+/// hashes.
 fn large() -> Config {
     let services = (0..SERVICES).map(|n| {
         let listen = format!("203.0.{}.{}:80", n / 250, n % 250 + 1);
@@ -22,6 +23,11 @@ fn large() -> Config {
         let count = if n == 0 { 1000 } else { BACKENDS };
         service.backends =
             (0..count).map(|b| backend(&format!("10.{}.{}.{}:80", n / 250, n % 250, b % 250), 1, 0)).collect();
+        if n == 1 {
+            service.scheduler = Scheduler::Maglev;
+            service.backends =
+                (0..1000).map(|b| backend(&format!("10.200.{}.{}:80", b / 250, b % 250), 1, 0)).collect();
+        }
         if n == 0 {
             for (b, backend) in service.backends.iter_mut().enumerate() {
                 backend.address.set_port(1000 + b as u16);
@@ -30,6 +36,7 @@ fn large() -> Config {
         service
     });
     let mut config = config(services.collect());
+    config.maglev_table_size = 65_537;
     config.limits =
         Limits { services: 16_384, backends: 131_072, addresses: 131_072, selection_slots: 1 << 20, ..config.limits };
     config
@@ -74,6 +81,19 @@ fn a_change_among_a_hundred_thousand_backends_concerns_its_service_only() {
     });
     assert_eq!(world.core.published_services() - done, 1);
     timed("its writes", || world.publish());
+
+    // One is added to a thousand that are hashed: from the command to the last write.
+    let address: SocketAddr = "10.99.0.2:80".parse().unwrap();
+    let add = Command::Add { service: "s1".to_owned(), address, weight: 1, tier: 0 };
+    let layer = world.core.apply_command(world.core.operator_layer(), &add, "alice", "now", false).unwrap();
+    timed("one backend added to a maglev table: the core", || world.core.handle(Input::Operator(layer), world.now));
+    timed("its writes", || world.publish());
+    let probe = world.core.probes().into_iter().find(|key| key.target == address).unwrap();
+    world.ops();
+    timed("and it is up: the core", || world.core.handle(Input::Probe { key: probe, outcome: ok() }, world.now));
+    timed("its writes", || world.publish());
+    assert_eq!(world.ops(), ["SetGeneration", "WriteSelection", "SetService"]);
+    assert_eq!(world.turns("s1").len(), 65_537);
 
     // A rack of a thousand fails at once.
     let rack: Vec<_> = world.core.probes().into_iter().filter(|key| key.target.port() != 80).collect();

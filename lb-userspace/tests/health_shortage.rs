@@ -17,6 +17,7 @@ async fn a_shortage_of_descriptors_is_not_held_against_the_backend_and_passes() 
         target: listener.local_addr().unwrap(),
         check: Check::Tcp,
         interval: Duration::from_millis(20),
+        fast: None,
         timeout: Duration::from_secs(1),
         jitter_percent: 0,
     };

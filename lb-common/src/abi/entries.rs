@@ -223,10 +223,11 @@ impl Mode {
         number > Self::DsrL2 as u8
     }
 
-    /// Whether backends may be of another address family than the service. Of a number as above.
+    /// Whether backends may be of another address family than the service: where the host itself is
+    /// what they get packets from. Of a number as above.
     #[inline(always)]
     pub const fn joins_families(number: u8) -> bool {
-        number == Self::FullNat as u8 || Self::is_tunnel(number)
+        Self::needs_source(number)
     }
 
     /// Whether the host's source address towards the backend is needed. Of a number as above.

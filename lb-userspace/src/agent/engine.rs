@@ -15,12 +15,13 @@ use super::{
 use crate::{
     api::{
         model::{
-            AgentStatus, DataPathStatus, Failed, InterfaceStatus, ProbedChange, ServiceSummary, ServiceView, Status,
+            AgentStatus, ConfigStatus, DataPathStatus, Failed, InterfaceStatus, ProbedChange, ServiceSummary,
+            ServiceView, Status,
         },
         service_view,
     },
     config::Config,
-    core::{Command, CommandError, Core, Input, Notice, Now, OperatorLayer, ProbeKey},
+    core::{Command, CommandError, Core, Input, Mark, Notice, Now, OperatorLayer, ProbeKey},
     dataplane::{Dataplane, FlowCensus},
 };
 
@@ -145,6 +146,11 @@ impl<D: Dataplane> Engine<D> {
         self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
+    /// Whether packets to one backend may take different ways.
+    pub fn routes_vary(&mut self, vary: bool) {
+        self.take_in([Input::RoutesVary(vary)]);
+    }
+
     /// A walk over the flow table.
     pub fn census(&mut self, census: FlowCensus, took: Duration) {
         self.live_flows = census.live;
@@ -152,12 +158,33 @@ impl<D: Dataplane> Engine<D> {
         self.take_in([Input::Flows(census)]);
     }
 
-    /// A new configuration, already checked against [`Engine::config`].
-    pub fn configure(&mut self, config: Arc<Config>) {
-        self.config = Arc::clone(&config);
+    /// A configuration, a layer or both, already checked against what runs, and stored: one change.
+    pub fn take_over(&mut self, config: Option<Arc<Config>>, layer: Option<OperatorLayer>) {
+        let mut inputs = Vec::new();
+        if let Some(config) = config {
+            self.config = Arc::clone(&config);
+            inputs.push(Input::Config(config));
+        }
+        if let Some(layer) = layer {
+            self.layer = layer.clone();
+            inputs.push(Input::Operator(layer));
+        }
+        if !inputs.is_empty() {
+            self.decisions += 1;
+            self.take_in(inputs);
+        }
+    }
+
+    /// Tells that a configuration was taken over from `source`, by whom.
+    pub fn taken_over(&mut self, source: &str, by: &str) {
         self.reload_failed = None;
-        self.decisions += 1;
-        self.take_in([Input::Config(config)]);
+        self.notices.info(format!("the configuration was taken over from {source} (by {by})"));
+    }
+
+    /// Tells that the last change of the configuration was taken back.
+    pub fn rolled_back(&mut self, source: &str, why: &str) {
+        self.notices
+            .warning(format!("the last change of the configuration was taken back, {source} runs again: {why}"));
     }
 
     /// A configuration that could not be taken over.
@@ -166,19 +193,22 @@ impl<D: Dataplane> Engine<D> {
         self.reload_failed = Some(Failed { at: timestamp(), error });
     }
 
-    /// What `command` makes of the layer; nothing is changed.
+    /// What `commands` make of the layer; nothing is changed.
     ///
     /// # Errors
-    /// Why the core refuses it.
-    pub fn plan_command(&self, command: &Command, by: &str, force: bool) -> Result<OperatorLayer, CommandError> {
-        self.core.apply_command(&self.layer, command, by, &timestamp(), force)
+    /// Why the core refuses them.
+    pub fn plan_commands(&self, commands: &[Command], mark: &Mark, force: bool) -> Result<OperatorLayer, CommandError> {
+        self.core.apply_commands(&self.layer, commands, mark, force)
     }
 
-    /// A layer that has been stored.
-    pub fn operate(&mut self, layer: OperatorLayer) {
-        self.layer = layer.clone();
-        self.decisions += 1;
-        self.take_in([Input::Operator(layer)]);
+    /// A copy of the core to try a change on, and its time.
+    pub fn copy_to_try(&self) -> (Box<Core>, Now) {
+        (Box::new(self.core.clone()), self.clock.now())
+    }
+
+    /// Changes of configuration and layer so far.
+    pub fn decisions(&self) -> u64 {
+        self.decisions
     }
 
     /// Reads the data path anew and mends what differs.
@@ -193,7 +223,7 @@ impl<D: Dataplane> Engine<D> {
             let desired = self.core.desired();
             let generation = desired.generation;
             let began = Instant::now();
-            match self.publisher.step(desired, self.clock.now()) {
+            match self.publisher.step(desired, self.core.touched(), self.clock.now()) {
                 Ok(operations) => {
                     if operations > 0 {
                         tracing::debug!(generation, operations, took = ?began.elapsed(), "maps published");
@@ -250,7 +280,13 @@ impl<D: Dataplane> Engine<D> {
         self.core.view().iter().map(|service| service_view(service, now)).collect()
     }
 
-    pub fn status(&self) -> Status {
+    /// One service; `None`: none has this name.
+    pub fn service(&self, name: &str) -> Option<ServiceView> {
+        self.core.service(name).map(|service| service_view(&service, self.clock.now()))
+    }
+
+    /// `config`: where the configuration comes from.
+    pub fn status(&self, config: ConfigStatus) -> Status {
         let services = self.core.view().into_iter().map(|service| ServiceSummary {
             used: service.backends.iter().filter(|backend| backend.used).count(),
             backends: service.backends.len(),
@@ -278,6 +314,7 @@ impl<D: Dataplane> Engine<D> {
                 sweep_micros: micros(self.sweep_took),
             },
             services: services.collect(),
+            config,
             last_change: self.last_change.clone(),
             reload_failed: self.reload_failed.clone(),
             notices: self.notices.views(),

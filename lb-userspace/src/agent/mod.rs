@@ -3,26 +3,35 @@
 //! ```text
 //! start -> AgentLoop: probes, findings, requests, timers -> Engine -> core -> Publisher -> maps
 //!                     ^                                     |
-//!                     +---------- Outside <-----------------+   probes, host, sweeps, files
+//!                     +---------- Outside <-----------------+   probes, host, sweeps
 //! ```
+//!
+//! What changes the configuration or the operator's layer goes through `changes`, one after the other.
 //!
 //! Invariant: the data path never waits for the agent. Whatever way the agent ends, the program, its
 //! maps and the addresses stay, and packets go on as it last decided.
 
 pub mod backoff;
+pub mod changes;
 pub mod clock;
-mod commands;
+mod decisions;
+pub mod effective;
 pub mod engine;
+mod file_watch;
+pub mod first;
+mod host_queue;
 mod host_task;
+pub mod last_good;
 pub mod layer;
 pub mod lock;
 pub mod notices;
-pub mod operations;
 mod outside;
 pub mod publisher;
 mod reload;
+mod route_watch;
 pub mod run_loop;
 pub mod start;
+pub mod state_file;
 mod sweep_thread;
 mod vlan_sync;
 pub mod watch;

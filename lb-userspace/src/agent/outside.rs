@@ -3,11 +3,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    host_queue::HostQueue,
     host_task::{self, HostJob},
+    route_watch,
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
@@ -26,10 +31,11 @@ const WAITING: usize = 1024;
 /// The real world.
 pub struct World {
     prober: Prober,
-    host: mpsc::Sender<HostJob>,
+    host: HostQueue,
+    /// Whose ways are looked at.
+    ways: watch::Sender<BTreeSet<IpAddr>>,
     sweeps: SweepThread,
-    findings: mpsc::Sender<Finding>,
-    _tasks: [AbortOnDropHandle<()>; 3],
+    _tasks: [AbortOnDropHandle<()>; 4],
 }
 
 impl World {
@@ -49,20 +55,16 @@ impl World {
         let (outcomes, results) = mpsc::channel(WAITING);
         let (probed, probes) = mpsc::channel(WAITING);
         let (jobs, inbox) = mpsc::channel(WAITING);
+        let (ways, backends) = watch::channel(BTreeSet::new());
         let spawn = |task| AbortOnDropHandle::new(task);
         let tasks = [
             spawn(tokio::spawn(stamp(results, probed))),
+            spawn(tokio::spawn(route_watch::run(host.netlink(), backends, findings.clone()))),
             spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
-        Ok((Self { prober: Prober::new(outcomes), host: jobs, sweeps, findings, _tasks: tasks }, probes))
-    }
-
-    fn ask_host(&self, job: HostJob) {
-        // Full: the host's task is far behind, and every job comes again by a timer or an event.
-        if let Err(mpsc::error::TrySendError::Full(job)) = self.host.try_send(job) {
-            tracing::warn!(?job, "the host's task is behind: a job is left out");
-        }
+        let host = HostQueue::new(jobs, findings);
+        Ok((Self { prober: Prober::new(outcomes), host, ways, sweeps, _tasks: tasks }, probes))
     }
 }
 
@@ -73,31 +75,29 @@ impl Outside for World {
 
     fn find_sources(&mut self, backends: Vec<IpAddr>) {
         if !backends.is_empty() {
-            self.ask_host(HostJob::Sources(backends));
+            self.host.ask(HostJob::Sources(backends));
         }
     }
 
     fn prepare(&mut self, config: Arc<Config>) {
-        if self.host.try_send(HostJob::Prepare(Arc::clone(&config))).is_err() {
-            let result = Err("the host's task is too busy: try again".to_owned());
-            drop(self.findings.try_send(Finding::Prepared { config, result }));
-        }
+        self.host.prepare(config);
     }
 
     fn place(&mut self, config: Arc<Config>) {
-        self.ask_host(HostJob::Place(config));
+        self.host.ask(HostJob::Place(config));
     }
 
     fn prune(&mut self) {
-        self.ask_host(HostJob::Prune);
+        self.host.insist(HostJob::Prune);
     }
 
     fn warm(&mut self, backends: BTreeSet<IpAddr>) {
-        self.ask_host(HostJob::Warm(backends));
+        self.ways.send_replace(backends.clone());
+        self.host.ask(HostJob::Warm(backends));
     }
 
     fn resolve(&mut self, ifindex: u32, next_hop: IpAddr) {
-        self.ask_host(HostJob::Resolve { ifindex, next_hop });
+        self.host.ask(HostJob::Resolve { ifindex, next_hop });
     }
 
     fn sweep(&mut self) -> bool {

@@ -3,7 +3,7 @@
 use super::{backoff::Backoff, clock::timestamp};
 use crate::{
     api::model::Failed,
-    core::{Now, reconcile::Reconciler},
+    core::{Now, Touched, reconcile::Reconciler},
     dataplane::{Dataplane, Tables},
 };
 
@@ -55,12 +55,12 @@ impl<D: Dataplane> Publisher<D> {
         self.published = None;
     }
 
-    /// Makes the data path hold `desired`. Returns how many operations that took.
+    /// Makes the data path hold `desired`, in which `touched` changed. Returns how many operations that took.
     ///
     /// # Errors
     /// In words; the step is to be repeated at [`Publisher::retry_at`].
-    pub fn step(&mut self, desired: &Tables, now: Now) -> Result<usize, String> {
-        match self.reconciler.step(&mut self.dataplane, desired) {
+    pub fn step(&mut self, desired: &Tables, touched: &Touched, now: Now) -> Result<usize, String> {
+        match self.reconciler.step_touched(&mut self.dataplane, desired, touched) {
             Ok(report) => {
                 self.published = Some(report.generation);
                 self.backoff.succeeded();

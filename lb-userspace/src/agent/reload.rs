@@ -2,27 +2,43 @@
 
 use crate::config::Config;
 
-/// Why `new` cannot follow `old` in a running agent; `None` when it can. Everything is looked at
-/// before anything is done.
-pub fn refuse(old: &Config, new: &Config) -> Option<String> {
+/// Settings that differ and cannot change in a running agent, by their names in the file.
+pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     // Fully spelled out: a new setting must be thought of here.
-    let Config { interfaces, xdp_mode, manage_addresses, source_ports: _, maglev_table_size: _, limits, services: _ } =
-        old;
+    let Config {
+        interfaces,
+        xdp_mode,
+        manage_addresses,
+        watch_config: _,
+        source_ports: _,
+        maglev_table_size: _,
+        limits,
+        services: _,
+    } = old;
     let mut fixed = Vec::new();
     if *interfaces != new.interfaces {
-        fixed.push("`interfaces`");
+        fixed.push("interfaces");
     }
     if *xdp_mode != new.xdp_mode {
-        fixed.push("`xdp-mode`");
+        fixed.push("xdp-mode");
     }
     if *manage_addresses != new.manage_addresses {
-        fixed.push("`manage-addresses`");
+        fixed.push("manage-addresses");
     }
     if *limits != new.limits {
-        fixed.push("`limits`");
+        fixed.push("limits");
     }
-    if fixed.is_empty() {
-        return None;
-    }
-    Some(format!("{} cannot change while the agent runs: restart it (traffic goes on meanwhile)", fixed.join(", ")))
+    fixed
+}
+
+/// Why a configuration with these [`fixed`] settings cannot be taken over; `None`: there are none.
+pub fn refuse(fixed: &[&'static str]) -> Option<String> {
+    let names: Vec<String> = fixed.iter().map(|name| format!("`{name}`")).collect();
+    let detach = if fixed.contains(&"limits") { "; `limits` only after `lb detach`, which ends all flows" } else { "" };
+    (!fixed.is_empty()).then(|| {
+        format!(
+            "{} cannot change while the agent runs: restart it (traffic goes on meanwhile){detach}",
+            names.join(", ")
+        )
+    })
 }

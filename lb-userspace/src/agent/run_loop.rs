@@ -16,13 +16,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    changes::{Author, Candidate, Changes, Effect, Job, Step, Stored},
     clock::Clock,
     engine::{Engine, Revisions},
-    operations::{Operations, Stored},
     watch::{CounterWatch, Once, PAUSE},
 };
 use crate::{
-    api::{Request, model::Stopping},
+    api::{Refusal, Request, Task, WriteOptions, model::Stopping},
     config::Config,
     core::{ProbeKey, ProbeOutcome},
     dataplane::{Dataplane, FlowCensus},
@@ -49,17 +49,21 @@ pub struct Probed {
 pub enum Finding {
     /// The host's source address towards each backend that was asked for.
     Sources(Vec<(IpAddr, Option<IpAddr>)>),
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     /// A walk over the flow table ended.
     Swept(Result<Swept, String>),
     /// The data path asks for a next hop's link-layer address.
     NeighbourMissing { ifindex: u32, next_hop: IpAddr },
     /// The data path found no source port towards a backend.
     PortsExhausted { backend_id: u32 },
-    /// The configuration file was read again.
-    Reloaded(Result<Arc<Config>, String>),
+    /// The agent's own file is to be read again.
+    Reload(Author),
+    /// A configuration was read and tried, or refused.
+    Worked(Result<Box<Candidate>, Refusal>),
     /// The host is ready for this configuration, or cannot be made so.
     Prepared { config: Arc<Config>, result: Result<(), String> },
-    /// The operator's layer was written, or not.
+    /// A change was written to disk, or not.
     Stored(Stored),
     /// Something an operator should look at.
     Warning(String),
@@ -91,7 +95,8 @@ pub trait Outside {
     fn place(&mut self, config: Arc<Config>);
     /// Take off the service addresses that the configuration placed last does not have.
     fn prune(&mut self);
-    /// Keep the next hops towards these backends resolved.
+    /// Keep the next hops towards these backends resolved, and follow whether the ways to them vary:
+    /// answered by [`Finding::RoutesVary`], now and whenever the host's routes have changed.
     fn warm(&mut self, backends: BTreeSet<IpAddr>);
     /// Resolve one next hop now.
     fn resolve(&mut self, ifindex: u32, next_hop: IpAddr);
@@ -113,7 +118,7 @@ pub struct AgentLoop<D, O> {
     clock: Clock,
     engine: Engine<D>,
     outside: O,
-    operations: Operations,
+    changes: Changes,
     asked: Asked,
     /// Addresses of services that are configured no more, until the maps have let go of them.
     leaving: BTreeSet<IpAddr>,
@@ -133,12 +138,12 @@ struct Asked {
 
 impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
     /// `stop` ends the loop, and a request to stop ends it through `stop`.
-    pub fn new(clock: Clock, engine: Engine<D>, outside: O, operations: Operations, stop: CancellationToken) -> Self {
+    pub fn new(clock: Clock, engine: Engine<D>, outside: O, changes: Changes, stop: CancellationToken) -> Self {
         Self {
             clock,
             engine,
             outside,
-            operations,
+            changes,
             asked: Asked::default(),
             leaving: BTreeSet::new(),
             sweeping: false,
@@ -160,12 +165,17 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         loop {
             self.ask_outside();
             let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
+            let due = self.changes.state.wake_at();
             tokio::select! {
                 // Probes first: they move traffic.
                 biased;
                 () = self.stop.cancelled() => return,
                 1.. = inputs.probes.recv_many(&mut probed, PROBES_AT_ONCE) => self.engine.probed(probed.drain(..)),
                 () = wait_until(retry), if retry.is_some() => self.engine.publish(),
+                () = wait_until(due), if due.is_some() => {
+                    let step = self.changes.due(&mut self.engine);
+                    self.follow(step);
+                }
                 Some(finding) = inputs.findings.recv() => self.found(finding),
                 Some(request) = inputs.requests.recv() => self.answer(request),
                 _ = sweeps.tick() => self.sweep(),
@@ -197,6 +207,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
     fn found(&mut self, finding: Finding) {
         match finding {
             Finding::Sources(found) => self.engine.sources(found),
+            Finding::RoutesVary(vary) => self.engine.routes_vary(vary),
             Finding::Swept(swept) => self.swept(swept),
             Finding::NeighbourMissing { ifindex, next_hop } => {
                 // Each packet to it may have asked.
@@ -205,10 +216,19 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
             }
             Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
-            Finding::Reloaded(reloaded) => self.reloaded(reloaded),
-            Finding::Prepared { config, result: Ok(()) } => self.take_over(config),
-            Finding::Prepared { result: Err(error), .. } => self.engine.configuration_refused(error),
-            Finding::Stored(stored) => self.operations.stored(&mut self.engine, stored),
+            Finding::Reload(author) => self.reload(author),
+            Finding::Worked(result) => {
+                let step = self.changes.worked(&mut self.engine, result);
+                self.follow(step);
+            }
+            Finding::Prepared { config, result } => {
+                let step = self.changes.prepared(&mut self.engine, &config, result);
+                self.follow(step);
+            }
+            Finding::Stored(stored) => {
+                let step = self.changes.stored(&mut self.engine, stored);
+                self.follow(step);
+            }
             Finding::Warning(text) => self.engine.notices.warning(text),
             Finding::LoggedWarning(text) => self.engine.notices.logged_warning(text),
             Finding::Info(text) => self.engine.notices.info(text),
@@ -218,10 +238,15 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
     fn answer(&mut self, request: Request) {
         // Whoever asked may be gone by now; that is no concern of ours.
         match request {
-            Request::Status(reply) => drop(reply.send(self.engine.status())),
+            Request::Status(reply) => {
+                let config = self.changes.state.status(&self.engine);
+                drop(reply.send(self.engine.status(config)));
+            }
             Request::Services(reply) => drop(reply.send(self.engine.services())),
-            Request::Command { request, peer, reply } => {
-                self.operations.begin(&self.engine, request, peer, reply);
+            Request::Config(reply) => drop(reply.send(self.changes.state.printer(&self.engine))),
+            Request::Change { task, peer, options } => {
+                let step = self.changes.ask(&mut self.engine, Job { task, author: Author::Peer(peer), options });
+                self.follow(step);
             }
             Request::Stop { peer, reply } => {
                 tracing::info!(target: "audit", uid = peer.uid, pid = peer.pid, user = peer.name(), "stop");
@@ -265,27 +290,42 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         ));
     }
 
-    /// A reload is one transaction: read, compared, the host prepared, and only then taken over.
-    fn reloaded(&mut self, reloaded: Result<Arc<Config>, String>) {
-        let refused = match reloaded {
-            Ok(config) => match super::reload::refuse(self.engine.config(), &config) {
-                None => return self.outside.prepare(config),
-                Some(why) => why,
-            },
-            Err(error) => error,
-        };
-        self.engine.configuration_refused(refused);
+    /// The agent's own file, again.
+    fn reload(&mut self, author: Author) {
+        if author == Author::Watch && !self.engine.config().watch_config {
+            return;
+        }
+        let step =
+            self.changes.ask(&mut self.engine, Job { task: Task::Reload, author, options: WriteOptions::default() });
+        self.follow(step);
     }
 
-    fn take_over(&mut self, config: Arc<Config>) {
-        self.leaving.extend(self.engine.service_addresses());
-        self.engine.configure(config);
-        for wanted in self.engine.service_addresses() {
-            self.leaving.remove(&wanted);
+    /// Does what the change under way needs next.
+    fn follow(&mut self, mut step: Option<Step>) {
+        while let Some(next) = step.take() {
+            match next {
+                Step::Prepare(config) => self.outside.prepare(config),
+                Step::Effect(effect) => {
+                    self.put_into_effect(effect);
+                    step = self.changes.in_effect(&mut self.engine);
+                }
+            }
         }
-        self.outside.place(Arc::clone(self.engine.config()));
-        self.engine.notices.info("the configuration file was taken over".to_owned());
-        self.outside.warm(self.engine.backend_addresses());
+    }
+
+    fn put_into_effect(&mut self, Effect { config, layer }: Effect) {
+        let configured = config.is_some();
+        if configured {
+            self.leaving.extend(self.engine.service_addresses());
+        }
+        self.engine.take_over(config, layer);
+        if configured {
+            for wanted in self.engine.service_addresses() {
+                self.leaving.remove(&wanted);
+            }
+            self.outside.place(Arc::clone(self.engine.config()));
+            self.outside.warm(self.engine.backend_addresses());
+        }
     }
 
     fn keep_house(&mut self) {

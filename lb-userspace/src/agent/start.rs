@@ -14,19 +14,23 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
+    changes::{Author, Changes, Places, Running},
     clock::{Clock, timestamp},
+    effective::OwnFile,
     engine::{Engine, Facts},
+    file_watch,
+    first::{self, First},
     host_task,
+    last_good::Keeper,
     layer::LayerFile,
     lock::AgentLock,
-    operations::Operations,
     outside::World,
     run_loop::{AgentLoop, Finding, Inputs},
     vlan_sync::VlanSync,
 };
 use crate::{
     api::{self, ApiSocket, Handle, model::InterfaceStatus},
-    config::{self, Config, ConfigError, Severity},
+    config::{self, Config},
     core::OperatorLayer,
     dataplane::kernel::{self, Attachment, KernelDataplane, LoadOptions, Loaded, Pins},
     host::{self, Bpffs, Host, Link},
@@ -49,13 +53,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads the file, with these options in the place of what it says.
-    fn load(&self) -> Result<config::Loaded, ConfigError> {
-        let mut loaded = config::load(&self.config)?;
-        if !self.interfaces.is_empty() {
-            loaded.config.interfaces.clone_from(&self.interfaces);
-        }
-        Ok(loaded)
+    fn places(&self) -> Places {
+        let own = OwnFile { path: self.config.clone(), interfaces: self.interfaces.clone() };
+        Places { own, layer: LayerFile::new(&self.state_dir), keeper: Keeper::new(&self.state_dir) }
     }
 }
 
@@ -68,7 +68,12 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     host::check_rights()?;
     // From here on signals wait until the agent is up: none ends it in the middle of its start.
     let signals = Signals::register()?;
-    let (config, layer) = read(options)?;
+    let places = options.places();
+    let First { effective, layer, running } = first::choose(&places)?;
+    for warning in &effective.warnings {
+        tracing::warn!("{}", config::render(std::slice::from_ref(warning), config::ReportStyle::Plain).trim_end());
+    }
+    let config = effective.config;
     if host::ensure_bpffs(Path::new(host::BPFFS))? == Bpffs::MountedNow {
         tracing::info!(
             "mounted the BPF file system at {}; in a mount namespace of its own (as under `ip netns exec`) it ends with \
@@ -76,14 +81,10 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
             host::BPFFS
         );
     }
-    std::fs::create_dir_all(&options.pin_dir).with_context(|| format!("making {}", options.pin_dir.display()))?;
-    let _lock = AgentLock::take(&options.state_dir, &options.pin_dir)?;
-    // Bound now, served when there is something to tell: a second agent goes before it has changed
-    // anything.
-    let socket = ApiSocket::bind(&options.socket)?;
+    let (_lock, socket) = claim(options)?;
     let fresh = kernel::attachments(&Pins::new(&options.pin_dir))?.is_empty();
     let mut host = Host::open(&options.state_dir)?;
-    let data_path = match bring_up(options, &config, layer, &mut host).await {
+    let mut data_path = match bring_up(options, &config, layer, &mut host).await {
         Ok(data_path) => data_path,
         Err(error) if fresh => {
             take_back(options, &mut host).await;
@@ -91,16 +92,38 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    serve(options, signals, socket, host, data_path).await
+    tell_configuration(&places, &running, &mut data_path.engine);
+    serve(options, signals, socket, host, data_path, (places, running)).await
 }
 
-/// The file, and what operators decided over it.
-fn read(options: &Options) -> anyhow::Result<(Arc<Config>, OperatorLayer)> {
-    let loaded = options.load()?;
-    for warning in &loaded.warnings {
-        tracing::warn!("{}", config::render(std::slice::from_ref(warning), config::ReportStyle::Plain).trim_end());
+/// It runs now: it is the last good one, or it is not the agent's own.
+fn tell_configuration(places: &Places, running: &Running, engine: &mut Engine<KernelDataplane>) {
+    if let Some(failed) = &running.fallback {
+        engine.notices.logged_warning(format!(
+            "the configuration {} is not used, the last good copy runs instead: {}",
+            places.own.name(),
+            failed.error
+        ));
     }
-    Ok((Arc::new(loaded.config), LayerFile::new(&options.state_dir).load()?))
+    if let Err(error) = first::keep(places, running) {
+        engine.notices.warning(format!("no copy of the configuration could be kept: {error}"));
+    }
+}
+
+/// What only one agent can have. Bound now, served when there is something to tell: a second agent
+/// goes before it has changed anything, and leaves no empty folder of pins.
+fn claim(options: &Options) -> anyhow::Result<(AgentLock, ApiSocket)> {
+    let Options { pin_dir, state_dir, socket, .. } = options;
+    let found = pin_dir.exists();
+    std::fs::create_dir_all(pin_dir).with_context(|| format!("making {}", pin_dir.display()))?;
+    let claimed = AgentLock::take(state_dir, pin_dir)
+        .map_err(anyhow::Error::from)
+        .and_then(|lock| Ok((lock, ApiSocket::bind(socket)?)));
+    if claimed.is_err() && !found {
+        // Only if it is empty: somebody else may have come between.
+        drop(std::fs::remove_dir(pin_dir));
+    }
+    claimed
 }
 
 /// A data path that forwards.
@@ -122,14 +145,13 @@ async fn bring_up(
     let load = LoadOptions { pin_dir: &options.pin_dir, limits: &config.limits, debug_log: options.datapath_log };
     let prepared = host.ready(config).await?;
     let mut loaded = kernel::load(&load)?;
-    let mut dataplane = KernelDataplane::open(&options.pin_dir)?;
-    let backends = config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip());
-    dataplane.set_routes_vary(host.netlink().routes_vary(backends).await?)?;
+    let dataplane = KernelDataplane::open(&options.pin_dir)?;
     let facts =
         Facts { config_path: options.config.display().to_string(), started: timestamp(), interfaces: Vec::new() };
     let mut engine = Engine::new(facts, clock, Arc::clone(config), layer, dataplane)?;
     let (netlink, excluded) = (host.netlink(), host.managed_addresses());
     engine.sources(host_task::sources(&netlink, engine.wanted_sources(), &excluded).await);
+    engine.routes_vary(netlink.routes_vary(engine.backend_addresses()).await?);
     engine.publish();
     if let Some(failed) = engine.last_error() {
         anyhow::bail!("the maps cannot be written: {}", failed.error);
@@ -182,6 +204,7 @@ async fn serve(
     socket: ApiSocket,
     host: Host,
     data_path: DataPath,
+    (places, running): (Places, Running),
 ) -> anyhow::Result<()> {
     let DataPath { clock, engine, mut loaded } = data_path;
     let stop = CancellationToken::new();
@@ -193,12 +216,13 @@ async fn serve(
     let Signals { terminate, interrupt, hangup } = signals;
     let _signals = [
         AbortOnDropHandle::new(tokio::spawn(stop_on_signal(terminate, interrupt, stop.clone()))),
-        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(hangup, options.clone(), findings.clone()))),
+        AbortOnDropHandle::new(tokio::spawn(reload_on_signal(hangup, findings.clone()))),
+        AbortOnDropHandle::new(tokio::spawn(file_watch::run(places.own.clone(), findings.clone()))),
     ];
     let api = tokio::spawn(api::serve(socket, Handle::new(requests), stop.clone()));
-    let operations = Operations::new(LayerFile::new(&options.state_dir), findings);
+    let changes = Changes::new(places, running, findings);
     tell_ready(options, engine.config());
-    let agent = AgentLoop::new(clock, engine, world, operations, stop.clone());
+    let agent = AgentLoop::new(clock, engine, world, changes, stop.clone());
     agent.run(Inputs { probes, findings: found, requests: asked }).await;
     stop.cancel();
     api.await.context("the API's task")?;
@@ -259,32 +283,11 @@ async fn stop_on_signal(mut terminate: Signal, mut interrupt: Signal, stop: Canc
     stop.cancel();
 }
 
-async fn reload_on_signal(mut hangup: Signal, options: Options, findings: mpsc::Sender<Finding>) {
-    let path = options.config.clone();
+async fn reload_on_signal(mut hangup: Signal, findings: mpsc::Sender<Finding>) {
     while hangup.recv().await.is_some() {
-        tracing::info!(path = %path.display(), "SIGHUP: reading the configuration file");
-        let options = options.clone();
-        let reloaded = tokio::task::spawn_blocking(move || options.load()).await;
-        let result = match reloaded {
-            Ok(Ok(loaded)) => Ok(Arc::new(loaded.config)),
-            Ok(Err(error)) => Err(in_short(&error, &path)),
-            Err(error) => Err(error.to_string()),
-        };
-        if findings.send(Finding::Reloaded(result)).await.is_err() {
+        tracing::info!("SIGHUP: reading the configuration file");
+        if findings.send(Finding::Reload(Author::Signal)).await.is_err() {
             return;
         }
     }
-}
-
-/// The first finding with its place, on one line.
-fn in_short(error: &ConfigError, path: &Path) -> String {
-    let check = format!("see: lb config check {}", path.display());
-    let Some(first) = error.diagnostics().iter().find(|finding| finding.severity == Severity::Error) else {
-        return check;
-    };
-    let place = match (first.line, first.column) {
-        (Some(line), Some(column)) => format!("line {line}, column {column}: "),
-        _ => String::new(),
-    };
-    format!("{place}{}; {check}", first.message)
 }

@@ -9,16 +9,53 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Peer,
-    model::{CommandDone, CommandRequest, ErrorView, ServiceView, Status, Stopping},
+    model::{
+        Applied, ApplyRequest, CommandDone, CommandRequest, ConfigView, ErrorView, ServiceDone, ServiceRequest,
+        ServiceView, Settled, Status, Stopping,
+    },
 };
 
 /// One question to the loop, with the place for its answer.
-#[derive(Debug)]
 pub enum Request {
     Status(oneshot::Sender<Status>),
     Services(oneshot::Sender<Vec<ServiceView>>),
-    Command { request: CommandRequest, peer: Peer, reply: oneshot::Sender<Result<CommandDone, Refusal>> },
+    Config(oneshot::Sender<PrintConfig>),
+    Change { task: Task, peer: Peer, options: WriteOptions },
     Stop { peer: Peer, reply: oneshot::Sender<Stopping> },
+}
+
+/// Prints the running configuration; takes long for a long one.
+pub type PrintConfig = Box<dyn FnOnce() -> Result<ConfigView, String> + Send>;
+
+/// The place for an answer.
+pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// One change of what runs, with the place for its answer where somebody waits for it.
+#[derive(Debug)]
+pub enum Task {
+    /// Something about backends.
+    Command { request: CommandRequest, reply: Reply<CommandDone> },
+    /// A service more or less, beside those of the files.
+    Service { name: String, request: ServiceRequest, reply: Reply<ServiceDone> },
+    /// Another configuration.
+    Apply { request: ApplyRequest, reply: Reply<Applied> },
+    /// The agent's own file again.
+    Reload,
+    /// The last change stays.
+    Confirm { reply: Reply<Settled> },
+    /// The last change is taken back; without a reply, because nobody confirmed it.
+    RollBack { reply: Option<Reply<Settled>> },
+    /// Decisions that have ended go.
+    Expire,
+}
+
+/// How a write is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Only say what would be.
+    pub dry_run: bool,
+    /// Only if the configuration is at this revision.
+    pub revision: Option<String>,
 }
 
 /// Why a request was not carried out.
@@ -28,11 +65,13 @@ pub struct Refusal {
     pub what: String,
     pub why: String,
     pub next: String,
+    /// Everything there is to say, on several lines.
+    pub report: Option<String>,
 }
 
 impl Refusal {
     pub fn new(status: StatusCode, what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { status, what: what.into(), why: why.into(), next: next.into() }
+        Self { status, what: what.into(), why: why.into(), next: next.into(), report: None }
     }
 
     fn stopping() -> Self {
@@ -47,8 +86,8 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { status, what, why, next } = self;
-        (status, Json(super::model::Document::new(ErrorView { code: 1, what, why, next }))).into_response()
+        let Self { status, what, why, next, report } = self;
+        (status, Json(super::model::Document::new(ErrorView { code: 1, what, why, next, report }))).into_response()
     }
 }
 

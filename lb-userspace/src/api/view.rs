@@ -1,9 +1,14 @@
 //! From what the core knows to what is shown.
 
+use std::time::{Duration, SystemTime};
+
 use crate::{
-    api::model::{AdminView, BackendView, EffectiveView, HealthCheckView, HealthView, ServiceView, TrackingView},
-    config::{Check, Health},
-    core::{self, Admin, HealthState, Now},
+    api::model::{
+        AdminView, BackendView, CertificateView, EffectiveView, HealthCheckView, HealthView, PhaseView, ProbeView,
+        RoleDetail, ServiceView, TrackingView,
+    },
+    config::Health,
+    core::{self, Admin, HealthState, Now, Phase, ProbeOutcome},
 };
 
 /// A service as it is shown at `now`.
@@ -29,15 +34,6 @@ pub fn service_view(service: &core::ServiceView, now: Now) -> ServiceView {
     }
 }
 
-/// `tcp`, `http GET /healthz`, `none`.
-pub fn check_name(check: &Check) -> String {
-    match check {
-        Check::None => "none".to_owned(),
-        Check::Tcp => "tcp".to_owned(),
-        Check::Http { path, .. } => format!("http GET {path}"),
-    }
-}
-
 pub fn admin_name(admin: Admin) -> &'static str {
     match admin {
         Admin::Ready => "ready",
@@ -48,8 +44,9 @@ pub fn admin_name(admin: Admin) -> &'static str {
 
 fn health_check_view(health: &Health) -> HealthCheckView {
     HealthCheckView {
-        check: check_name(&health.check),
+        check: health.check.describe(),
         interval_millis: millis(health.interval),
+        fast_interval_millis: health.fast_interval.map(millis),
         timeout_millis: millis(health.timeout),
         fall: health.fall,
         rise: health.rise,
@@ -57,7 +54,7 @@ fn health_check_view(health: &Health) -> HealthCheckView {
 }
 
 fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> BackendView {
-    let decided = backend.overridden.as_ref();
+    let mark = backend.overridden.as_ref().and_then(core::Override::shown);
     BackendView {
         service: service.to_owned(),
         address: backend.address,
@@ -66,19 +63,53 @@ fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> Backend
         tier: backend.tier,
         admin: AdminView {
             state: admin_name(backend.admin).to_owned(),
-            by: decided.map(|o| o.by.clone()),
-            at: decided.map(|o| o.at.clone()),
+            by: mark.map(|mark| mark.by.clone()),
+            at: mark.map(|mark| mark.at.clone()),
+            reason: mark.and_then(|mark| mark.reason.clone()),
+            until: mark.and_then(|mark| mark.until.clone()),
         },
         health: HealthView {
             state: health_name(backend.health).to_owned(),
             reason: backend.health_reason.clone(),
             for_millis: millis(now.saturating_sub(backend.health_since)),
+            last_probe: backend.last_probe.as_ref().map(last_probe),
         },
-        role: None,
+        role: backend.role.as_ref().map(|role| role.role.name().to_owned()),
+        role_detail: backend.role.as_ref().map(role_detail),
+        agent: backend.agent.clone(),
         effective: EffectiveView { used: backend.used, reason: backend.used_reason.clone() },
         leaving: backend.leaving,
         live_flows: backend.live_flows,
     }
+}
+
+fn last_probe(outcome: &ProbeOutcome) -> ProbeView {
+    let phase = |(phase, took): &(Phase, Duration)| PhaseView { phase: phase.name().to_owned(), micros: micros(*took) };
+    ProbeView {
+        up: outcome.up,
+        result: outcome.result.clone(),
+        micros: micros(outcome.took),
+        phases: outcome.phases.iter().map(phase).collect(),
+        certificate: outcome.certificate.map(|certificate| CertificateView {
+            not_after: utc(certificate.not_after),
+            days_left: certificate.days_left,
+        }),
+    }
+}
+
+fn role_detail(role: &core::RoleView) -> RoleDetail {
+    RoleDetail {
+        reason: role.reason.clone(),
+        lag_bytes: role.lag_bytes,
+        lag_millis: role.lag_time.map(millis),
+        epoch: role.epoch.clone(),
+    }
+}
+
+/// RFC 3339; the certificates of before 1970 are over too.
+fn utc(seconds: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string()
 }
 
 fn health_name(health: HealthState) -> &'static str {
@@ -89,6 +120,10 @@ fn health_name(health: HealthState) -> &'static str {
     }
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

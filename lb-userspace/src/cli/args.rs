@@ -75,8 +75,12 @@ impl Color {
 pub enum Command {
     /// Run the agent: attach the XDP program, check the backends, keep the maps right.
     Run(RunArgs),
-    /// The agent and the data path in one look.
+    /// The agent and the data path in one look. Exits with 1 while the last good configuration runs
+    /// instead of the agent's own file.
     Status {
+        /// Exit with 1 if anything is not as it should be: for monitoring.
+        #[arg(long, conflicts_with = "every")]
+        check: bool,
         #[command(flatten)]
         watch: Watch,
     },
@@ -96,7 +100,7 @@ pub enum Command {
     },
     /// The flow table, read from the pinned maps: also with the agent dead.
     Flows(FlowsArgs),
-    /// The configuration file.
+    /// The configuration: one file, or a directory of them.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// On a backend: unpack what balancers send in tunnels (dsr-ipip, dsr-gue).
@@ -113,8 +117,8 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The configuration file.
-    #[arg(short, long, value_name = "FILE")]
+    /// The configuration file, or a directory of `*.toml` files.
+    #[arg(short, long, value_name = "PATH")]
     pub config: PathBuf,
     /// Attach here instead of to the file's `interfaces`; may be given several times.
     #[arg(long = "iface", value_name = "IF")]
@@ -149,6 +153,65 @@ pub enum ServiceCommand {
         #[command(flatten)]
         watch: Watch,
     },
+    /// Add a service beside those of the configuration file, or bring a removed one back.
+    Add(ServiceAdd),
+    /// Remove a service: no new flows; it is forgotten when its flows are over.
+    Remove {
+        #[arg(value_parser = service_name)]
+        name: String,
+        /// Do it although it has ready backends.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        decision: Decision,
+        #[command(flatten)]
+        write: Write,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ServiceAdd {
+    #[arg(value_parser = service_name)]
+    pub name: String,
+    /// What clients connect to, as in 203.0.113.10:80. Left out: a removed service of the file comes
+    /// back as the file has it.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// A backend; may be given several times.
+    #[arg(long = "backend", value_name = "ADDRESS:PORT", value_parser = backend, requires = "listen")]
+    pub backends: Vec<SocketAddr>,
+    /// Another setting of the service, as in the file: --set mode=nat; several times.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, requires = "listen")]
+    pub settings: Vec<(String, String)>,
+    /// A setting of its health check, as in the file: --check type=http --check path=/healthz.
+    #[arg(long = "check", value_name = "KEY=VALUE", value_parser = setting, requires = "listen")]
+    pub checks: Vec<(String, String)>,
+    #[command(flatten)]
+    pub decision: Decision,
+    #[command(flatten)]
+    pub write: Write,
+}
+
+/// Why, and until when.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Decision {
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// The decision ends by itself after this time (10m, 2h, 1d).
+    #[arg(long = "for", value_name = "TIME", value_parser = span)]
+    pub lasts: Option<Duration>,
+}
+
+/// How a write is meant.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Write {
+    /// Only say what would be.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only if the configuration is at this revision (`lb status` tells it): nobody else was first.
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -172,7 +235,7 @@ pub enum BackendCommand {
         #[arg(long)]
         tier: Option<u8>,
     },
-    /// Remove a backend: no new flows; it is forgotten when its flows are over.
+    /// Remove backends: no new flows; they are forgotten when their flows are over.
     Remove(Target),
     /// No new flows; existing ones finish.
     Drain(Target),
@@ -180,7 +243,7 @@ pub enum BackendCommand {
     Ready(Target),
     /// No new flows and no probes; existing flows finish.
     Maintenance(Target),
-    /// Change a backend's share of new flows.
+    /// Change the share of new flows.
     Weight {
         #[command(flatten)]
         target: Target,
@@ -195,12 +258,16 @@ pub struct Target {
     #[arg(value_parser = service_name)]
     pub service: String,
     /// Address and port, as in 10.0.0.11:8080 or [2001:db8::11]:8080; no port where the service
-    /// listens on every port.
-    #[arg(value_parser = backend)]
-    pub address: SocketAddr,
-    /// Do it although the service is left without a ready backend.
+    /// listens on every port. Several: all are changed, or none.
+    #[arg(value_name = "ADDRESS", value_parser = backend, required = true, num_args = 1..)]
+    pub addresses: Vec<SocketAddr>,
+    /// Do it although the service, or the tier that serves, is left without a ready backend.
     #[arg(long)]
     pub force: bool,
+    #[command(flatten)]
+    pub decision: Decision,
+    #[command(flatten)]
+    pub write: Write,
 }
 
 #[derive(Debug, Args)]
@@ -239,8 +306,73 @@ impl Endpoint {
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Tell every error of a configuration file, or sum up what it says.
-    Check { file: PathBuf },
+    /// Tell every error of a configuration, or sum up what it says.
+    Check {
+        /// A file, or a directory of them.
+        file: PathBuf,
+    },
+    /// What a configuration would do to the running balancer: services and backends that come, go and
+    /// change, flows that are kept, drained or cut, shares that move.
+    Diff {
+        /// A file or directory; left out: the agent's own.
+        file: Option<PathBuf>,
+        /// Fail if more live flows than this would be cut.
+        #[arg(long, value_name = "N")]
+        max_reset: Option<u64>,
+        /// Exit with 1 if anything would change.
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Take a configuration over while traffic runs: all of it, or nothing.
+    Apply(ApplyArgs),
+    /// The last change stays (after `apply --confirm`).
+    Confirm {
+        #[command(flatten)]
+        write: Write,
+    },
+    /// The last change is taken back at once (after `apply --confirm`).
+    Rollback {
+        #[command(flatten)]
+        write: Write,
+    },
+    /// The running configuration, with defaults, and what operators decided over it.
+    Show,
+    /// A JSON Schema of the file, for editors.
+    Schema {
+        /// For one file of a directory: nothing of the top level is required.
+        #[arg(long)]
+        part: bool,
+    },
+    /// Print a commented configuration to begin with, made of what this machine has.
+    Init(InitArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ApplyArgs {
+    /// A file or directory; left out: the agent reads its own again. The agent's own file is not
+    /// changed.
+    pub file: Option<PathBuf>,
+    /// Refuse if more live flows than this would be cut.
+    #[arg(long, value_name = "N")]
+    pub max_reset: Option<u64>,
+    /// Take it back after this time unless `lb config confirm` comes before (60s).
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub confirm: Option<Duration>,
+    #[command(flatten)]
+    pub write: Write,
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where packets come in; may be given several times. Left out: the most likely one.
+    #[arg(long = "iface", value_name = "IF")]
+    pub interfaces: Vec<String>,
+    /// The first service's address, as in 203.0.113.10:80.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub vip: Option<SocketAddr>,
+    /// A backend of it; may be given several times.
+    #[arg(long = "backend", value_name = "ADDRESS:PORT", requires = "vip")]
+    pub backends: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -264,6 +396,21 @@ fn interval(text: &str) -> Result<Duration, String> {
         return Err("at least 100ms".to_owned());
     }
     Ok(every)
+}
+
+/// At least a second: decisions and confirmations are kept in whole ones.
+fn span(text: &str) -> Result<Duration, String> {
+    let span = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if span < Duration::from_secs(1) { Err("at least 1s".to_owned()) } else { Ok(span) }
+}
+
+/// `mode=nat`: the value as it is, or as a text in TOML.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in mode=nat")?;
+    if key.is_empty() || !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+        return Err("a key is made of letters, digits and `-`".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn service_name(text: &str) -> Result<String, String> {
@@ -319,6 +466,15 @@ mod tests {
     fn global_options_may_stand_behind_the_command() {
         let cli = Cli::try_parse_from(["lb", "status", "-o", "json", "--socket", "/tmp/s", "-w=500ms"]).unwrap();
         assert_eq!((cli.global.output, cli.global.socket), (Format::Json, PathBuf::from("/tmp/s")));
+    }
+
+    #[test]
+    fn a_weight_follows_any_number_of_backends() {
+        let cli = Cli::try_parse_from(["lb", "backend", "weight", "web", "10.0.0.1:80", "10.0.0.2:80", "7"]).unwrap();
+        let Command::Backend(BackendCommand::Weight { target, weight }) = cli.command else { panic!("{cli:?}") };
+        assert_eq!((target.addresses.len(), weight), (2, 7));
+        assert!(Cli::try_parse_from(["lb", "backend", "weight", "web", "7"]).is_err());
+        assert!(Cli::try_parse_from(["lb", "backend", "drain", "web"]).is_err());
     }
 
     #[test]

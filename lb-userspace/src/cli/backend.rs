@@ -1,16 +1,13 @@
-//! What an operator decides about a backend.
+//! What an operator decides about backends.
 
 use super::{
     Exit, Failure,
-    args::{BackendCommand, Global, Target},
+    args::{BackendCommand, Decision, Global, Target},
     output::Printer,
-    reads::{self, block_on},
-    render,
+    reads, render,
+    writes::{seconds, write},
 };
-use crate::api::{
-    client,
-    model::{Change, CommandDone, CommandRequest},
-};
+use crate::api::model::{Change, CommandDone, CommandRequest};
 
 /// `lb backend ...`: the list, or one change.
 pub fn backend(global: &Global, printer: &Printer, command: BackendCommand) -> Result<Exit, Failure> {
@@ -25,10 +22,11 @@ pub fn backend(global: &Global, printer: &Printer, command: BackendCommand) -> R
         BackendCommand::Maintenance(target) => (target, Change::Maintenance),
         BackendCommand::Weight { target, weight } => (target, Change::Weight { weight }),
     };
-    let Target { service, address, force } = target;
-    let request = CommandRequest { service, address, change, force };
-    let done: CommandDone = block_on(client::post(&global.socket, "/v1/commands", &request))?
-        .map_err(|e| Failure::of_client(e, &global.socket))?;
+    let Target { service, mut addresses, force, decision: Decision { reason, lasts }, write: options } = target;
+    let address = addresses.remove(0);
+    let for_seconds = seconds(lasts);
+    let request = CommandRequest { service, address, addresses, change, force, reason, for_seconds };
+    let done: CommandDone = write(global, "/v1/commands", &options, &request)?;
     printer.print(done, render::command_done)?;
     Ok(Exit::Done)
 }

@@ -24,11 +24,13 @@ pub struct Failure {
     pub what: String,
     pub why: String,
     pub next: String,
+    /// Everything there is to say, on several lines, before these three.
+    pub report: Option<String>,
 }
 
 impl Failure {
     pub fn new(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, what: what.into(), why: why.into(), next: next.into() }
+        Self { exit: Exit::Failed, what: what.into(), why: why.into(), next: next.into(), report: None }
     }
 
     pub fn of_client(error: ClientError, socket: &Path) -> Self {
@@ -56,11 +58,14 @@ impl Failure {
             ClientError::Broken(why) => {
                 Self::new(format!("cannot understand {at}"), why, "use an `lb` of the agent's version: lb --version")
             }
-            ClientError::Refused(ErrorView { what, why, next, .. }) => Self::new(what, why, next),
+            ClientError::Refused(ErrorView { what, why, next, report, .. }) => {
+                Self { report, ..Self::new(what, why, next) }
+            }
         }
     }
 
     pub fn view(&self) -> ErrorView {
-        ErrorView { code: self.exit as u8, what: self.what.clone(), why: self.why.clone(), next: self.next.clone() }
+        let Self { exit, what, why, next, report } = self.clone();
+        ErrorView { code: exit as u8, what, why, next, report }
     }
 }

@@ -3,24 +3,28 @@
 mod args;
 mod backend;
 mod check;
+mod config;
 mod decap;
 mod detach;
 mod doctor;
 mod failure;
 mod flows;
+mod init;
 mod maps;
 mod output;
 mod reads;
 mod render;
 mod run;
+mod service;
 mod stats;
+mod writes;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 pub use args::Cli;
-use args::{Command, ConfigCommand, ServiceCommand};
+use args::Command;
 pub use failure::{Exit, Failure};
 use output::Printer;
 
@@ -43,13 +47,12 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
     let Cli { global, command } = cli;
     match command {
         Command::Run(arguments) => run::run(&global, arguments),
-        Command::Status { watch } => reads::status(&global, printer, watch),
-        Command::Service(ServiceCommand::List { watch }) => reads::service_list(&global, printer, watch),
-        Command::Service(ServiceCommand::Show { name, watch }) => reads::service_show(&global, printer, &name, watch),
+        Command::Status { check, watch } => reads::status(&global, printer, check, watch),
+        Command::Service(command) => service::service(&global, printer, command),
         Command::Backend(command) => backend::backend(&global, printer, command),
         Command::Stats { service, watch } => stats::stats(&global, printer, service.as_deref(), watch),
         Command::Flows(arguments) => flows::flows(&global, printer, &arguments),
-        Command::Config(ConfigCommand::Check { file }) => check::check(printer, &file),
+        Command::Config(command) => config::config(&global, printer, command),
         Command::Decap(arguments) => decap::decap(&global, printer, arguments),
         Command::Doctor(arguments) => doctor::doctor(&global, printer, arguments),
         Command::Detach { force } => detach::detach(&global, printer, force),

@@ -47,6 +47,18 @@ impl Printer {
         }
     }
 
+    /// Prints text that is meant for a file, as it is.
+    ///
+    /// # Errors
+    /// Standard output cannot be written to.
+    pub fn text(&self, text: &str) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|e| cannot_print(&e)),
+        }
+    }
+
     /// Prints what `read` returns, once or again and again. Whoever reads may go away: that ends
     /// the watch without a failure.
     ///
@@ -102,9 +114,13 @@ impl Printer {
             let text = serde_json::to_string(&Document::new(failure.view()));
             text.map_err(io::Error::from).and_then(|text| writeln!(err, "{text}"))
         } else {
-            let Failure { what, why, next, .. } = failure;
+            let Failure { what, why, next, report, .. } = failure;
+            let report = report.as_ref().map(|report| format!("{}\n\n", report.trim_end())).unwrap_or_default();
             // Nobody is left to tell when standard error is gone.
-            writeln!(err, "\x1b[1;31merror:\x1b[0m {what}\n\x1b[1mwhy:\x1b[0m   {why}\n\x1b[1mnext:\x1b[0m  {next}")
+            writeln!(
+                err,
+                "{report}\x1b[1;31merror:\x1b[0m {what}\n\x1b[1mwhy:\x1b[0m   {why}\n\x1b[1mnext:\x1b[0m  {next}"
+            )
         };
         drop(written);
     }

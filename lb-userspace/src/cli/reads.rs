@@ -13,8 +13,17 @@ use crate::api::{
     model::{BackendList, ServiceList, ServiceView, Status},
 };
 
-pub fn status(global: &Global, printer: &Printer, watch: Watch) -> Result<Exit, Failure> {
-    printer.watched(watch, || get::<Status>(global, "/v1/status"), render::status)
+/// Exits with [`Exit::Failed`] while the last good configuration runs instead of the agent's own file;
+/// with `check`, whenever anything is not as it should be.
+pub fn status(global: &Global, printer: &Printer, check: bool, watch: Watch) -> Result<Exit, Failure> {
+    let read = || get::<Status>(global, "/v1/status");
+    if watch.every.is_some() {
+        return printer.watched(watch, read, render::status);
+    }
+    let status = read()?;
+    let failed = status.config.fallback.is_some() || (check && !status.problems().is_empty());
+    printer.print(status, render::status)?;
+    Ok(if failed { Exit::Failed } else { Exit::Done })
 }
 
 pub fn service_list(global: &Global, printer: &Printer, watch: Watch) -> Result<Exit, Failure> {

@@ -147,9 +147,9 @@ fn unique_backends(findings: &mut Findings, service: &ServiceDraft) {
         findings,
         addresses,
         |address| *address,
-        |line, address| {
+        |place, address| {
             (
-                format!("the backend {address} is in this service already (line {line})"),
+                format!("the backend {address} is in this service already ({place})"),
                 "remove one of the two; for a larger share give it a weight".to_owned(),
             )
         },
@@ -181,8 +181,8 @@ fn weights(findings: &mut Findings, service: &ServiceDraft) {
 
 fn unique_names(findings: &mut Findings, services: &[ServiceDraft]) {
     let names = services.iter().filter_map(|service| service.name.as_ref().ok());
-    unique(findings, names, String::clone, |line, name| {
-        let message = format!("the name {name:?} is taken already (line {line})");
+    unique(findings, names, String::clone, |place, name| {
+        let message = format!("the name {name:?} is taken already ({place})");
         (message, "commands and metrics know services by their names: give each its own".to_owned())
     });
 }
@@ -199,9 +199,9 @@ fn unique_listens(findings: &mut Findings, services: &[ServiceDraft]) {
         findings,
         &listens,
         |listen| *listen,
-        |line, (address, protocol)| {
+        |place, (address, protocol)| {
             (
-                format!("another service listens on {address} ({}) already (line {line})", protocol.name()),
+                format!("another service listens on {address} ({}) already ({place})", protocol.name()),
                 "address, port and protocol together must differ; put the backends into one service".to_owned(),
             )
         },
@@ -213,13 +213,13 @@ fn unique<'a, T: 'a, K: Ord>(
     findings: &mut Findings,
     values: impl IntoIterator<Item = &'a Located<T>>,
     key: impl Fn(&T) -> K,
-    words: impl Fn(u32, &T) -> (String, String),
+    words: impl Fn(&str, &T) -> (String, String),
 ) {
     let mut seen: BTreeMap<K, &At> = BTreeMap::new();
     for Located { value, at } in values {
         let first = *seen.entry(key(value)).or_insert(at);
         if first != at {
-            let (message, help) = words(findings.line(first), value);
+            let (message, help) = words(&findings.place(first), value);
             let finding = Finding::new(at, message).and(first, "first here").help(help);
             findings.error(finding);
         }

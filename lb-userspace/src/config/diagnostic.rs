@@ -12,6 +12,9 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// The setting, as in `service[0].backend[2].address`; empty when it is the file as a whole.
     pub path: String,
+    /// Of a configuration of several files: the one that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// From 1; `None` when the file could not be read.
     pub line: Option<u32>,
     /// From 1, in characters; `None` when the file could not be read.
@@ -48,6 +51,7 @@ impl Diagnostic {
         Self {
             severity: Severity::Error,
             path: String::new(),
+            file: None,
             line: None,
             column: None,
             message,
@@ -129,27 +133,37 @@ impl Findings {
         self.push(Severity::Warning, finding);
     }
 
-    /// Line of a setting, to name it in the message of another one.
-    pub(super) fn line(&self, at: &At) -> u32 {
-        self.source.position(at.span.start).0
+    /// Where a setting is, to name it in the message of another one: `line 7`, `line 7 of a.toml`.
+    pub(super) fn place(&self, at: &At) -> String {
+        let (line, _) = self.source.position(at.span.start);
+        match self.source.name_of(at.span.start) {
+            Some(file) => format!("line {line} of {file}"),
+            None => format!("line {line}"),
+        }
+    }
+
+    /// Offset of the first byte of each file.
+    pub(super) fn bases(&self) -> Vec<usize> {
+        self.source.bases().collect()
     }
 
     pub(super) fn has_errors(&self) -> bool {
         self.found.iter().any(|d| d.severity == Severity::Error)
     }
 
-    /// Everything found, in the order of the file.
+    /// Everything found, in the order of the files.
     pub(super) fn into_diagnostics(mut self) -> Vec<Diagnostic> {
-        self.found.sort_by_key(|d| (d.line, d.column));
+        self.found.sort_by_key(|d| d.place.as_ref().map(|place| place.span.start));
         self.found
     }
 
     fn push(&mut self, severity: Severity, finding: Finding) {
         let Finding { at: At { path, span }, message, help, related } = finding;
         let (line, column) = self.source.position(span.start);
+        let file = self.source.name_of(span.start).map(str::to_owned);
         let help = (!help.is_empty()).then(|| help.join("\n"));
         let place = Some(Place { source: Arc::clone(&self.source), span, related });
         let (line, column) = (Some(line), Some(column));
-        self.found.push(Diagnostic { severity, path, line, column, message, help, place });
+        self.found.push(Diagnostic { severity, path, file, line, column, message, help, place });
     }
 }

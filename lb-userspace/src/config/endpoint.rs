@@ -14,11 +14,19 @@ pub(super) const LISTEN_ALLOWED: &str =
     "an IP address and a port: \"203.0.113.10:80\", \"[2001:db8::10]:80\"; port 0 stands for every port";
 pub(super) const BACKEND_ALLOWED: &str = "an IP address and a port: \"10.0.0.11:8080\", \"[2001:db8::11]:8080\"; no port where the service listens on every port";
 
+pub(super) const CHECK_ALLOWED: &str = "an IP address, with a port or without: \"10.1.0.11\", \"10.1.0.11:8008\"";
+
 /// An address as it is written, with a port or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) ip: IpAddr,
     pub(super) port: Option<u16>,
+}
+
+impl Endpoint {
+    pub(super) fn or_port(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(port))
+    }
 }
 
 pub(super) fn listen(findings: &mut Findings, field: &Field<'_>) -> Read<SocketAddr> {
@@ -38,6 +46,10 @@ pub(super) fn listen(findings: &mut Findings, field: &Field<'_>) -> Read<SocketA
 
 pub(super) fn backend(findings: &mut Findings, field: &Field<'_>) -> Read<Endpoint> {
     endpoint(findings, field, BACKEND_ALLOWED)
+}
+
+pub(super) fn check(findings: &mut Findings, field: &Field<'_>) -> Read<Endpoint> {
+    endpoint(findings, field, CHECK_ALLOWED)
 }
 
 /// The backend's address with the port that goes with the service's; `mode`: none that could be read.

@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, time::Duration};
 
+use serde_json::{Value, json};
 use toml::de::DeValue;
 
 use super::{
@@ -18,6 +19,9 @@ pub(super) trait Form<T>: Sync {
     /// How this value is written.
     fn literal(&self, value: &T) -> String;
 
+    /// What may be written, in JSON Schema.
+    fn schema(&self) -> Value;
+
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<T>;
 }
 
@@ -33,6 +37,10 @@ impl Form<bool> for Flag {
         value.to_string()
     }
 
+    fn schema(&self) -> Value {
+        json!({ "type": "boolean" })
+    }
+
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<bool> {
         field.value.as_bool().ok_or_else(|| mismatch(findings, field, &self.allowed(), None))
     }
@@ -46,7 +54,7 @@ pub(super) struct Whole<T> {
     pub(super) unit: &'static str,
 }
 
-impl<T: Copy + Display + PartialOrd + TryFrom<i64> + Sync> Form<T> for Whole<T> {
+impl<T: Copy + Display + Into<u64> + PartialOrd + TryFrom<i64> + Sync> Form<T> for Whole<T> {
     fn allowed(&self) -> String {
         let unit = if self.unit.is_empty() { String::new() } else { format!(" ({})", self.unit) };
         format!("a whole number from {} to {}{unit}", self.min, self.max)
@@ -54,6 +62,11 @@ impl<T: Copy + Display + PartialOrd + TryFrom<i64> + Sync> Form<T> for Whole<T> 
 
     fn literal(&self, value: &T) -> String {
         value.to_string()
+    }
+
+    fn schema(&self) -> Value {
+        let (min, max): (u64, u64) = (self.min.into(), self.max.into());
+        json!({ "type": "integer", "minimum": min, "maximum": max })
     }
 
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<T> {
@@ -73,6 +86,9 @@ impl<T: Copy + Display + PartialOrd + TryFrom<i64> + Sync> Form<T> for Whole<T> 
     }
 }
 
+/// What a time looks like, as a regular expression.
+pub(super) const TIME_PATTERN: &str = "^\\s*([0-9]+\\s*[A-Za-z\u{b5}]+\\s*)+$";
+
 /// A time span with its unit, shortest and longest allowed one included.
 pub(super) struct Time {
     pub(super) min: Duration,
@@ -87,6 +103,10 @@ impl Form<Duration> for Time {
 
     fn literal(&self, value: &Duration) -> String {
         format!("\"{}\"", humantime::format_duration(*value))
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "type": "string", "pattern": TIME_PATTERN })
     }
 
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<Duration> {
@@ -115,8 +135,6 @@ impl Form<Duration> for Time {
 pub(super) struct OneOf<T: 'static> {
     pub(super) all: &'static [T],
     pub(super) name: fn(T) -> &'static str,
-    /// Words that a later version will know.
-    pub(super) planned: &'static [&'static str],
 }
 
 impl<T: Copy + Sync> OneOf<T> {
@@ -134,6 +152,10 @@ impl<T: Copy + Sync> Form<T> for OneOf<T> {
         format!("\"{}\"", (self.name)(*value))
     }
 
+    fn schema(&self) -> Value {
+        json!({ "enum": self.words().collect::<Vec<_>>() })
+    }
+
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<T> {
         let Some(written) = text(field.value) else {
             return Err(mismatch(findings, field, &format!("one of {}", self.allowed()), None));
@@ -142,13 +164,8 @@ impl<T: Copy + Sync> Form<T> for OneOf<T> {
             return Ok(*value);
         }
         let allowed = format!("allowed: {}", self.allowed());
-        let finding = if self.planned.contains(&written) {
-            let message = format!("`{}` = {written:?} is planned, but this version cannot do it yet", field.name);
-            Finding::new(&field.at, message)
-        } else {
-            Finding::new(&field.at, format!("`{}` cannot be {written:?}", field.name))
-                .maybe_help(did_you_mean(written, self.words()))
-        };
+        let finding = Finding::new(&field.at, format!("`{}` cannot be {written:?}", field.name))
+            .maybe_help(did_you_mean(written, self.words()));
         Err(findings.error(finding.help(allowed)))
     }
 }
@@ -170,8 +187,47 @@ impl<T> Form<T> for Special<T> {
         String::new()
     }
 
+    /// Anything: only the reader knows.
+    fn schema(&self) -> Value {
+        json!({})
+    }
+
     fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<T> {
         (self.read)(findings, field)
+    }
+}
+
+/// A special form that a schema can describe too.
+pub(super) struct Shaped<T> {
+    pub(super) special: Special<T>,
+    pub(super) shape: fn() -> Value,
+}
+
+impl<T> Shaped<T> {
+    pub(super) const fn new(
+        allowed: &'static str,
+        read: fn(&mut Findings, &Field<'_>) -> Read<T>,
+        shape: fn() -> Value,
+    ) -> Self {
+        Self { special: Special { allowed, read }, shape }
+    }
+}
+
+impl<T> Form<T> for Shaped<T> {
+    fn allowed(&self) -> String {
+        self.special.allowed()
+    }
+
+    fn literal(&self, value: &T) -> String {
+        self.special.literal(value)
+    }
+
+    fn schema(&self) -> Value {
+        (self.shape)()
+    }
+
+    fn read(&self, findings: &mut Findings, field: &Field<'_>) -> Read<T> {
+        self.special.read(findings, field)
     }
 }
 

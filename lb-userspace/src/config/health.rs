@@ -1,16 +1,22 @@
-//! Reading `[service.health]`: which check, and what goes with it.
+//! Reading `[service.health]`: which check, when, and where it asks.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use lb_common::abi::Protocol;
 use toml::de::DeTable;
 
 use super::{
     diagnostic::{At, Finding, Findings, Located, Read},
-    keys::{self, CheckKind},
-    model::{Check, Health},
+    health_check,
+    health_keys::{self as keys, CheckKind},
+    keys::HEALTH_TABLE,
+    model::{AgentHealth, Health},
+    probes::{AgentCheck, Check},
     reader::{Describe, Table},
 };
+
+/// Where Patroni's REST API listens when it is not told otherwise.
+const PATRONI_PORT: u16 = 8008;
 
 /// What the check has to know of its service.
 struct Service<'a> {
@@ -20,8 +26,11 @@ struct Service<'a> {
 
 impl Service<'_> {
     /// Why the port of a backend tells nothing about where to check; `None`: it can be checked.
-    fn no_port_to_check(&self) -> Option<(&'static str, &At)> {
-        if self.protocol.value == Protocol::Udp {
+    fn no_port_to_check(&self, kind: CheckKind) -> Option<(&'static str, &At)> {
+        let over_udp = matches!(kind, CheckKind::Udp | CheckKind::Dns);
+        if matches!(kind, CheckKind::None | CheckKind::Exec | CheckKind::Patroni) {
+            None
+        } else if self.protocol.value == Protocol::Udp && !over_udp {
             Some(("a UDP service has no TCP port of its own to check", &self.protocol.at))
         } else if self.protocol.value == Protocol::Sctp {
             Some(("an SCTP service has no TCP port of its own to check", &self.protocol.at))
@@ -38,12 +47,13 @@ pub(super) fn read(
     service: &Table<'_>,
     protocol: &Read<Located<Protocol>>,
     listen: &Read<Located<SocketAddr>>,
+    asks_role: bool,
 ) -> Read<Health> {
     let nothing = DeTable::new();
-    let table = match service.table(findings, &keys::HEALTH_TABLE)? {
+    let table = match service.table(findings, &HEALTH_TABLE)? {
         Some(table) => table,
         None => {
-            let at = At { path: service.path(keys::HEALTH_TABLE.name), span: service.at.span };
+            let at = At { path: service.path(HEALTH_TABLE.name), span: service.at.span };
             Table::open(findings, &nothing, &keys::HEALTH, at)
         }
     };
@@ -54,11 +64,17 @@ pub(super) fn read(
     let kind = kind(findings, &table, &of);
     let port = port(findings, &table, &kind, &of);
     let timing = timing(findings, &table);
-    let check = check(findings, &table, &kind);
+    let agent = agent(findings, &table);
+    let check = health_check::read(findings, &table, &kind, asks_role);
     if let Ok(Located { value: CheckKind::None, at }) = &kind {
         warn_of_idle_keys(findings, &table, at);
     }
-    Ok(Health { check: check?, port: port?, ..timing? })
+    let timing = timing?;
+    let agent = agent?.map(|Agent { port, interval, check }| {
+        let interval = interval.unwrap_or(timing.interval);
+        AgentHealth { port, interval, check }
+    });
+    Ok(Health { check: check?, port: port?, agent, ..timing })
 }
 
 /// The kind of check; the one that suits the service when it is left out.
@@ -68,7 +84,7 @@ fn kind(findings: &mut Findings, table: &Table<'_>, of: &Read<Service<'_>>) -> R
     }
     let at = At { path: table.path(keys::CHECK_TYPE.name), span: table.at.span };
     let of = of.as_ref().map_err(|reported| *reported)?;
-    match of.no_port_to_check() {
+    match of.no_port_to_check(CheckKind::Tcp) {
         None => Ok(Located { value: CheckKind::Tcp, at }),
         Some((why, _)) if table.is_empty() => {
             let message = "the backends of this service are not checked: they count as up even when they are dead";
@@ -82,7 +98,7 @@ fn kind(findings: &mut Findings, table: &Table<'_>, of: &Read<Service<'_>>) -> R
         Some((why, cause)) => {
             let finding = Finding::new(&at, "`type` is missing in [service.health]")
                 .and(cause, "this service has no check by default")
-                .help(format!("{why}: write type = \"tcp\" or \"http\" with a `port`, or type = \"none\""));
+                .help(format!("{why}: write type = \"tcp\" or \"http\" with a `port`, \"udp\", \"dns\", or \"none\""));
             Err(findings.error(finding))
         }
     }
@@ -98,27 +114,62 @@ fn port(
         return Ok(Some(port.value));
     }
     let (Ok(kind), Ok(of)) = (kind, of) else { return Ok(None) };
-    match of.no_port_to_check() {
-        Some((why, cause)) if kind.value != CheckKind::None => {
+    match of.no_port_to_check(kind.value) {
+        Some((why, cause)) => {
             let at = At { path: table.path(keys::CHECK_PORT.name), span: kind.at.span };
             let message = format!("this service needs a `port` for its \"{}\" check", kind.value.name());
             let finding = Finding::new(&at, message)
                 .and(cause, "because of this")
-                .help(format!("{why}: write the TCP port to ask, as in port = 8080"));
+                .help(format!("{why}: write the port to ask, as in port = 8080"));
             Err(findings.error(finding))
         }
-        _ => Ok(None),
+        None if kind.value == CheckKind::Patroni => Ok(Some(PATRONI_PORT)),
+        None => Ok(None),
     }
+}
+
+/// The agent's interval may be that of the check, which is read elsewhere.
+struct Agent {
+    port: u16,
+    interval: Option<Duration>,
+    check: AgentCheck,
+}
+
+fn agent(findings: &mut Findings, table: &Table<'_>) -> Read<Option<Agent>> {
+    let port = table.find(findings, &keys::AGENT_PORT);
+    let interval = table.find(findings, &keys::AGENT_INTERVAL);
+    let send = table.find(findings, &keys::AGENT_SEND);
+    let (port, interval, send) = (port?, interval?, send?);
+    if let Some(port) = port {
+        let check = AgentCheck { send: send.map_or_else(String::new, |send| send.value) };
+        return Ok(Some(Agent { port: port.value, interval: interval.map(|interval| interval.value), check }));
+    }
+    let mut bad = Ok(None);
+    for (key, at) in [(keys::AGENT_INTERVAL.name, interval.map(|i| i.at)), (keys::AGENT_SEND.name, send.map(|s| s.at))]
+    {
+        let Some(at) = at else { continue };
+        let finding = Finding::new(&at, format!("`{key}` needs an `agent-port`"));
+        bad = Err(findings.error(finding.help("write the port that the agent listens on, as in agent-port = 9999")));
+    }
+    bad
 }
 
 /// Everything but the check itself.
 fn timing(findings: &mut Findings, table: &Table<'_>) -> Read<Health> {
     let interval = table.value(findings, &keys::INTERVAL);
+    let fast = table.find(findings, &keys::FAST_INTERVAL);
     let timeout = table.find(findings, &keys::TIMEOUT);
     let fall = table.value(findings, &keys::FALL);
     let rise = table.value(findings, &keys::RISE);
     let jitter = table.value(findings, &keys::JITTER);
-    let (interval, timeout) = (interval?, timeout?);
+    let (interval, fast, timeout) = (interval?, fast?, timeout?);
+    if let Some(fast) = fast.as_ref().filter(|fast| fast.value > interval.value) {
+        let show = humantime::format_duration(interval.value);
+        let finding = Finding::new(&fast.at, format!("`fast-interval` is longer than `interval` ({show})"))
+            .and(&interval.at, format!("interval {show}"))
+            .help("it is for asking more often while the state may be changing");
+        return Err(findings.error(finding));
+    }
     if let Some(timeout) = timeout.as_ref().filter(|timeout| timeout.value > interval.value) {
         let show = humantime::format_duration(interval.value);
         let finding = Finding::new(&timeout.at, format!("`timeout` is longer than `interval` ({show})"))
@@ -129,41 +180,26 @@ fn timing(findings: &mut Findings, table: &Table<'_>) -> Read<Health> {
     Ok(Health {
         check: Check::None,
         interval: interval.value,
+        fast_interval: fast.map(|fast| fast.value),
         timeout: timeout.map_or(interval.value.min(keys::DEFAULT_TIMEOUT_MAX), |timeout| timeout.value),
         fall: fall?.value,
         rise: rise?.value,
         jitter_percent: jitter?.value,
         port: None,
+        agent: None,
     })
 }
 
-fn check(findings: &mut Findings, table: &Table<'_>, kind: &Read<Located<CheckKind>>) -> Read<Check> {
-    let path = table.value(findings, &keys::HTTP_PATH);
-    let host = table.find(findings, &keys::HTTP_HOST);
-    let expect = table.value(findings, &keys::HTTP_EXPECT);
-    let kind = kind.as_ref().map_err(|reported| *reported)?;
-    let check = match kind.value {
-        CheckKind::Http => {
-            return Ok(Check::Http { path: path?.value, host: host?.map(|host| host.value), expect: expect?.value });
-        }
-        CheckKind::Tcp => Check::Tcp,
-        CheckKind::None => Check::None,
-    };
-    let mut bad = None;
-    for key in [keys::HTTP_PATH.name, keys::HTTP_HOST.name, keys::HTTP_EXPECT.name] {
-        if let Some(field) = table.field(key) {
-            let finding =
-                Finding::new(&field.at, format!("`{key}` does not go with a \"{}\" check", kind.value.name()))
-                    .help(format!("write type = \"http\", or leave out `{key}`"));
-            bad = Some(findings.error(finding));
-        }
-    }
-    bad.map_or(Ok(check), Err)
-}
-
 fn warn_of_idle_keys(findings: &mut Findings, table: &Table<'_>, kind: &At) {
-    let idle: [&dyn Describe; 6] =
-        [&keys::CHECK_PORT, &keys::INTERVAL, &keys::TIMEOUT, &keys::FALL, &keys::RISE, &keys::JITTER];
+    let idle: [&dyn Describe; 7] = [
+        &keys::CHECK_PORT,
+        &keys::INTERVAL,
+        &keys::FAST_INTERVAL,
+        &keys::TIMEOUT,
+        &keys::FALL,
+        &keys::RISE,
+        &keys::JITTER,
+    ];
     for key in idle.map(|key| key.name()) {
         if let Some(field) = table.field(key) {
             let finding = Finding::new(&field.at, format!("`{key}` has no effect: backends are not checked"))

@@ -1,5 +1,5 @@
 //! Every key of the file: how it is written, what it means when it is left out, what it does. The
-//! reader and the reference (docs/configuration.md) both come from here.
+//! reader, the reference (docs/configuration.md) and the JSON Schema all come from here.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,33 +7,15 @@ use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limit
 
 use super::{
     endpoint::{self, Endpoint},
-    form::{Flag, OneOf, Special, Time, Whole},
-    model::{MssClamp, PortRange, StatusRange, Tunnel, TunnelSource, XdpMode},
+    form::{Flag, OneOf, Shaped, Time, Whole},
+    health_keys::HEALTH,
+    model::{MssClamp, PortRange, Tunnel, TunnelSource, XdpMode},
     quic,
     reader::{Key, LeftOut, Nested, Section},
+    role_keys, shape,
     timeouts::{self, TIMEOUTS_TABLE},
     tunnel, value,
 };
-
-/// Kinds of health check, before their details are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CheckKind {
-    Tcp,
-    Http,
-    None,
-}
-
-impl CheckKind {
-    const ALL: [Self; 3] = [Self::Tcp, Self::Http, Self::None];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http => "http",
-            Self::None => "none",
-        }
-    }
-}
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
@@ -46,6 +28,7 @@ pub(super) static TOP: Section = Section {
         &INTERFACES,
         &XDP_MODE,
         &MANAGE_ADDRESSES,
+        &WATCH_CONFIG,
         &SOURCE_PORTS,
         &MAGLEV_TABLE_SIZE,
         &LIMITS_TABLE,
@@ -55,7 +38,7 @@ pub(super) static TOP: Section = Section {
 
 pub(super) static INTERFACES: Key<Vec<String>> = Key {
     name: "interfaces",
-    form: &Special { allowed: value::INTERFACES_ALLOWED, read: value::interfaces },
+    form: &Shaped::new(value::INTERFACES_ALLOWED, value::interfaces, shape::interfaces),
     left_out: LeftOut::Required,
     doc: "Where packets come in: the XDP program is attached to each. One for one-arm, two or more where clients \
           and backends are on different sides. Of a VLAN interface the one below is attached to, and frames keep \
@@ -64,7 +47,7 @@ pub(super) static INTERFACES: Key<Vec<String>> = Key {
 
 pub(super) static XDP_MODE: Key<XdpMode> = Key {
     name: "xdp-mode",
-    form: &OneOf { all: &XdpMode::ALL, name: XdpMode::name, planned: &[] },
+    form: &OneOf { all: &XdpMode::ALL, name: XdpMode::name },
     left_out: LeftOut::Value(XdpMode::Auto),
     doc: "`native` runs in the driver, `generic` in the kernel's receive path (slower, works everywhere); `auto` \
           takes native, falls back to generic where the driver cannot, and says so.",
@@ -78,9 +61,17 @@ pub(super) static MANAGE_ADDRESSES: Key<bool> = Key {
           the packets here.",
 };
 
+pub(super) static WATCH_CONFIG: Key<bool> = Key {
+    name: "watch-config",
+    form: &Flag,
+    left_out: LeftOut::Value(false),
+    doc: "Take the file, or the directory, over whenever it changes. `false`: only when told to (`lb config apply`, \
+          SIGHUP).",
+};
+
 pub(super) static SOURCE_PORTS: Key<Vec<PortRange>> = Key {
     name: "source-ports",
-    form: &Special { allowed: value::PORTS_ALLOWED, read: value::source_ports },
+    form: &Shaped::new(value::PORTS_ALLOWED, value::source_ports, shape::source_ports),
     left_out: LeftOut::Text("\"1024-56903, 61000-65535\""),
     doc: "`full-nat`: source ports towards backends, at least 1024 of them. Ranges may overlap; they are sorted and \
           joined. The host's own connections need ports outside of them: of Linux's usual 32768-60999 the default leaves 4,096.",
@@ -183,6 +174,10 @@ pub(super) static SERVICE: Section = Section {
         &TUNNEL_SOURCE_ENTROPY,
         &TUNNEL_DF,
         &quic::SERVER_ID_LENGTH,
+        &role_keys::ROLE,
+        &role_keys::MAX_LAG,
+        &role_keys::REPLICA_FALLBACK,
+        &role_keys::ON_MULTIPLE_PRIMARIES,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
         &MSS_CLAMP,
@@ -192,14 +187,14 @@ pub(super) static SERVICE: Section = Section {
 
 pub(super) static SERVICE_NAME: Key<String> = Key {
     name: "name",
-    form: &Special { allowed: value::NAME_ALLOWED, read: value::service_name },
+    form: &Shaped::new(value::NAME_ALLOWED, value::service_name, shape::service_name),
     left_out: LeftOut::Required,
     doc: "How the service is called in commands, metrics and logs; unique.",
 };
 
 pub(super) static LISTEN: Key<SocketAddr> = Key {
     name: "listen",
-    form: &Special { allowed: endpoint::LISTEN_ALLOWED, read: endpoint::listen },
+    form: &Shaped::new(endpoint::LISTEN_ALLOWED, endpoint::listen, shape::listen),
     left_out: LeftOut::Required,
     doc: "What clients connect to. A service on every port stands beside services on single ports of the same \
           address, which go first.",
@@ -207,7 +202,7 @@ pub(super) static LISTEN: Key<SocketAddr> = Key {
 
 pub(super) static PROTOCOL: Key<Protocol> = Key {
     name: "protocol",
-    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp], name: Protocol::name, planned: &[] },
+    form: &OneOf { all: &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp], name: Protocol::name },
     left_out: LeftOut::Value(Protocol::Tcp),
     doc: "For several, write a service each. `sctp` goes with direct server return (`dsr-...`) only: nothing of its \
           packets can be translated.",
@@ -215,7 +210,7 @@ pub(super) static PROTOCOL: Key<Protocol> = Key {
 
 pub(super) static MODE: Key<Mode> = Key {
     name: "mode",
-    form: &OneOf { all: Mode::ALL, name: Mode::name, planned: &[] },
+    form: &OneOf { all: Mode::ALL, name: Mode::name },
     left_out: LeftOut::Value(Mode::FullNat),
     doc: "How packets reach the backends. `full-nat` rewrites source and destination: backends need no change. \
           `nat` keeps the client's address: backends must route their replies through the balancer. `dsr-l2` (direct \
@@ -227,7 +222,7 @@ pub(super) static MODE: Key<Mode> = Key {
 
 pub(super) static SCHEDULER: Key<Scheduler> = Key {
     name: "scheduler",
-    form: &OneOf { all: Scheduler::ALL, name: Scheduler::name, planned: &[] },
+    form: &OneOf { all: Scheduler::ALL, name: Scheduler::name },
     left_out: LeftOut::Value(Scheduler::RoundRobin),
     doc: "How a backend is picked. `round-robin` takes them in turn, `weighted-round-robin` in turn and as often as \
           their weights say. `least-connections` takes the one with the fewest flows for its weight, `random-two` \
@@ -237,7 +232,7 @@ pub(super) static SCHEDULER: Key<Scheduler> = Key {
 
 pub(super) static GRANULARITY: Key<Granularity> = Key {
     name: "granularity",
-    form: &OneOf { all: Granularity::ALL, name: Granularity::name, planned: &[] },
+    form: &OneOf { all: Granularity::ALL, name: Granularity::name },
     left_out: LeftOut::Value(Granularity::Flow),
     doc: "What is scheduled: each `flow` once, each `packet` anew (UDP only), or each `client`, so that all its flows \
           go to one backend.",
@@ -268,14 +263,14 @@ pub(super) static GUE_PORT: Key<u16> = Key {
 
 pub(super) static TUNNEL_SOURCE: Key<Vec<TunnelSource>> = Key {
     name: "tunnel-source",
-    form: &Special { allowed: tunnel::SOURCE_ALLOWED, read: tunnel::source },
+    form: &Shaped::new(tunnel::SOURCE_ALLOWED, tunnel::source, shape::tunnel_source),
     left_out: LeftOut::Depends("the host's own address towards the backend"),
     doc: "Tunnels: outer source address. Where it is not this host's, ICMP errors about the tunnel are lost.",
 };
 
 pub(super) static TUNNEL_SOURCE_ENTROPY: Key<Vec<TunnelSource>> = Key {
     name: "tunnel-source-entropy",
-    form: &Special { allowed: tunnel::ENTROPY_ALLOWED, read: tunnel::entropy },
+    form: &Shaped::new(tunnel::ENTROPY_ALLOWED, tunnel::entropy, shape::tunnel_prefix),
     left_out: LeftOut::Depends("no address is chosen"),
     doc: "Tunnels: outer source addresses are chosen from this prefix, one for each flow (at most the last 32 bits), so \
           that backends' network cards spread `dsr-ipip` over their queues. Nothing may filter these addresses on the \
@@ -284,7 +279,7 @@ pub(super) static TUNNEL_SOURCE_ENTROPY: Key<Vec<TunnelSource>> = Key {
 
 pub(super) static TUNNEL_DF: Key<DontFragment> = Key {
     name: "tunnel-df",
-    form: &OneOf { all: DontFragment::ALL, name: DontFragment::name, planned: &[] },
+    form: &OneOf { all: DontFragment::ALL, name: DontFragment::name },
     left_out: LeftOut::Value(DontFragment::Copy),
     doc: "Tunnels over IPv4: \"don't fragment\" of the outer header. `copy` takes the inner packet's (always set for \
           IPv6), `set` always sets it, `clear` lets routers on the way fragment what is too big for a link.",
@@ -292,7 +287,7 @@ pub(super) static TUNNEL_DF: Key<DontFragment> = Key {
 
 pub(super) static MSS_CLAMP: Key<MssClamp> = Key {
     name: "mss-clamp",
-    form: &Special { allowed: value::MSS_ALLOWED, read: value::mss_clamp },
+    form: &Shaped::new(value::MSS_ALLOWED, value::mss_clamp, shape::mss_clamp),
     left_out: LeftOut::Text("\"off\""),
     doc: "Largest TCP segment that a client's SYN, and with `nat` and `full-nat` a backend's SYN-ACK, may announce; larger \
           ones are lowered. `auto`: what fits the MTU towards both sides, less headers and tunnel. For ways whose ICMP \
@@ -305,97 +300,14 @@ pub(super) static HEALTH_TABLE: Nested =
 pub(super) static BACKENDS_TABLE: Nested =
     Nested { name: "backend", repeated: true, section: &BACKEND, doc: "Servers that answer for the service." };
 
-pub(super) static HEALTH: Section = Section {
-    header: "[service.health]",
-    keys: &[&CHECK_TYPE, &CHECK_PORT, &INTERVAL, &TIMEOUT, &FALL, &RISE, &JITTER, &HTTP_PATH, &HTTP_HOST, &HTTP_EXPECT],
+pub(super) static BACKEND: Section = Section {
+    header: "[[service.backend]]",
+    keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &CHECK_ADDRESS, &quic::SERVER_ID],
 };
-
-pub(super) static CHECK_TYPE: Key<CheckKind> = Key {
-    name: "type",
-    form: &OneOf {
-        all: &CheckKind::ALL,
-        name: CheckKind::name,
-        planned: &["https", "tls", "udp", "dns", "exec", "mysql", "postgres", "redis"],
-    },
-    left_out: LeftOut::Depends("`\"tcp\"` for TCP services on one port, otherwise `\"none\"` with a warning"),
-    doc: "`tcp`: a connection is accepted. `http`: a GET is answered with an expected status. `none`: backends \
-          always count as up.",
-};
-
-pub(super) static CHECK_PORT: Key<u16> = Key {
-    name: "port",
-    form: &Whole { min: 1, max: 65_535, unit: "" },
-    left_out: LeftOut::Depends("the backend's port"),
-    doc: "TCP port to check. Needed for UDP services and services on every port.",
-};
-
-const INTERVAL_RANGE: Time = Time { min: Duration::from_millis(10), max: Duration::from_secs(3600) };
-
-pub(super) static INTERVAL: Key<Duration> = Key {
-    name: "interval",
-    form: &INTERVAL_RANGE,
-    left_out: LeftOut::Value(Duration::from_secs(1)),
-    doc: "From one check of a backend to the next.",
-};
-
-/// Longest timeout that is chosen without being asked for.
-pub(super) const DEFAULT_TIMEOUT_MAX: Duration = Duration::from_secs(1);
-
-pub(super) static TIMEOUT: Key<Duration> = Key {
-    name: "timeout",
-    form: &Time { min: Duration::from_millis(1), max: Duration::from_secs(3600) },
-    left_out: LeftOut::Depends("`interval`, but at most `\"1s\"`"),
-    doc: "A check that takes longer has failed; at most `interval`.",
-};
-
-pub(super) static FALL: Key<u32> = Key {
-    name: "fall",
-    form: &Whole { min: 1, max: 100, unit: "" },
-    left_out: LeftOut::Value(2),
-    doc: "Failures in a row that take a backend down.",
-};
-
-pub(super) static RISE: Key<u32> = Key {
-    name: "rise",
-    form: &Whole { min: 1, max: 100, unit: "" },
-    left_out: LeftOut::Value(2),
-    doc: "Successes in a row that bring it back.",
-};
-
-pub(super) static JITTER: Key<u8> = Key {
-    name: "jitter",
-    form: &Whole { min: 0, max: 50, unit: "percent" },
-    left_out: LeftOut::Value(10),
-    doc: "Each interval is varied by up to this share of it, so that checks spread out.",
-};
-
-pub(super) static HTTP_PATH: Key<String> = Key {
-    name: "path",
-    form: &Special { allowed: value::PATH_ALLOWED, read: value::http_path },
-    left_out: LeftOut::Text("\"/\""),
-    doc: "`http`: what is asked for.",
-};
-
-pub(super) static HTTP_HOST: Key<String> = Key {
-    name: "host",
-    form: &Special { allowed: value::HOST_ALLOWED, read: value::http_host },
-    left_out: LeftOut::Depends("the backend's address"),
-    doc: "`http`: the Host header.",
-};
-
-pub(super) static HTTP_EXPECT: Key<Vec<StatusRange>> = Key {
-    name: "expect",
-    form: &Special { allowed: value::EXPECT_ALLOWED, read: value::statuses },
-    left_out: LeftOut::Text("\"200-399\""),
-    doc: "`http`: statuses that count as success.",
-};
-
-pub(super) static BACKEND: Section =
-    Section { header: "[[service.backend]]", keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &quic::SERVER_ID] };
 
 pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
-    form: &Special { allowed: endpoint::BACKEND_ALLOWED, read: endpoint::backend },
+    form: &Shaped::new(endpoint::BACKEND_ALLOWED, endpoint::backend, shape::backend),
     left_out: LeftOut::Required,
     doc: "Unique within the service. With `nat` and `dsr-l2` of its address family; `full-nat` and tunnels (`dsr-ipip`, `dsr-gue`) take both. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",
@@ -419,4 +331,12 @@ pub(super) static TIER: Key<u8> = Key {
     left_out: LeftOut::Value(0),
     doc: "Failover order: tier 0 serves while any of it is up, then tier 1, and so on. All in one tier: \
           active-active.",
+};
+
+pub(super) static CHECK_ADDRESS: Key<Endpoint> = Key {
+    name: "check-address",
+    form: &Shaped::new(endpoint::CHECK_ALLOWED, endpoint::check, shape::backend),
+    left_out: LeftOut::Depends("the backend's address"),
+    doc: "Checked instead of the backend's own address: its address in a management network, say. Without a port, the \
+          port is the one that would be asked otherwise.",
 };

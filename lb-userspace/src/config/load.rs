@@ -1,17 +1,15 @@
 //! A file or a text in, a valid configuration or everything that is wrong with it out.
 
-use std::{
-    fs::File,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
 use super::{
     check,
     diagnostic::{At, Diagnostic, Finding, Findings, Reported},
+    files::{self, FileText},
     keys,
+    merge::{merge, shifted},
     model::Config,
     read,
     reader::Table,
@@ -19,29 +17,21 @@ use super::{
     source::{Source, Span},
 };
 
-/// Largest file that is read: far beyond what the limits allow, small enough to hold in memory.
-const FILE_MAX: u64 = 16 << 20;
-
 /// A configuration that may be used, and what its author should know about it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    /// In the order of the file; none of them an error.
+    /// In the order of the files; none of them an error.
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Reads a configuration file.
+/// Reads a configuration file, or a directory of them.
 ///
 /// # Errors
-/// The file cannot be read, or is no valid configuration. The error has all findings and renders
+/// A file cannot be read, or it is no valid configuration. The error has all findings and renders
 /// them; see [`ConfigError`].
 pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
-    let name = path.display().to_string();
-    let bytes = read_file(path).map_err(|error| unreadable(&name, &error))?;
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text),
-        Err(error) => Err(not_utf8(&name, &bytes, error.valid_up_to())),
-    }
+    parse_files(&path.display().to_string(), &files::read(path)?)
 }
 
 /// Reads a configuration from text; `name` stands for the file in messages.
@@ -49,14 +39,21 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 /// # Errors
 /// As [`load`].
 pub fn parse(name: &str, text: &str) -> Result<Loaded, ConfigError> {
-    let mut findings = Findings::new(Source::new(name, text));
-    let (document, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        syntax_error(&mut findings, text, &errors);
+    parse_files(name, &[FileText { name: name.to_owned(), text: text.to_owned() }])
+}
+
+/// Reads a configuration from the texts of its files, at least one; `name` stands for them all.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_files(name: &str, files: &[FileText]) -> Result<Loaded, ConfigError> {
+    let mut findings = Findings::new(Source::new(files));
+    let whole = tables(&mut findings, files);
+    if findings.has_errors() {
         return Err(ConfigError::new(name, findings.into_diagnostics()));
     }
     let at = At { path: String::new(), span: Span { start: 0, end: 0 } };
-    let top = Table::open(&mut findings, document.get_ref(), &keys::TOP, at);
+    let top = Table::open(&mut findings, &whole, &keys::TOP, at);
     let draft = read::draft(&mut findings, &top);
     check::whole(&mut findings, &draft);
     let config = draft.finish();
@@ -68,47 +65,31 @@ pub fn parse(name: &str, text: &str) -> Result<Loaded, ConfigError> {
     }
 }
 
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_MAX {
-        let message = format!("it is larger than {} MiB", FILE_MAX >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+/// All files as one table; what could not be parsed or joined is reported.
+pub(super) fn tables<'a>(findings: &mut Findings, files: &'a [FileText]) -> DeTable<'a> {
+    let mut whole = DeTable::new();
+    for (file, base) in files.iter().zip(findings.bases()) {
+        let (document, errors) = DeTable::parse_recoverable(&file.text);
+        if errors.is_empty() {
+            merge(findings, &mut whole, shifted(document.into_inner(), base));
+        } else {
+            syntax_error(findings, &file.text, base, &errors);
+        }
     }
-    Ok(bytes)
-}
-
-fn unreadable(name: &str, error: &io::Error) -> ConfigError {
-    let help = match error.kind() {
-        io::ErrorKind::NotFound => "check the path (`--config FILE`)",
-        io::ErrorKind::PermissionDenied => "let this user read it (`ls -l` shows who may), or run as one who may",
-        io::ErrorKind::IsADirectory => "name the file in it, as in `--config DIRECTORY/lb.toml`",
-        io::ErrorKind::FileTooLarge => "check that this is the configuration file",
-        _ => "check that the file is there and can be read: `cat FILE`",
-    };
-    let message = format!("cannot read the configuration file {name:?}: {error}");
-    ConfigError::new(name, vec![Diagnostic::without_text(message, help)])
-}
-
-fn not_utf8(name: &str, bytes: &[u8], offset: usize) -> ConfigError {
-    let mut findings = Findings::new(Source::new(name, &String::from_utf8_lossy(bytes)));
-    let at = At { path: String::new(), span: Span { start: offset, end: offset + 1 } };
-    let message = format!("this is not UTF-8 text: byte 0x{:02x}", bytes.get(offset).unwrap_or(&0));
-    findings.error(Finding::new(&at, message).help("save the file as UTF-8; is it a configuration file at all?"));
-    ConfigError::new(name, findings.into_diagnostics())
+    whole
 }
 
 /// The parser goes on after an error, but what it says then is guesswork: only the first is told.
-fn syntax_error(findings: &mut Findings, text: &str, errors: &[toml::de::Error]) -> Reported {
+fn syntax_error(findings: &mut Findings, text: &str, base: usize, errors: &[toml::de::Error]) -> Reported {
     let start = |error: &&toml::de::Error| error.span().map_or(0, |span| span.start);
     let first = errors.iter().min_by_key(start);
     let span = first.and_then(|error| error.span()).map_or(Span { start: 0, end: 0 }, Span::from);
     let message = first.map_or("", |error| error.message());
     let finding = if let Some((value, span)) = unquoted(text, span.start) {
-        let at = At { path: String::new(), span };
+        let at = At { path: String::new(), span: span.behind(base) };
         Finding::new(&at, "this is not valid TOML: text must stand in quotes").help(format!("write {value:?}"))
     } else {
-        let at = At { path: String::new(), span };
+        let at = At { path: String::new(), span: span.behind(base) };
         let duplicate = message
             .starts_with("duplicate key")
             .then(|| "each key and each [table] may stand once; tables that repeat are written [[...]]".to_owned());
@@ -144,12 +125,5 @@ mod tests {
         for line in ["a = \"x", "a = [1", "a = 5", "a", "= ", "a = true", "a = #b"] {
             assert_eq!(unquoted(line, line.len()), None, "{line}");
         }
-    }
-
-    #[test]
-    fn a_file_that_may_not_be_read_is_told_with_the_words_of_the_system() {
-        let error = unreadable("/etc/lb.toml", &io::Error::from_raw_os_error(13)).to_string();
-        assert!(error.contains("/etc/lb.toml") && error.contains("Permission denied (os error 13)"), "{error}");
-        assert!(error.contains("let this user read it"), "{error}");
     }
 }

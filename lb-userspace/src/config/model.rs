@@ -13,11 +13,18 @@ use lb_common::{
 
 pub use super::quic::Quic;
 
+use super::{
+    probes::{AgentCheck, Check},
+    role::RolePolicy,
+};
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     pub manage_addresses: bool,
+    /// Whether a changed file is taken over without being told to.
+    pub watch_config: bool,
     /// `full-nat`: source ports that flows may use. Sorted, without overlap, never below 1024.
     pub source_ports: Vec<PortRange>,
     pub limits: Limits,
@@ -119,6 +126,8 @@ pub struct Service {
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
     pub quic: Quic,
+    /// Which backends get flows by their role; `None`: roles do not matter.
+    pub role: Option<RolePolicy>,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }
@@ -204,12 +213,16 @@ pub struct Backend {
     pub weight: u16,
     /// 0 serves first.
     pub tier: u8,
+    /// Asked instead of `address`; port 0: the port that is asked otherwise.
+    pub check_address: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Health {
     pub check: Check,
     pub interval: Duration,
+    /// From one probe to the next while the state may be changing.
+    pub fast_interval: Option<Duration>,
     pub timeout: Duration,
     /// Failures in a row that take a backend down.
     pub fall: u32,
@@ -219,21 +232,31 @@ pub struct Health {
     pub jitter_percent: u8,
     /// Asked instead of the backend's own port.
     pub port: Option<u16>,
+    /// What the backend's own agent is asked.
+    pub agent: Option<AgentHealth>,
 }
 
+impl Default for Health {
+    /// Not checked.
+    fn default() -> Self {
+        Self {
+            check: Check::None,
+            interval: Duration::from_secs(1),
+            fast_interval: None,
+            timeout: Duration::from_secs(1),
+            fall: 2,
+            rise: 2,
+            jitter_percent: 10,
+            port: None,
+            agent: None,
+        }
+    }
+}
+
+/// A program on the backend that says how much the backend can take (HAProxy's agent-check).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Check {
-    /// Always up.
-    None,
-    /// A connection is accepted.
-    Tcp,
-    /// A GET is answered with one of the expected statuses.
-    Http { path: String, host: Option<String>, expect: Vec<StatusRange> },
-}
-
-/// First and last HTTP status, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StatusRange {
-    pub first: u16,
-    pub last: u16,
+pub struct AgentHealth {
+    pub port: u16,
+    pub interval: Duration,
+    pub check: AgentCheck,
 }

@@ -9,9 +9,10 @@ use lb_common::{
 
 use super::{
     diagnostic::{At, Finding, Findings, Located, Read},
-    form::{Special, Whole},
+    form::{Shaped, Whole},
     read::{BackendDraft, ServiceDraft},
     reader::{Field, Key, LeftOut, Table},
+    shape,
     value::string,
 };
 
@@ -36,7 +37,7 @@ const SERVER_ID_ALLOWED: &str = "bytes in hexadecimal, as many as `quic-server-i
 
 pub(super) static SERVER_ID: Key<Vec<u8>> = Key {
     name: "server-id",
-    form: &Special { allowed: SERVER_ID_ALLOWED, read: server_id },
+    form: &Shaped::new(SERVER_ID_ALLOWED, server_id, shape::server_id),
     left_out: LeftOut::Depends("none: its connections follow their flows"),
     doc: "QUIC: the server id that this backend puts into its connection IDs; unique within the service.",
 };

@@ -17,7 +17,8 @@ use super::{
     prime::is_prime,
     quic,
     reader::Table,
-    timeouts, tunnel,
+    role::RolePolicy,
+    role_keys, timeouts, tunnel,
 };
 
 /// A configuration whose parts may be missing because they were wrong; each missing part has been
@@ -38,6 +39,7 @@ struct Rest {
     interfaces: Vec<String>,
     xdp_mode: XdpMode,
     manage_addresses: bool,
+    watch_config: bool,
 }
 
 /// Each capacity, and where to point when it is too small: its value, the table's header where it is
@@ -65,6 +67,7 @@ pub(super) struct ServiceDraft {
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
     pub(super) quic_length: quic::LengthDraft,
+    pub(super) role: Read<Option<RolePolicy>>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -77,6 +80,7 @@ pub(super) struct BackendDraft {
     pub(super) weight: Read<Located<u16>>,
     pub(super) tier: Read<u8>,
     pub(super) server_id: quic::ServerIdDraft,
+    check_address: Read<Option<SocketAddr>>,
 }
 
 pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
@@ -103,7 +107,13 @@ fn rest(findings: &mut Findings, top: &Table<'_>) -> Read<Rest> {
     let interfaces = top.require(findings, &keys::INTERFACES);
     let xdp_mode = top.value(findings, &keys::XDP_MODE);
     let manage_addresses = top.value(findings, &keys::MANAGE_ADDRESSES);
-    Ok(Rest { interfaces: interfaces?.value, xdp_mode: xdp_mode?.value, manage_addresses: manage_addresses?.value })
+    let watch_config = top.value(findings, &keys::WATCH_CONFIG);
+    Ok(Rest {
+        interfaces: interfaces?.value,
+        xdp_mode: xdp_mode?.value,
+        manage_addresses: manage_addresses?.value,
+        watch_config: watch_config?.value,
+    })
 }
 
 fn limits(findings: &mut Findings, top: &Table<'_>) -> Read<LimitsDraft> {
@@ -167,7 +177,9 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let tunnel = tunnel::read(findings, table, &mode);
     let mss_clamp = table.value(findings, &keys::MSS_CLAMP);
     let clients = clients::read(findings, table, &granularity, &listen);
-    let health = health::read(findings, table, &protocol, &listen);
+    let role = role_keys::read(findings, table);
+    let health = health::read(findings, table, &protocol, &listen, role.as_ref().is_ok_and(Option::is_some));
+    let role = role_keys::fitting(findings, role, &health);
     let timeouts = timeouts::read(findings, table, &protocol);
     let quic_length = quic::read_length(findings, table);
     let backends = table
@@ -189,6 +201,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         clients,
         health,
         timeouts,
+        role,
         mss_clamp,
         quic_length,
         backends,
@@ -210,19 +223,22 @@ fn backend(
     };
     let weight = table.value(findings, &keys::WEIGHT);
     let tier = table.value(findings, &keys::TIER);
+    let check_address = table.find(findings, &keys::CHECK_ADDRESS);
+    let check_address = check_address.map(|found| found.map(|Located { value, .. }| value.or_port(0)));
     let server_id = quic::read_server_id(findings, table);
-    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value), server_id }
+    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value), check_address, server_id }
 }
 
 impl Draft {
     /// The configuration, if no part of it is missing.
     pub(super) fn finish(self) -> Read<Config> {
         self.services_read?;
-        let Rest { interfaces, xdp_mode, manage_addresses } = self.rest?;
+        let Rest { interfaces, xdp_mode, manage_addresses, watch_config } = self.rest?;
         Ok(Config {
             interfaces,
             xdp_mode,
             manage_addresses,
+            watch_config,
             source_ports: self.source_ports?.value,
             limits: self.limits?.finish(),
             maglev_table_size: self.maglev_table_size?.value,
@@ -260,6 +276,7 @@ impl ServiceDraft {
             health: self.health?,
             timeouts: self.timeouts?,
             quic: quic::finish(self.quic_length, &self.backends)?,
+            role: self.role?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }
@@ -267,6 +284,11 @@ impl ServiceDraft {
 
 impl BackendDraft {
     fn finish(self) -> Read<Backend> {
-        Ok(Backend { address: self.address?.value, weight: self.weight?.value, tier: self.tier? })
+        Ok(Backend {
+            address: self.address?.value,
+            weight: self.weight?.value,
+            tier: self.tier?,
+            check_address: self.check_address?,
+        })
     }
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use serde_json::Value;
 use toml::{
     Spanned,
     de::{DeArray, DeTable, DeValue},
@@ -11,7 +12,7 @@ use toml::{
 use super::{
     diagnostic::{At, Finding, Findings, Located, Read, Reported},
     form::{Form, mismatch},
-    keys,
+    keys, schema,
     suggest::closest,
 };
 
@@ -58,6 +59,14 @@ pub(super) trait Describe: Sync {
     fn allowed(&self) -> String;
     /// What is used when it is left out; `None`: it must not be.
     fn left_out(&self) -> Option<String>;
+    /// The same, written in TOML, where it is a value.
+    fn default_text(&self) -> Option<String>;
+    /// What may be written, in JSON Schema.
+    fn schema(&self) -> Value;
+    /// Whether it is a table of its own.
+    fn is_table(&self) -> bool {
+        false
+    }
     fn doc(&self) -> &'static str;
 }
 
@@ -79,6 +88,18 @@ impl<T: Sync> Describe for Key<T> {
         }
     }
 
+    fn default_text(&self) -> Option<String> {
+        match &self.left_out {
+            LeftOut::Value(value) => Some(self.form.literal(value)),
+            LeftOut::Text(text) => Some((*text).to_owned()),
+            LeftOut::Required | LeftOut::Depends(_) => None,
+        }
+    }
+
+    fn schema(&self) -> Value {
+        self.form.schema()
+    }
+
     fn doc(&self) -> &'static str {
         self.doc
     }
@@ -96,6 +117,18 @@ impl Describe for Nested {
 
     fn left_out(&self) -> Option<String> {
         Some(if self.repeated { "none".to_owned() } else { "its defaults".to_owned() })
+    }
+
+    fn default_text(&self) -> Option<String> {
+        None
+    }
+
+    fn schema(&self) -> Value {
+        schema::nested(self)
+    }
+
+    fn is_table(&self) -> bool {
+        true
     }
 
     fn doc(&self) -> &'static str {

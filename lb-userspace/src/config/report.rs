@@ -20,7 +20,30 @@ impl ConfigError {
         Self { file: file.to_owned(), diagnostics }
     }
 
-    /// Errors and warnings in the order of the file.
+    /// The file or directory.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    pub(super) fn into_diagnostics(self) -> Vec<Diagnostic> {
+        self.diagnostics
+    }
+
+    /// The first error with its place, on one line.
+    pub fn in_short(&self) -> String {
+        let check = format!("see: lb config check {}", self.file);
+        let Some(first) = self.diagnostics.iter().find(|finding| finding.severity == Severity::Error) else {
+            return check;
+        };
+        let file = first.file.as_ref().map(|file| format!("{file}, ")).unwrap_or_default();
+        let place = match (first.line, first.column) {
+            (Some(line), Some(column)) => format!("{file}line {line}, column {column}: "),
+            _ => String::new(),
+        };
+        format!("{place}{}; {check}", first.message)
+    }
+
+    /// Errors and warnings in the order of the files.
     pub fn diagnostics(&self) -> &[Diagnostic] {
         &self.diagnostics
     }
@@ -108,8 +131,9 @@ pub fn render(diagnostics: &[Diagnostic], style: ReportStyle) -> String {
 
 /// For the case that the drawing fails: a report must never be lost to its looks.
 fn one_line(diagnostic: &Diagnostic) -> String {
-    let Diagnostic { line, column, message, .. } = diagnostic;
-    format!("{}:{}: {message}\n", line.unwrap_or(0), column.unwrap_or(0))
+    let Diagnostic { file, line, column, message, .. } = diagnostic;
+    let file = file.as_ref().map(|file| format!("{file}:")).unwrap_or_default();
+    format!("{file}{}:{}: {message}\n", line.unwrap_or(0), column.unwrap_or(0))
 }
 
 fn counted(count: usize, noun: &str) -> String {

@@ -8,7 +8,10 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use super::model::{Check, Config, Health, Limits, Service};
+use super::{
+    model::{Config, Health, Limits, Service},
+    probes::Check,
+};
 use crate::dataplane::kernel::object;
 
 /// Bytes that the kernel keeps beside key and value of each element of a hash map (`struct
@@ -91,8 +94,8 @@ fn check(health: &Health) -> String {
     let every = humantime::format_duration(health.interval);
     match &health.check {
         Check::None => "not checked".to_owned(),
-        Check::Tcp => format!("tcp check{port} every {every}"),
-        Check::Http { path, .. } => format!("http check of {path}{port} every {every}"),
+        Check::Http(http) => format!("{} check of {}{port} every {every}", health.check.name(), http.path),
+        check => format!("{} check{port} every {every}", check.name()),
     }
 }
 

@@ -5,7 +5,8 @@ use toml::de::DeValue;
 use super::{
     diagnostic::{Finding, Findings, Read, Reported},
     form::{integer, mismatch, text},
-    model::{MssClamp, PortRange, StatusRange},
+    model::{MssClamp, PortRange},
+    probes::StatusRange,
     reader::Field,
 };
 
@@ -98,8 +99,8 @@ pub(super) fn source_ports(findings: &mut Findings, field: &Field<'_>) -> Read<V
 }
 
 /// From what every host takes over IPv4 (RFC 9293, 3.7.1) to the longest packet less its headers.
-const MSS_MIN: u16 = 536;
-const MSS_MAX: u16 = 65_495;
+pub(super) const MSS_MIN: u16 = 536;
+pub(super) const MSS_MAX: u16 = 65_495;
 
 pub(super) const MSS_ALLOWED: &str = "\"off\", \"auto\" or a whole number of bytes from 536 to 65495";
 
@@ -227,7 +228,7 @@ pub(super) fn string<'a>(findings: &mut Findings, field: &Field<'a>, allowed: &s
     }
 }
 
-fn refuse(findings: &mut Findings, field: &Field<'_>, given: &str, allowed: &str) -> Reported {
+pub(super) fn refuse(findings: &mut Findings, field: &Field<'_>, given: &str, allowed: &str) -> Reported {
     let message = if given.chars().count() <= 80 {
         format!("`{}` cannot be {given:?}", field.name)
     } else {

@@ -1,12 +1,12 @@
 //! What an operator may decide at run time: checked against configuration and health, then written
 //! into the operator's layer. Nothing is changed here; the new layer becomes an input like others.
 
-use std::{fmt, net::SocketAddr};
+use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
 use lb_common::abi::Mode;
 
 use super::{
-    Admin, Core, HealthState, OperatorLayer, Override,
+    Admin, Aspect, Core, HealthState, Mark, OperatorLayer, Override,
     configure::{Wanted, wanted, word},
     service::Service,
 };
@@ -82,6 +82,10 @@ pub enum CommandError {
         "{address} is the last ready backend of service `{service}`: after this, new flows would be refused; make another backend ready first, or repeat the command with --force"
     )]
     LastReady { service: String, address: SocketAddr },
+    #[error(
+        "{address} is the last ready backend of tier {tier}, which serves `{service}`: after this, new flows would go to tier {next}; make another backend of tier {tier} ready first, or repeat the command with --force"
+    )]
+    LastOfTier { service: String, address: SocketAddr, tier: u8, next: u8 },
 }
 
 impl Command {
@@ -130,11 +134,10 @@ impl Core {
         &self.layer
     }
 
-    /// The layer with the command in it, decided `by` a user `at` a time (RFC 3339, UTC). Without
-    /// `force` it is refused when it takes the last ready backend of a service out of turn.
+    /// [`Core::apply_commands`] for one command, decided `by` a user `at` a time (RFC 3339, UTC).
     ///
     /// # Errors
-    /// The command makes no sense here, or is too dangerous; nothing has changed.
+    /// As there.
     pub fn apply_command(
         &self,
         layer: &OperatorLayer,
@@ -143,26 +146,51 @@ impl Core {
         at: &str,
         force: bool,
     ) -> Result<OperatorLayer, CommandError> {
-        let (config, service) = self.find_service(command.service())?;
-        let current = wanted(config, layer.services.get(&config.name));
+        self.apply_commands(layer, std::slice::from_ref(command), &Mark::new(by, at), force)
+    }
+
+    /// The layer with all commands in it, decided by whoever `mark` says. Without `force` they are
+    /// refused when together they take the last ready backend of a service, or of the tier that
+    /// serves, out of turn.
+    ///
+    /// # Errors
+    /// A command makes no sense here, or is too dangerous; nothing has changed.
+    pub fn apply_commands(
+        &self,
+        layer: &OperatorLayer,
+        commands: &[Command],
+        mark: &Mark,
+        force: bool,
+    ) -> Result<OperatorLayer, CommandError> {
         let mut new = layer.clone();
-        let backends = new.services.entry(config.name.clone()).or_default();
-        let mut decided = backends.remove(&command.address()).unwrap_or_default();
-        decide(config, &current, command, &mut decided)?;
-        let says_something =
-            decided.removed || decided.added_tier.is_some() || decided.admin.is_some() || decided.weight.is_some();
-        if says_something {
-            let (by, at) = (by.to_owned(), at.to_owned());
-            backends.insert(command.address(), Override { by, at, ..decided });
+        for command in commands {
+            let (config, _) = self.find_service(command.service())?;
+            decide(config, &mut new, command, mark)?;
         }
-        let after = wanted(config, Some(backends));
-        if backends.is_empty() {
-            new.services.remove(&config.name);
-        }
-        if !force && ready(service, &current) > 0 && ready(service, &after) == 0 {
-            return Err(CommandError::LastReady { service: config.name.clone(), address: command.address() });
+        if !force {
+            let mut seen = BTreeSet::new();
+            for command in commands.iter().filter(|command| seen.insert(command.service())) {
+                self.still_served(command, layer, &new)?;
+            }
         }
         Ok(new)
+    }
+
+    /// Whether the command's service goes on serving in its tier.
+    fn still_served(&self, command: &Command, old: &OperatorLayer, new: &OperatorLayer) -> Result<(), CommandError> {
+        let (config, service) = self.find_service(command.service())?;
+        let tiers = |layer: &OperatorLayer| -> BTreeSet<u8> {
+            let wanted = wanted(config, layer.services.get(&config.name));
+            wanted.iter().filter(|wanted| is_ready(service, wanted)).map(|wanted| wanted.tier).collect()
+        };
+        let (before, after) = (tiers(old), tiers(new));
+        let Some(&tier) = before.first() else { return Ok(()) };
+        let (service, address) = (config.name.clone(), command.address());
+        match after.first() {
+            None => Err(CommandError::LastReady { service, address }),
+            Some(&next) if next > tier => Err(CommandError::LastOfTier { service, address, tier, next }),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Checks a whole layer before it becomes an input: that no service loses its last ready
@@ -200,13 +228,43 @@ impl Core {
     }
 }
 
-/// Writes the command into one backend's part of the layer.
+/// Writes the command into the layer.
 fn decide(
+    config: &config::Service,
+    layer: &mut OperatorLayer,
+    command: &Command,
+    mark: &Mark,
+) -> Result<(), CommandError> {
+    let address = command.address();
+    let current = wanted(config, layer.services.get(&config.name));
+    let before = layer.services.get(&config.name).and_then(|backends| backends.get(&address)).cloned();
+    let before = before.unwrap_or_default();
+    let mut decided = before.clone();
+    let aspect = decide_one(config, &current, command, &mut decided)?;
+    decided.mark(&before, mark, aspect);
+    if matches!(command, Command::Add { .. }) && decided.weight.is_some() {
+        let marked = decided.clone();
+        decided.mark(&marked, mark, Aspect::Weight);
+    }
+    let backends = layer.services.entry(config.name.clone()).or_default();
+    if decided.says_something() {
+        backends.insert(address, decided);
+    } else {
+        backends.remove(&address);
+    }
+    if backends.is_empty() {
+        layer.services.remove(&config.name);
+    }
+    Ok(())
+}
+
+/// Writes the command into one backend's part of the layer; tells what it decides about.
+fn decide_one(
     config: &config::Service,
     current: &[Wanted],
     command: &Command,
     decided: &mut Override,
-) -> Result<(), CommandError> {
+) -> Result<Aspect, CommandError> {
     let address = command.address();
     if let Command::Add { weight, .. } | Command::Weight { weight, .. } = command
         && *weight > config::MAX_WEIGHT
@@ -214,7 +272,7 @@ fn decide(
         return Err(CommandError::Weight { weight: *weight });
     }
     if let Command::Add { weight, tier, .. } = command {
-        return add(config, current, address, *weight, *tier, decided);
+        return add(config, current, address, *weight, *tier, decided).map(|()| Aspect::Added);
     }
     if !current.iter().any(|wanted| wanted.address == address) {
         let known: Vec<String> = current.iter().map(|wanted| wanted.address.to_string()).collect();
@@ -223,14 +281,18 @@ fn decide(
     }
     let in_file = config.backends.iter().any(|backend| backend.address == address);
     match command {
-        Command::Add { .. } => {}
         Command::Remove { .. } => *decided = Override { removed: in_file, ..Override::default() },
         Command::Drain { .. } => decided.admin = Some(Admin::Drain),
         Command::Maintenance { .. } => decided.admin = Some(Admin::Maintenance),
         Command::Ready { .. } => decided.admin = None,
         Command::Weight { weight, .. } => decided.weight = Some(*weight),
+        Command::Add { .. } => return Ok(Aspect::Added),
     }
-    Ok(())
+    Ok(match command {
+        Command::Remove { .. } => Aspect::Removed,
+        Command::Weight { .. } => Aspect::Weight,
+        _ => Aspect::Admin,
+    })
 }
 
 fn add(
@@ -288,7 +350,7 @@ fn is_ready(service: &Service, wanted: &Wanted) -> bool {
     let known = service.members.iter().find(|member| member.configured && member.address == wanted.address);
     known.is_some_and(|member| {
         let reachable = member.place.is_some() && !member.no_route;
-        let up = member.health.state == HealthState::Up;
+        let up = member.health.state == HealthState::Up && member.elected && member.agent.refuses().is_none();
         reachable && up && wanted.admin == Admin::Ready && wanted.weight > 0
     })
 }

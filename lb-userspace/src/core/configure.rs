@@ -10,8 +10,10 @@ use lb_common::abi::Port;
 
 use super::{
     Admin, Core, Notice, Now, OperatorLayer, Override,
+    agent_word::AgentWord,
+    election::RoleState,
     health::Health,
-    service::{Leave, Member, Service, ServiceRef, probe_key},
+    service::{Leave, Member, Probes, Service, ServiceRef, probes},
 };
 use crate::config::{self, Config};
 
@@ -25,6 +27,7 @@ pub(super) struct Wanted {
     pub weight: u16,
     pub tier: u8,
     pub admin: Admin,
+    pub check_address: Option<SocketAddr>,
     pub overridden: Option<Override>,
 }
 
@@ -41,6 +44,7 @@ pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) ->
             weight: decided.weight.unwrap_or(backend.weight),
             tier: backend.tier,
             admin: decided.admin.unwrap_or_default(),
+            check_address: backend.check_address,
             overridden,
         })
     };
@@ -48,7 +52,7 @@ pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) ->
     let in_file: BTreeSet<SocketAddr> = service.backends.iter().map(|backend| backend.address).collect();
     for (&address, decided) in layer.iter().filter(|(address, _)| !in_file.contains(address)) {
         if let Some(tier) = decided.added_tier {
-            wanted.extend(merge(&config::Backend { address, weight: 1, tier }));
+            wanted.extend(merge(&config::Backend { address, weight: 1, tier, check_address: None }));
         }
     }
     wanted
@@ -147,11 +151,12 @@ impl Core {
         }
         for mut member in leaving {
             if member.admin != Admin::Maintenance {
-                let probe = probe_key(member.address, &config.health);
-                self.indexes.set_probe(me, &mut member, probe);
+                let probes = probes(member.address, member.check_address, &config.health);
+                self.indexes.set_probes(me, &mut member, probes);
             }
             service.members.push(member);
         }
+        self.elections.insert(me);
         self.dirty.insert(me);
         self.services.insert(me, service);
     }
@@ -178,20 +183,28 @@ impl Core {
         member.tier = wanted.tier;
         member.admin = wanted.admin;
         member.overridden = wanted.overridden;
+        member.check_address = wanted.check_address;
         if member.admin == Admin::Maintenance {
             if !paused {
                 member.health.pause("maintenance: not probed", now);
+                let _ = member.role.forget("maintenance: not probed");
             }
-            self.indexes.set_probe(me, member, None);
+            self.indexes.set_probes(me, member, Probes::default());
             return;
         }
-        let probe = probe_key(member.address, &config.health);
-        if probe.is_none() {
+        let probes = probes(member.address, member.check_address, &config.health);
+        if probes.health.is_none() {
             member.health.not_checked(now);
-        } else if probe != member.probe {
+        } else if probes.health != member.probes.health {
             member.health.restart_count();
         }
-        self.indexes.set_probe(me, member, probe);
+        if probes.agent.is_none() {
+            member.agent = AgentWord::default();
+        }
+        if config.role.is_none() {
+            member.role = RoleState::default();
+        }
+        self.indexes.set_probes(me, member, probes);
     }
 
     fn member_joins(&mut self, me: ServiceRef, member: &mut Member) {
@@ -245,7 +258,8 @@ fn by_address(members: Vec<Member>) -> (BTreeMap<SocketAddr, Member>, Vec<Member
 
 /// What an operator or the file changed about a backend, in words.
 fn changes(member: &Member, wanted: &Wanted) -> Vec<String> {
-    let by = wanted.overridden.as_ref().map(|decided| format!(" (by {})", decided.by)).unwrap_or_default();
+    let by = wanted.overridden.as_ref().and_then(Override::shown).map(|mark| format!(" (by {})", mark.by));
+    let by = by.unwrap_or_default();
     let mut texts = Vec::new();
     if member.admin != wanted.admin {
         texts.push(format!("admin {} -> {}{by}", word(member.admin), word(wanted.admin)));
@@ -269,8 +283,6 @@ pub(super) fn word(admin: Admin) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use lb_common::{
         abi::{Granularity, Mode, Protocol, Scheduler},
         flow::State,
@@ -279,7 +291,12 @@ mod tests {
     use super::*;
 
     fn service() -> config::Service {
-        let backend = |address: &str, weight, tier| config::Backend { address: address.parse().unwrap(), weight, tier };
+        let backend = |address: &str, weight, tier| config::Backend {
+            address: address.parse().unwrap(),
+            weight,
+            tier,
+            check_address: None,
+        };
         config::Service {
             name: "web".to_owned(),
             listen: "203.0.113.1:80".parse().unwrap(),
@@ -290,17 +307,10 @@ mod tests {
             tunnel: config::Tunnel::default(),
             mss_clamp: config::MssClamp::Off,
             clients: config::Clients::default(),
-            health: config::Health {
-                check: config::Check::Tcp,
-                interval: Duration::from_secs(1),
-                timeout: Duration::from_secs(1),
-                fall: 2,
-                rise: 2,
-                jitter_percent: 0,
-                port: None,
-            },
+            health: config::Health { check: config::Check::Tcp, ..config::Health::default() },
             timeouts: State::TIMEOUTS,
             quic: config::Quic::default(),
+            role: None,
             backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],
         }
     }

@@ -14,7 +14,7 @@ const ROUNDED: u32 = 4096;
 
 /// The free runs of the array; first fit, lowest first. Small sizes are rounded up to powers of two
 /// while there is room, so that freed extents fit the next table; large tables are mostly of one size.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Extents {
     /// First slot to length; neighbours are always merged.
     free: BTreeMap<u32, u32>,

@@ -104,11 +104,11 @@ mod tests {
     const NOW: Now = Duration::from_secs(9);
 
     fn ok() -> ProbeOutcome {
-        ProbeOutcome { up: true, result: "L4OK".to_owned(), took: Duration::ZERO }
+        ProbeOutcome::new(true, "L4OK", Duration::ZERO)
     }
 
     fn refused() -> ProbeOutcome {
-        ProbeOutcome { up: false, result: "L4CON: Connection refused".to_owned(), took: Duration::ZERO }
+        ProbeOutcome::new(false, "L4CON: Connection refused", Duration::ZERO)
     }
 
     #[test]

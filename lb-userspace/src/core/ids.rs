@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 /// Numbers from 0 to a limit, each given to one owner at a time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ids {
     limit: u32,
     /// Every id from here on was never given out.

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     ProbeKey,
-    service::{Member, ServiceRef},
+    service::{Member, Probes, ServiceRef},
 };
 
 /// From a key (a probe, an address) to the services that have backends with it, counted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Index<K> {
     services: BTreeMap<K, BTreeMap<ServiceRef, u32>>,
 }
@@ -55,7 +55,7 @@ impl<K: Ord + Clone> Index<K> {
 
 /// All indexes: over the probes of all backends, and over the addresses of configured `full-nat`
 /// backends, whose sources the core must be told.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Indexes {
     pub probes: Index<ProbeKey>,
     pub hosts: Index<IpAddr>,
@@ -65,20 +65,19 @@ pub(super) struct Indexes {
 
 impl Indexes {
     /// Changes what is asked about a backend.
-    pub(super) fn set_probe(&mut self, service: ServiceRef, member: &mut Member, probe: Option<ProbeKey>) {
-        if member.probe == probe {
+    pub(super) fn set_probes(&mut self, service: ServiceRef, member: &mut Member, probes: Probes) {
+        let old = std::mem::replace(&mut member.probes, probes);
+        let Probes { health, agent } = &member.probes;
+        self.replace(service, old.health, health.as_ref());
+        self.replace(service, old.agent, agent.as_ref());
+    }
+
+    fn replace(&mut self, service: ServiceRef, old: Option<ProbeKey>, new: Option<&ProbeKey>) {
+        if old.as_ref() == new {
             return;
         }
-        if let Some(new) = &probe
-            && self.probes.add(new, service)
-        {
-            self.probes_revision += 1;
-        }
-        let old = std::mem::replace(&mut member.probe, probe);
-        if let Some(old) = old
-            && self.probes.remove(&old, service)
-        {
-            self.probes_revision += 1;
-        }
+        let came = new.is_some_and(|new| self.probes.add(new, service));
+        let went = old.is_some_and(|old| self.probes.remove(&old, service));
+        self.probes_revision += u64::from(came) + u64::from(went);
     }
 }

@@ -19,6 +19,7 @@ use super::{
     pools::{Host, Pools},
     roles::Roles,
     service::{Leave, Shape, Table, empty_entry},
+    touched::{Element, Touched},
 };
 use crate::{
     config::{Limits, PortRange},
@@ -38,11 +39,13 @@ pub(super) enum Resource {
     Address(Address),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ledger {
     desired: Tables,
     /// Whether `desired` differs from its generation's first state.
     changed: bool,
+    /// Every element that differs, by generation.
+    touched: Touched,
     pub service_ids: Ids,
     pub backend_ids: Ids,
     pub extents: Extents,
@@ -72,6 +75,7 @@ impl Ledger {
         Self {
             desired: Tables { generation, ..inherited.clone() },
             changed: false,
+            touched: Touched::since(inherited.generation),
             service_ids: Ids::new(limits.services),
             backend_ids: Ids::new(limits.backends),
             extents: Extents::new(limits.selection_slots),
@@ -91,6 +95,11 @@ impl Ledger {
         &self.desired
     }
 
+    /// What changed in [`Ledger::desired`] lately.
+    pub(super) fn touched(&self) -> &Touched {
+        &self.touched
+    }
+
     /// The generation that changes made now will have.
     pub(super) fn next_generation(&self) -> u32 {
         self.desired.generation.wrapping_add(1)
@@ -107,6 +116,7 @@ impl Ledger {
         if generation != last && reached(generation, last) && reached(self.desired.generation, generation) {
             self.published.push_back((generation, now));
         }
+        self.touched.forget_until(generation);
         self.advance(now);
     }
 
@@ -157,6 +167,12 @@ impl Ledger {
         self.changed = true;
     }
 
+    /// The element differs from the next generation on.
+    fn mark(&mut self, element: Element) {
+        self.touched.note(self.next_generation(), element);
+        self.changed = true;
+    }
+
     /// Ends a round of changes: they get their generation.
     pub(super) fn close_round(&mut self) {
         if std::mem::take(&mut self.changed) {
@@ -164,8 +180,14 @@ impl Ledger {
         }
     }
 
+    pub(super) fn set_routes_vary(&mut self, vary: bool) {
+        self.changed |= std::mem::replace(&mut self.desired.routes_vary, vary) != vary;
+    }
+
     pub(super) fn set_backend(&mut self, id: u32, backend: Backend) {
-        self.changed |= self.desired.backends.insert(id, backend) != Some(backend);
+        if self.desired.backends.insert(id, backend) != Some(backend) {
+            self.mark(Element::Backend(id));
+        }
     }
 
     /// Ends the use of a backend's element.
@@ -182,11 +204,15 @@ impl Ledger {
     }
 
     pub(super) fn set_service_info(&mut self, id: u32, info: ServiceInfo) {
-        self.changed |= self.desired.service_info.insert(id, info) != Some(info);
+        if self.desired.service_info.insert(id, info) != Some(info) {
+            self.mark(Element::ServiceInfo(id));
+        }
     }
 
     pub(super) fn clear_service_info(&mut self, id: u32) {
-        self.changed |= self.desired.service_info.remove(&id).is_some();
+        if self.desired.service_info.remove(&id).is_some() {
+            self.mark(Element::ServiceInfo(id));
+        }
         self.rest(Resource::ServiceId(id));
     }
 
@@ -197,10 +223,17 @@ impl Ledger {
         if old.clone().eq(server_ids.iter()) {
             return;
         }
-        let old: Vec<QuicKey> = old.map(|(key, _)| *key).collect();
-        old.iter().for_each(|key| _ = self.desired.quic_ids.remove(key));
-        self.desired.quic_ids.extend(server_ids);
-        self.changed = true;
+        let old = old.map(|(key, _)| *key);
+        let stray: Vec<QuicKey> = old.filter(|key| !server_ids.contains_key(key)).collect();
+        for key in stray {
+            self.desired.quic_ids.remove(&key);
+            self.mark(Element::QuicId(key));
+        }
+        for (key, backend) in server_ids {
+            if self.desired.quic_ids.insert(key, backend) != Some(backend) {
+                self.mark(Element::QuicId(key));
+            }
+        }
     }
 
     /// Publishes a service; its generation is set here when anything else differs.
@@ -210,14 +243,14 @@ impl Ledger {
             return;
         }
         self.desired.services.insert(key, ServiceValue { generation: self.next_generation(), ..value });
-        self.changed = true;
+        self.mark(Element::Service(key));
     }
 
     /// Takes a key off the tables if it still is this service's.
     pub(super) fn delete_service(&mut self, key: &ServiceKey, id: u32) {
         if self.owner(key) == Some(id) {
             self.desired.services.remove(key);
-            self.changed = true;
+            self.mark(Element::Service(*key));
         }
     }
 
@@ -261,7 +294,7 @@ impl Ledger {
         let pool = self.pools.join(host, port)?;
         if !self.desired.port_pools.contains_key(&pool) {
             self.desired.port_pools.insert(pool, self.ports.clone());
-            self.changed = true;
+            self.mark(Element::Pool(pool));
         }
         Some(pool)
     }
@@ -270,6 +303,7 @@ impl Ledger {
     pub(super) fn part_pool(&mut self, host: Host, pool: u32) {
         if self.pools.part(host, pool) {
             self.desired.port_pools.remove(&pool);
+            self.mark(Element::Pool(pool));
             self.rest(Resource::Pool(pool));
         }
     }
@@ -277,26 +311,37 @@ impl Ledger {
     /// All pools hand out these ports from now on.
     pub(super) fn set_ports(&mut self, ports: &[PortRange]) {
         self.ports = ports.to_vec();
-        for held in self.desired.port_pools.values_mut().filter(|held| *held != ports) {
-            *held = ports.to_vec();
-            self.changed = true;
-        }
+        let others = self.desired.port_pools.iter_mut().filter(|(_, held)| *held != ports);
+        let changed: Vec<u32> = others
+            .map(|(pool, held)| {
+                *held = ports.to_vec();
+                *pool
+            })
+            .collect();
+        changed.into_iter().for_each(|pool| self.mark(Element::Pool(pool)));
     }
 
     /// Keeps of the inherited tables what has been reserved; the rest leaves the maps, and rests like
     /// everything that does.
     pub(super) fn keep_reserved(&mut self, tables: &[Table], pools: &[u32]) {
-        let selections = self.desired.selection.len();
-        self.desired.selection.retain(|base, _| tables.iter().any(|table| table.base == *base));
-        self.changed |= self.desired.selection.len() != selections;
-        let (quic_ids, backends) = (self.desired.quic_ids.len(), &self.desired.backends);
-        self.desired.quic_ids.retain(|key, id| {
-            backends.get(id).is_some_and(|backend| in_use(backend) && backend.service_id == key.service_id)
+        let kept: BTreeSet<u32> = tables.iter().map(|table| table.base).collect();
+        let stray = self.desired.selection.keys().copied().filter(|base| !kept.contains(base));
+        for base in stray.collect::<Vec<u32>>() {
+            self.desired.selection.remove(&base);
+            self.mark(Element::Selection(base));
+        }
+        let (quic_ids, backends) = (&self.desired.quic_ids, &self.desired.backends);
+        let stray = quic_ids.iter().filter(|(key, id)| {
+            !backends.get(*id).is_some_and(|backend| in_use(backend) && backend.service_id == key.service_id)
         });
-        self.changed |= self.desired.quic_ids.len() != quic_ids;
+        for key in stray.map(|(key, _)| *key).collect::<Vec<QuicKey>>() {
+            self.desired.quic_ids.remove(&key);
+            self.mark(Element::QuicId(key));
+        }
         let stray: Vec<u32> = self.desired.port_pools.keys().copied().filter(|id| !pools.contains(id)).collect();
         for id in stray {
             self.desired.port_pools.remove(&id);
+            self.mark(Element::Pool(id));
             self.pools.reserve(id);
             self.rest(Resource::Pool(id));
         }
@@ -317,7 +362,9 @@ impl Ledger {
             Some(roles) => self.desired.addresses.insert(address, roles),
             None => self.desired.addresses.remove(&address),
         };
-        self.changed |= old != self.roles.of(address);
+        if old != self.roles.of(address) {
+            self.mark(Element::Address(address));
+        }
     }
 }
 
@@ -333,7 +380,7 @@ impl Ledger {
         let len = u32::try_from(slots.len()).ok().filter(|&len| len > 0)?;
         let extent = self.extents.take(len)?;
         self.desired.selection.insert(extent.base, slots.to_vec());
-        self.changed = true;
+        self.mark(Element::Selection(extent.base));
         Some(Table { extent, base: extent.base, len, shape: Shape::plain(len) })
     }
 
@@ -344,13 +391,15 @@ impl Ledger {
             slots.truncate(len as usize);
             self.desired.selection.insert(table.base + first, slots);
         }
-        self.changed = true;
+        self.mark(Element::Selection(table.base));
+        self.mark(Element::Selection(table.base + first));
         Table { base: table.base + first, len, shape: Shape::plain(len), ..*table }
     }
 
     /// The table leaves the tables, and the slots it was in rest.
     pub(super) fn retire_table(&mut self, table: Table) {
         self.desired.selection.remove(&table.base);
+        self.mark(Element::Selection(table.base));
         self.rest(Resource::Slots(table.extent));
     }
 }

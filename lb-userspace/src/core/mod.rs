@@ -7,38 +7,50 @@
 //! ```
 //!
 //! The way of a decision: `state` (what came in, which services it concerns) -> `configure` (who is
-//! a backend), `health`, `census` (who has left) -> `publish` (one service into the tables), which
-//! asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and `ledger` for everything that is handed out: ids,
+//! a backend), `probed` (what probes found: `health`, `agent_word`, and where backends have roles
+//! `election`), `census` (who has left) -> `publish` (one service into the tables), which
+//! asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and
+//! `ledger` for everything that is handed out: ids,
 //! slots, port pools, address roles. `adopt` fills the ledger from the maps of an earlier agent.
 
 mod adopt;
+mod agent_word;
 mod census;
 mod commands;
 mod configure;
+mod election;
 mod extents;
 mod health;
 mod ids;
+mod impact;
 mod index;
+mod layer;
 mod ledger;
 mod maglev;
 mod plan;
 mod pools;
+mod probed;
 mod publish;
 pub mod reconcile;
+mod report;
 mod roles;
 mod rotation;
 mod service;
 mod state;
+mod touched;
 mod tracked;
 mod tunnel;
 mod view;
 
 pub use commands::{Command, CommandError};
-pub use plan::plan;
+pub use impact::{BackendImpact, Fate, FlowImpact, Impact, Presence, ServiceImpact};
+pub use layer::{AddedService, Aspect, Mark, OperatorLayer, Override};
+pub use plan::{plan, plan_within};
+pub use report::{AgentAdmin, AgentReply, Certificate, Epoch, Phase, ProbeOutcome, Role, RoleReport};
 pub use state::Core;
+pub use touched::{Scope, Touched};
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -60,46 +72,17 @@ pub struct ProbeKey {
     pub target: SocketAddr,
     pub check: Check,
     pub interval: Duration,
+    /// The pace while the state may be changing.
+    pub fast: Option<FastPace>,
     pub timeout: Duration,
     pub jitter_percent: u8,
 }
 
-/// How one probe ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProbeOutcome {
-    pub up: bool,
-    /// Where it ended, as HAProxy names it: `L4OK`, `L4CON`, `L4TOUT`, `L7OK 200`, `L7STS 503`,
-    /// `L7RSP`, `L7TOUT`; followed by `: ` and the kernel's words where there are any.
-    pub result: String,
-    pub took: Duration,
-}
-
-/// What an operator decided about backends; persisted apart from the configuration file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OperatorLayer {
-    /// By service name, then backend address.
-    pub services: BTreeMap<String, BTreeMap<SocketAddr, Override>>,
-}
-
-/// One backend's part of the operator's layer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Override {
-    /// The backend is not in the file: the operator added it, with this tier.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub added_tier: Option<u8>,
-    /// The backend is in the file: the operator removed it.
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub removed: bool,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub admin: Option<Admin>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub weight: Option<u16>,
-    /// Who decided: a user name or `uid N`.
-    pub by: String,
-    /// When: RFC 3339, UTC.
-    pub at: String,
+/// After a result unlike the one before, so many more results are wanted so soon after each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FastPace {
+    pub interval: Duration,
+    pub results: u32,
 }
 
 /// The operator's word on a backend.
@@ -124,6 +107,7 @@ pub enum HealthState {
 
 /// Something happened.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all inputs are probes, and none is kept")]
 pub enum Input {
     Config(Arc<Config>),
     Operator(OperatorLayer),
@@ -136,6 +120,8 @@ pub enum Input {
         backend: IpAddr,
         source: Option<IpAddr>,
     },
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     Flows(FlowCensus),
     /// The maps hold this generation of [`Core::desired`] (see [`reconcile::ReconcileReport`]).
     /// Nothing that has left the tables is handed out again, and nothing that is leaving goes, before
@@ -169,6 +155,12 @@ pub struct BackendView {
     pub health_reason: String,
     /// When `health` last changed.
     pub health_since: Now,
+    /// The last probe, with its phases; `None`: none has ended yet.
+    pub last_probe: Option<ProbeOutcome>,
+    /// Where its service asks for roles.
+    pub role: Option<RoleView>,
+    /// What its own agent said last, in words.
+    pub agent: Option<String>,
     /// Whether new flows reach it.
     pub used: bool,
     /// Why or why not, in words: `tier 0 serves`, `health down (L4CON 2/2)`, `standby: tier 0 serves`.
@@ -177,6 +169,18 @@ pub struct BackendView {
     pub leaving: bool,
     /// Flows with an entry in the flow table.
     pub live_flows: u64,
+}
+
+/// The role of a database's server, as the service counts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleView {
+    pub role: Role,
+    pub reason: String,
+    /// Behind the backend that is furthest ahead (bytes of the log).
+    pub lag_bytes: Option<u64>,
+    /// Behind, by its own word.
+    pub lag_time: Option<Duration>,
+    pub epoch: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

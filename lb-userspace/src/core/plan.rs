@@ -4,6 +4,7 @@
 //! | step | why here |
 //! | --- | --- |
 //! | live and dead backends | one write each, and the fastest way to stop traffic to a dead one |
+//! | whether routes vary | concerns every packet, and nothing depends on it |
 //! | generation | never below the generation of a service: an agent that restarts counts on from it |
 //! | port pools | ready before a backend names them |
 //! | roles that replies need | the first reply may follow the first packet at once |
@@ -15,11 +16,15 @@
 //! | roles of services | packets come when everything is in place |
 //! | deletions | all of the above in reverse |
 
-use std::{cmp::Ordering, collections::BTreeMap, iter::Peekable};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    iter::Peekable,
+};
 
 use lb_common::abi::{Address, AddressRoles, Backend, BackendState, ServiceKey, ServiceValue, Slot};
 
-use super::service::empty_entry;
+use super::{service::empty_entry, touched::Scope};
 use crate::dataplane::{Op, Tables};
 
 /// Operations that turn `actual` into `desired`; none when they are equal.
@@ -28,31 +33,47 @@ use crate::dataplane::{Op, Tables};
 /// rests them. If something else wrote the maps and slots are contested all the same, services that
 /// point there are emptied first: refusing flows is better than sending them anywhere.
 pub fn plan(actual: &Tables, desired: &Tables) -> Vec<Op> {
-    let mut steps = Steps::default();
-    steps.backends(actual, desired);
-    steps.pools_and_constants(actual, desired);
-    steps.selection(actual, desired);
-    steps.quic_ids(actual, desired);
-    for (&key, old, new) in join(&actual.services, &desired.services) {
-        match new {
-            Some(&value) if old != Some(&value) => steps.services.push(Op::SetService { key, value }),
-            Some(_) => {}
-            None => steps.delete_services.push(Op::DeleteService { key }),
+    Steps::between(Pair { actual, desired, scope: None }).in_order()
+}
+
+/// The same where nothing but the elements of `scope` differs, in time that grows with those only.
+/// Tables of `actual` must not share slots.
+pub fn plan_within(actual: &Tables, desired: &Tables, scope: &Scope) -> Vec<Op> {
+    Steps::between(Pair { actual, desired, scope: Some(scope) }).in_order()
+}
+
+/// What is compared.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    actual: &'a Tables,
+    desired: &'a Tables,
+    /// `None`: everything.
+    scope: Option<&'a Scope>,
+}
+
+impl<'a> Pair<'a> {
+    /// Elements that may differ, in the order of their keys.
+    fn each<K: Ord, V>(
+        self,
+        elements: impl Fn(&'a Tables) -> &'a BTreeMap<K, V>,
+        touched: impl Fn(&'a Scope) -> &'a BTreeSet<K>,
+    ) -> Box<dyn Iterator<Item = Both<'a, K, V>> + 'a> {
+        let (old, new) = (elements(self.actual), elements(self.desired));
+        match self.scope {
+            None => Box::new(join(old, new)),
+            Some(scope) => Box::new(touched(scope).iter().filter_map(|key| match (old.get(key), new.get(key)) {
+                (None, None) => None,
+                (old, new) => Some((key, old, new)),
+            })),
         }
     }
-    for (&address, old, new) in join(&actual.addresses, &desired.addresses) {
-        steps.roles(address, old.copied(), new.copied());
-    }
-    if actual.generation != desired.generation {
-        steps.generation.push(Op::SetGeneration(desired.generation));
-    }
-    steps.in_order()
 }
 
 /// Operations by step.
 #[derive(Default)]
 struct Steps {
     flips: Vec<Op>,
+    ways: Vec<Op>,
     generation: Vec<Op>,
     pools: Vec<Op>,
     reply_roles: Vec<Op>,
@@ -71,9 +92,35 @@ struct Steps {
 }
 
 impl Steps {
+    fn between(pair: Pair<'_>) -> Self {
+        let mut steps = Self::default();
+        steps.backends(pair);
+        steps.pools_and_constants(pair);
+        steps.selection(pair);
+        steps.quic_ids(pair);
+        for (&key, old, new) in pair.each(|tables| &tables.services, |scope| &scope.services) {
+            match new {
+                Some(&value) if old != Some(&value) => steps.services.push(Op::SetService { key, value }),
+                Some(_) => {}
+                None => steps.delete_services.push(Op::DeleteService { key }),
+            }
+        }
+        for (&address, old, new) in pair.each(|tables| &tables.addresses, |scope| &scope.addresses) {
+            steps.roles(address, old.copied(), new.copied());
+        }
+        if pair.actual.routes_vary != pair.desired.routes_vary {
+            steps.ways.push(Op::SetRoutesVary(pair.desired.routes_vary));
+        }
+        if pair.actual.generation != pair.desired.generation {
+            steps.generation.push(Op::SetGeneration(pair.desired.generation));
+        }
+        steps
+    }
+
     fn in_order(self) -> Vec<Op> {
         let creations = [
             self.flips,
+            self.ways,
             self.generation,
             self.pools,
             self.reply_roles,
@@ -95,9 +142,9 @@ impl Steps {
         creations.into_iter().chain(deletions).flatten().collect()
     }
 
-    fn backends(&mut self, actual: &Tables, desired: &Tables) {
+    fn backends(&mut self, pair: Pair<'_>) {
         const EMPTY: u8 = BackendState::Empty as u8;
-        for (&id, old, new) in join(&actual.backends, &desired.backends) {
+        for (&id, old, new) in pair.each(|tables| &tables.backends, |scope| &scope.backends) {
             let set = |backend: &Backend| Op::SetBackend { id, backend: *backend };
             match (old, new) {
                 (old, new) if old == new => {}
@@ -110,15 +157,15 @@ impl Steps {
         }
     }
 
-    fn pools_and_constants(&mut self, actual: &Tables, desired: &Tables) {
-        for (&pool, old, new) in join(&actual.port_pools, &desired.port_pools) {
+    fn pools_and_constants(&mut self, pair: Pair<'_>) {
+        for (&pool, old, new) in pair.each(|tables| &tables.port_pools, |scope| &scope.port_pools) {
             match new {
                 Some(ports) if old != Some(ports) => self.pools.push(Op::SetPortPool { pool, ports: ports.clone() }),
                 Some(_) => {}
                 None => self.clear_pools.push(Op::ClearPortPool { pool }),
             }
         }
-        for (&id, old, new) in join(&actual.service_info, &desired.service_info) {
+        for (&id, old, new) in pair.each(|tables| &tables.service_info, |scope| &scope.service_info) {
             match new {
                 Some(&info) if old != Some(&info) => self.constants.push(Op::SetServiceInfo { id, info }),
                 Some(_) => {}
@@ -127,8 +174,8 @@ impl Steps {
         }
     }
 
-    fn quic_ids(&mut self, actual: &Tables, desired: &Tables) {
-        for (&key, old, new) in join(&actual.quic_ids, &desired.quic_ids) {
+    fn quic_ids(&mut self, pair: Pair<'_>) {
+        for (&key, old, new) in pair.each(|tables| &tables.quic_ids, |scope| &scope.quic_ids) {
             match new {
                 Some(&backend) if old != Some(&backend) => self.quic_ids.push(Op::SetQuicId { key, backend }),
                 Some(_) => {}
@@ -138,17 +185,29 @@ impl Steps {
     }
 
     /// New selection tables; whoever stands in their way is emptied first.
-    fn selection(&mut self, actual: &Tables, desired: &Tables) {
-        let changed = join(&actual.selection, &desired.selection).filter(|(_, old, new)| new.is_some() && old != new);
+    fn selection(&mut self, pair: Pair<'_>) {
+        let actual = pair.actual;
+        let changed = pair.each(|tables| &tables.selection, |scope| &scope.selection);
+        let changed = changed.filter(|(_, old, new)| new.is_some() && old != new);
         let mut written: Vec<(u32, &Vec<Slot>)> = changed.filter_map(|(&base, _, new)| Some((base, new?))).collect();
         written.retain(|&(base, slots)| !holds(actual, base, slots));
+        let apart = pair.scope.is_some();
+        if !apart || written.iter().any(|&(base, slots)| contested(actual, base, slots.len())) {
+            self.empty_contested(actual, &written);
+        }
+        let write = |(base, slots): (u32, &Vec<Slot>)| Op::WriteSelection { base, slots: slots.clone() };
+        self.selection.extend(written.into_iter().map(write));
+    }
+
+    /// Takes the slots from published services that point at some that are about to be written.
+    fn empty_contested(&mut self, actual: &Tables, written: &[(u32, &Vec<Slot>)]) {
         if written.is_empty() {
             return;
         }
         let published = actual.services.iter().filter(|(_, value)| value.slots() > 0);
         let published: BTreeMap<u32, (&ServiceKey, &ServiceValue)> =
             published.map(|(key, value)| (value.selection_base, (key, value))).collect();
-        for &(base, slots) in &written {
+        for &(base, slots) in written {
             let end = u64::from(base) + slots.len() as u64;
             let reach = |value: &ServiceValue| u64::from(value.selection_base) + u64::from(value.slots());
             // Tables do not overlap: of those that begin before `base` only the last can reach it.
@@ -159,8 +218,6 @@ impl Steps {
                 self.selection.push(Op::SetService { key: **key, value });
             }
         }
-        let write = |(base, slots): (u32, &Vec<Slot>)| Op::WriteSelection { base, slots: slots.clone() };
-        self.selection.extend(written.into_iter().map(write));
     }
 
     /// Roles come in two steps and go in one; between them an address has the old and the new ones.
@@ -192,6 +249,14 @@ fn holds(actual: &Tables, base: u32, slots: &[Slot]) -> bool {
     longer.get((base - first) as usize..).is_some_and(|rest| rest.starts_with(slots))
 }
 
+/// Whether a table, none of which overlap, has some of these slots: the last one that begins before
+/// their end.
+fn contested(actual: &Tables, base: u32, len: usize) -> bool {
+    let end = u64::from(base) + len as u64;
+    let before = actual.selection.range(..u32::try_from(end).unwrap_or(u32::MAX)).next_back();
+    before.is_some_and(|(&first, slots)| u64::from(first) + slots.len() as u64 > u64::from(base))
+}
+
 /// The same element, declared dead or live again.
 fn is_flip(old: &Backend, new: &Backend) -> bool {
     let empty = BackendState::Empty as u8;
@@ -199,20 +264,18 @@ fn is_flip(old: &Backend, new: &Backend) -> bool {
 }
 
 /// Both maps side by side, in the order of their keys, in one pass.
-fn join<'a, K: Ord, V>(
-    left: &'a BTreeMap<K, V>,
-    right: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
+fn join<'a, K: Ord, V>(left: &'a BTreeMap<K, V>, right: &'a BTreeMap<K, V>) -> impl Iterator<Item = Both<'a, K, V>> {
     let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
     std::iter::from_fn(move || next_pair(&mut left, &mut right))
 }
 
-type Pair<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
+/// An element as it is and as it should be.
+type Both<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
 
 fn next_pair<'a, K: Ord, V>(
     left: &mut Peekable<impl Iterator<Item = (&'a K, &'a V)>>,
     right: &mut Peekable<impl Iterator<Item = (&'a K, &'a V)>>,
-) -> Option<Pair<'a, K, V>> {
+) -> Option<Both<'a, K, V>> {
     let order = match (left.peek(), right.peek()) {
         (Some((a, _)), Some((b, _))) => a.cmp(b),
         (Some(_), None) => Ordering::Less,
@@ -274,6 +337,7 @@ mod tests {
             selection: [(4, slots(&[0]))].into(),
             port_pools: [(0, Vec::new())].into(),
             quic_ids: [(QuicKey::new(0, [7; 16]), 0)].into(),
+            routes_vary: true,
         }
     }
 
@@ -293,6 +357,7 @@ mod tests {
         assert_eq!(
             built,
             [
+                "SetRoutesVary",
                 "SetGeneration",
                 "SetPortPool",
                 "SetAddress",
@@ -309,6 +374,7 @@ mod tests {
         assert_eq!(
             taken_down,
             [
+                "SetRoutesVary",
                 "DeleteAddress",
                 "DeleteAddress",
                 "DeleteService",

@@ -18,7 +18,7 @@ use super::ids::Ids;
 /// An address and an IP protocol number.
 pub(super) type Host = (Address, u8);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pool {
     /// `None`: all endpoints of the host.
     port: Option<Port>,
@@ -27,7 +27,7 @@ struct Pool {
 }
 
 /// Pools in use, by host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pools {
     ids: Ids,
     hosts: BTreeMap<Host, BTreeMap<u32, Pool>>,

@@ -18,7 +18,7 @@ use super::{
     ledger::Ledger,
     maglev::{self, Turn},
     rotation,
-    service::{Leave, Made, Member, Place, Service, ServiceRef, Shape},
+    service::{Leave, Made, Member, Place, Probes, Service, ServiceRef, Shape},
     tracked::{Hash, Tracked},
     tunnel::Tunnel,
 };
@@ -56,7 +56,7 @@ impl Round<'_> {
             if service.leaving.is_none() {
                 return Outcome::Starved;
             }
-            service.members.iter_mut().for_each(|member| self.indexes.set_probe(me, member, None));
+            service.members.iter_mut().for_each(|member| self.indexes.set_probes(me, member, Probes::default()));
             return Outcome::Over;
         };
         self.publish_info(me, service, id);
@@ -199,10 +199,10 @@ impl Round<'_> {
             if right.is_none_or(|right| right == pool) || !self.ledger.backend_ids.available() {
                 continue;
             }
-            let mut leaver = Member { probe: None, configured: false, ..member.clone() };
+            let mut leaver = Member { probes: Probes::default(), configured: false, ..member.clone() };
             leaver.leaving = Some(Leave::at(self.ledger.next_generation()));
             self.ledger.touch();
-            self.indexes.set_probe(me, &mut leaver, member.probe.clone());
+            self.indexes.set_probes(me, &mut leaver, member.probes.clone());
             member.place = None;
             old.push(leaver);
         }
@@ -289,7 +289,7 @@ impl Round<'_> {
 
     /// The end of a backend that has left.
     fn clear_member(&mut self, name: &str, me: ServiceRef, member: &mut Member) {
-        self.indexes.set_probe(me, member, None);
+        self.indexes.set_probes(me, member, Probes::default());
         let own_role = member.own_role(me);
         let Some(place) = member.place.take() else { return };
         self.ledger.clear_backend(place.id);
@@ -524,7 +524,7 @@ fn turns(service: &Service) -> Vec<Turn> {
     let tier = ready(service).map(|(member, _)| member.tier).min();
     let serving = ready(service).filter(|(member, _)| Some(member.tier) == tier);
     let turn =
-        |(member, place): (&Member, &Place)| Turn { address: member.address, id: place.id, weight: member.weight };
+        |(member, place): (&Member, &Place)| Turn { address: member.address, id: place.id, weight: member.share() };
     let mut turns: Vec<Turn> = serving.map(turn).collect();
     turns.sort_unstable_by_key(|turn| turn.id);
     turns

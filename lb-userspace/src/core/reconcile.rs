@@ -3,7 +3,7 @@
 
 use lb_common::abi::Slot;
 
-use super::plan;
+use super::{Touched, plan, plan_within};
 use crate::dataplane::{Dataplane, DataplaneError, Op, Tables};
 
 /// Keeps what is in the maps, as far as it is known.
@@ -51,6 +51,30 @@ impl Reconciler {
         dataplane: &mut impl Dataplane,
         desired: &Tables,
     ) -> Result<ReconcileReport, DataplaneError> {
+        self.follow(dataplane, desired, None)
+    }
+
+    /// The same, where it is known what changed in `desired`: a small change costs little, however
+    /// large the tables are. Where the maps must be read, or the log does not go back far enough, all
+    /// is compared.
+    ///
+    /// # Errors
+    /// As [`Reconciler::step`].
+    pub fn step_touched(
+        &mut self,
+        dataplane: &mut impl Dataplane,
+        desired: &Tables,
+        touched: &Touched,
+    ) -> Result<ReconcileReport, DataplaneError> {
+        self.follow(dataplane, desired, Some(touched))
+    }
+
+    fn follow(
+        &mut self,
+        dataplane: &mut impl Dataplane,
+        desired: &Tables,
+        touched: Option<&Touched>,
+    ) -> Result<ReconcileReport, DataplaneError> {
         let known = self.actual.take();
         let read = known.is_none();
         let mut actual = match known {
@@ -59,7 +83,11 @@ impl Reconciler {
         };
         // Tables that claim the same slots cannot be followed write by write: read again next time.
         let sound = !read || apart(&actual);
-        let plan = plan(&actual, desired);
+        let scope = touched.filter(|_| !read).and_then(|touched| touched.scope_since(actual.generation));
+        let plan = match &scope {
+            Some(scope) => plan_within(&actual, desired, scope),
+            None => plan(&actual, desired),
+        };
         for op in &plan {
             dataplane.apply(op)?;
             note(&mut actual, op);
@@ -74,6 +102,7 @@ impl Reconciler {
 fn note(tables: &mut Tables, op: &Op) {
     match op {
         Op::SetGeneration(generation) => tables.generation = *generation,
+        Op::SetRoutesVary(vary) => tables.routes_vary = *vary,
         Op::SetPortPool { pool, ports } => _ = tables.port_pools.insert(*pool, ports.clone()),
         Op::ClearPortPool { pool } => _ = tables.port_pools.remove(pool),
         Op::SetBackend { id, backend } => _ = tables.backends.insert(*id, *backend),

@@ -9,7 +9,7 @@ const ROLES: [u32; 4] =
 
 /// Holders of each role of each address. Removed addresses count against the limit until the ledger
 /// says that they have left the map.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Roles {
     limit: u32,
     holders: BTreeMap<Address, [u32; ROLES.len()]>,

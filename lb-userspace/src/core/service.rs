@@ -9,7 +9,9 @@ use lb_common::{
 };
 
 use super::{
-    Admin, HealthState, Override, ProbeKey,
+    Admin, FastPace, HealthState, Override, ProbeKey, ProbeOutcome,
+    agent_word::AgentWord,
+    election::{RoleState, Standing},
     extents::Extent,
     health::Health,
     maglev::Turn,
@@ -82,7 +84,7 @@ impl Leave {
 /// Every address is a client.
 const ALL_BITS: (u8, u8) = (32, 128);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Service {
     pub id: Option<u32>,
     /// As configured (file's backends, without the operator's layer); the last one where it is
@@ -100,6 +102,8 @@ pub(super) struct Service {
     /// Whether the service holds the role of its address.
     pub holds_address: bool,
     pub active_tier: Option<u8>,
+    /// Who is its primary, where its backends have roles.
+    pub standing: Standing,
     pub live_flows: u64,
     /// What keeps it from being published as wanted.
     pub problem: Option<String>,
@@ -117,6 +121,7 @@ impl Service {
             tracked: None,
             holds_address: false,
             active_tier: None,
+            standing: Standing::default(),
             live_flows: 0,
             problem: None,
         }
@@ -194,7 +199,7 @@ impl Shape {
 }
 
 /// What a selection table is made of: the same of these is the same table.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Made {
     pub scheduler: Scheduler,
     /// What is hashed where flows need no entry.
@@ -216,8 +221,18 @@ pub(super) struct Member {
     pub configured: bool,
     pub leaving: Option<Leave>,
     pub health: Health,
-    /// What is asked to know its health; `None`: nothing.
-    pub probe: Option<ProbeKey>,
+    /// Checked instead of its address; port 0: on the port that is checked otherwise.
+    pub check_address: Option<SocketAddr>,
+    /// What is asked about it.
+    pub probes: Probes,
+    /// How its last health probe ended.
+    pub last_probe: Option<ProbeOutcome>,
+    /// The days that its certificate was said to have left.
+    pub days_told: Option<i64>,
+    pub role: RoleState,
+    /// Whether its service's policy on roles lets it have new flows; true where there is none.
+    pub elected: bool,
+    pub agent: AgentWord,
     /// Set while it has an element of the map `backends`.
     pub place: Option<Place>,
     /// `full-nat` and tunnels: the route to it was lost.
@@ -225,6 +240,15 @@ pub(super) struct Member {
     pub live_flows: u64,
     /// What keeps it from being published as wanted.
     pub problem: Option<String>,
+}
+
+/// What is asked about a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Probes {
+    /// To know its health; `None`: nothing.
+    pub health: Option<ProbeKey>,
+    /// Its own agent; `None`: it has none.
+    pub agent: Option<ProbeKey>,
 }
 
 /// An element of the map `backends`, and what hangs on it.
@@ -254,7 +278,13 @@ impl Member {
             configured: false,
             leaving: None,
             health,
-            probe: None,
+            check_address: None,
+            probes: Probes::default(),
+            last_probe: None,
+            days_told: None,
+            role: RoleState::default(),
+            elected: true,
+            agent: AgentWord::default(),
             place: None,
             no_route: false,
             live_flows: 0,
@@ -267,9 +297,20 @@ impl Member {
         self.leaving.is_none() && self.place.is_some() && !self.no_route && self.willing()
     }
 
-    /// Ready as far as operator, weight and health go.
+    /// Ready as far as operator, agent, weight, health and role go.
     pub(super) fn willing(&self) -> bool {
-        self.admin == Admin::Ready && self.weight > 0 && self.health.state == HealthState::Up
+        self.elected && self.able()
+    }
+
+    /// Willing, whatever its role.
+    pub(super) fn able(&self) -> bool {
+        let wanted = self.admin == Admin::Ready && self.agent.refuses().is_none() && self.share() > 0;
+        wanted && self.health.state == HealthState::Up
+    }
+
+    /// Its weight, as far as its agent lets it have it.
+    pub(super) fn share(&self) -> u16 {
+        self.agent.share(self.weight)
     }
 
     pub(super) fn state(&self) -> BackendState {
@@ -305,7 +346,7 @@ impl Member {
             generation: place.generation,
             service_id,
             port_pool: place.pool.unwrap_or(0),
-            weight: if self.admin == Admin::Ready && self.leaving.is_none() { self.weight.into() } else { 0 },
+            weight: self.share().into(),
             tunnel_port: place.tunnel.port,
             dont_fragment: place.tunnel.dont_fragment,
             source_bits: place.tunnel.source_bits,
@@ -314,19 +355,27 @@ impl Member {
     }
 }
 
-/// What to ask about a backend; `None` where nothing is asked: no check, or no port to ask.
-pub(super) fn probe_key(address: SocketAddr, health: &config::Health) -> Option<ProbeKey> {
-    let port = health.port.unwrap_or(address.port());
-    if health.check == Check::None || port == 0 {
-        return None;
-    }
-    Some(ProbeKey {
-        target: SocketAddr::new(address.ip(), port),
-        check: health.check.clone(),
-        interval: health.interval,
-        timeout: health.timeout,
+/// What to ask about a backend at `address`.
+pub(super) fn probes(address: SocketAddr, check_address: Option<SocketAddr>, health: &config::Health) -> Probes {
+    let host = check_address.unwrap_or(address).ip();
+    let own_port = check_address.map(|at| at.port()).filter(|&port| port != 0);
+    let port = own_port.or(health.port).unwrap_or(address.port());
+    let fast = health.fast_interval.filter(|&fast| fast < health.interval);
+    let key = |port, check: &Check, interval: Duration, fast| ProbeKey {
+        target: SocketAddr::new(host, port),
+        check: check.clone(),
+        interval,
+        fast,
+        // The agent may be asked more often than the check.
+        timeout: if interval < health.interval { health.timeout.min(interval) } else { health.timeout },
         jitter_percent: health.jitter_percent,
-    })
+    };
+    let asked = health.check != Check::None && (port != 0 || matches!(health.check, Check::Exec(_)));
+    let pace = fast.map(|interval| FastPace { interval, results: health.fall.max(health.rise) });
+    Probes {
+        health: asked.then(|| key(port, &health.check, health.interval, pace)),
+        agent: health.agent.as_ref().map(|a| key(a.port, &Check::Agent(a.check.clone()), a.interval, None)),
+    }
 }
 
 /// An element of `backends` that nobody uses; its generation is remembered.

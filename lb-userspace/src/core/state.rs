@@ -9,7 +9,7 @@ use std::{
 use lb_common::abi::{Port, ServiceKey};
 
 use super::{
-    Input, Notice, Now, OperatorLayer, ProbeKey, ProbeOutcome, adopt,
+    Input, Notice, Now, OperatorLayer, ProbeKey, Touched, adopt,
     index::Indexes,
     ledger::Ledger,
     publish::{Outcome, Round},
@@ -18,7 +18,7 @@ use super::{
 use crate::{config::Config, dataplane::Tables};
 
 /// Every decision of the agent. Inputs concern few services each; only those are decided anew.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     pub(super) config: Arc<Config>,
     pub(super) layer: OperatorLayer,
@@ -29,6 +29,8 @@ pub struct Core {
     pub(super) keys: BTreeMap<ServiceKey, ServiceRef>,
     pub(super) indexes: Indexes,
     pub(super) ledger: Ledger,
+    /// To be asked before publishing who of their backends may take new flows.
+    pub(super) elections: BTreeSet<ServiceRef>,
     /// To be published before the next answer.
     pub(super) dirty: BTreeSet<ServiceRef>,
     /// To be tried again when something is handed back.
@@ -52,6 +54,7 @@ impl Core {
         let mut core = Self {
             config: Arc::clone(&config),
             layer: operator,
+            elections: BTreeSet::new(),
             dirty: services.keys().copied().collect(),
             services,
             names: BTreeMap::new(),
@@ -64,6 +67,7 @@ impl Core {
             walked_at: now,
         };
         core.configure(config, now);
+        core.inherit_roles();
         if core.anything_leaves() {
             // What leaves waits for a generation that no longer offers it.
             core.ledger.touch();
@@ -88,6 +92,7 @@ impl Core {
                 Input::Operator(layer) => self.operate(layer, now),
                 Input::Probe { key, outcome } => self.probed(&key, &outcome, now),
                 Input::Source { backend, source } => self.source_found(backend, source),
+                Input::RoutesVary(vary) => self.ledger.set_routes_vary(vary),
                 Input::Flows(census) => self.walked(census, now),
                 Input::Published { generation } => self.ledger.publish(generation, now),
             }
@@ -119,6 +124,11 @@ impl Core {
         self.ledger.desired()
     }
 
+    /// What changed in [`Core::desired`] since a generation that the maps held.
+    pub fn touched(&self) -> &Touched {
+        self.ledger.touched()
+    }
+
     /// How often a service was decided anew since the start: the work done.
     pub fn published_services(&self) -> u64 {
         self.published_services
@@ -126,23 +136,6 @@ impl Core {
 }
 
 impl Core {
-    fn probed(&mut self, key: &ProbeKey, outcome: &ProbeOutcome, now: Now) {
-        for me in self.indexes.probes.concerned(key) {
-            let Some(service) = self.services.get_mut(&me) else { continue };
-            let Some((name, fall, rise)) =
-                service.config.as_ref().map(|config| (config.name.clone(), config.health.fall, config.health.rise))
-            else {
-                continue;
-            };
-            for member in service.members.iter_mut().filter(|member| member.probe.as_ref() == Some(key)) {
-                if let Some(text) = member.health.record(outcome, fall, rise, now) {
-                    self.notices.push(Notice { service: name.clone(), backend: Some(member.address), text });
-                    self.dirty.insert(me);
-                }
-            }
-        }
-    }
-
     fn source_found(&mut self, backend: IpAddr, source: Option<IpAddr>) {
         // A source of the other family cannot be: as good as none.
         let source = source.filter(|source| source.is_ipv4() == backend.is_ipv4());
@@ -153,6 +146,7 @@ impl Core {
 
     /// Publishes every service that something has changed for, and closes the generation.
     fn settle(&mut self, now: Now) {
+        self.hold_elections();
         if self.ledger.release(now) {
             self.dirty.append(&mut self.starved);
         }

@@ -46,7 +46,7 @@ pub(super) struct Hash {
     pub client_bits: (u8, u8),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tracked {
     pub hash: Hash,
     slots: Vec<State>,

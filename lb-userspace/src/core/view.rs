@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Admin, BackendView, Core, HealthState, ServiceView, TrackingView, census,
+    Admin, BackendView, Core, HealthState, Override, RoleView, ServiceView, TrackingView, census,
+    election::RoleState,
     health::word,
     service::{Member, Service},
 };
@@ -55,6 +56,9 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         health: member.health.state,
         health_reason: member.health.reason.clone(),
         health_since: member.health.since,
+        last_probe: member.last_probe.clone(),
+        role: service.config.as_ref().and_then(|config| config.role.as_ref()).map(|_| role(&member.role)),
+        agent: member.agent.shown(),
         used,
         used_reason: used_reason(service, member, used, unlisted),
         leaving: member.leaving.is_some(),
@@ -62,9 +66,20 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
     }
 }
 
+fn role(state: &RoleState) -> RoleView {
+    RoleView {
+        role: state.role,
+        reason: state.reason.clone(),
+        lag_bytes: state.lag_bytes,
+        lag_time: state.lag_time,
+        epoch: state.report.as_ref().and_then(|report| report.epoch.as_ref()).map(ToString::to_string),
+    }
+}
+
 /// The first reason, in the order in which an operator would ask.
 fn used_reason(service: &Service, member: &Member, used: bool, unlisted: bool) -> String {
-    let by = || member.overridden.as_ref().map(|decided| format!(" by {}", decided.by)).unwrap_or_default();
+    let mark = || member.overridden.as_ref().and_then(Override::shown);
+    let by = || mark().map(|mark| format!(" by {}", mark.by)).unwrap_or_default();
     if member.leaving.is_some() {
         let others = if unlisted { ", and there may be others without an entry" } else { "" };
         return format!("removed: {} flows left{others}", member.live_flows);
@@ -77,8 +92,17 @@ fn used_reason(service: &Service, member: &Member, used: bool, unlisted: bool) -
     if member.health.state != HealthState::Up {
         return format!("health {} ({})", word(member.health.state), member.health.reason);
     }
+    if let Some(refused) = member.agent.refuses() {
+        return refused;
+    }
     if member.weight == 0 {
         return "weight 0".to_owned();
+    }
+    if member.share() == 0 {
+        return "weight 0 by its agent".to_owned();
+    }
+    if let Some(role) = service.not_elected(member) {
+        return role;
     }
     if let Some(problem) = member.problem.as_ref().or(service.problem.as_ref()).filter(|_| !used) {
         return problem.clone();

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{Dataplane, DataplaneError, FlowCensus, Op, Tables};
 
-/// Fails by chance: an operation before or after it took effect, a read, a walk.
+/// Fails by chance: an operation before, within or after it took effect, a read, a walk.
 #[derive(Clone, Debug)]
 pub struct FaultyDataplane<D> {
     inner: D,
@@ -43,6 +43,14 @@ impl<D: Dataplane> Dataplane for FaultyDataplane<D> {
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
         if self.fails() {
             return self.fault("write, not carried out");
+        }
+        if let Op::WriteSelection { base, slots } = op
+            && self.fails()
+        {
+            // Many elements, one system call each or one batch that broke off.
+            let written = self.random.random_range(0..=slots.len());
+            self.inner.apply(&Op::WriteSelection { base: *base, slots: slots[..written].to_vec() })?;
+            return self.fault("write, cut short");
         }
         self.inner.apply(op)?;
         if self.fails() {

@@ -27,6 +27,22 @@ impl Failure {
     pub fn exchange(error: &(dyn Error + 'static)) -> Self {
         Self::Backend(format!("L7RSP: {}", innermost_words(error)))
     }
+
+    /// An answer that makes no sense.
+    pub fn garbage(what: impl std::fmt::Display) -> Self {
+        Self::Backend(format!("L7RSP: {what}"))
+    }
+
+    /// An answer that makes sense and says no.
+    pub fn refused(what: impl std::fmt::Display) -> Self {
+        Self::Backend(format!("L7STS: {}", printable(&what.to_string())))
+    }
+}
+
+/// Words of a server, on one line of bearable length and without anything that a terminal obeys.
+pub fn printable(words: &str) -> String {
+    const LONGEST: usize = 200;
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect::<String>().trim().to_owned()
 }
 
 /// Whether the host lacked descriptors, memory, ports or an address of its own.
@@ -47,7 +63,7 @@ fn is_local(error: &io::Error) -> bool {
 }
 
 /// The kernel's words without Rust's ` (os error N)`.
-fn kernel_words(error: &io::Error) -> String {
+pub fn kernel_words(error: &io::Error) -> String {
     let text = error.to_string();
     match text.rfind(" (os error ") {
         Some(end) => text[..end].to_owned(),

@@ -1,18 +1,21 @@
 //! One probe, from the first packet to the result.
 
-use std::io;
+use std::{io, pin::Pin};
 
+use regex::bytes::Regex;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    failure::Failure,
-    http::{self, Leftover},
-    tcp,
+    agent_check, dns, exec, failure::Failure, mysql, patroni, postgres, redis, stream::Stream, tls::Tls, trace::Trace,
+    udp, web,
 };
 use crate::{
-    config::{Check, StatusRange},
-    core::{ProbeKey, ProbeOutcome},
+    config::Check,
+    core::{AgentReply, Phase, ProbeKey, ProbeOutcome, RoleReport},
 };
+
+/// What may be done after the result was told: goodbyes, the rest of an answer.
+pub type Leftover = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A result, and what may be tidied up after it was reported.
 pub struct Finished {
@@ -22,45 +25,107 @@ pub struct Finished {
     pub deadline: Instant,
 }
 
-/// Asks once. The timeout covers everything from the first packet to the result.
-///
-/// # Errors
-/// This host lacked what a probe needs; the backend was not asked.
-pub async fn probe(key: &ProbeKey) -> Result<Finished, io::Error> {
-    let began = Instant::now();
-    let deadline = began + key.timeout;
-    let answer = ask(key, deadline).await;
-    let took = began.elapsed();
-    let (up, result, leftover) = match answer {
-        Ok(Answer { up, result, leftover }) => (up, result, leftover),
-        Err(Failure::Backend(result)) => (false, result, None),
-        Err(Failure::Local(error)) => return Err(error),
-    };
-    Ok(Finished { outcome: ProbeOutcome { up, result, took }, leftover, deadline })
-}
-
-struct Answer {
-    up: bool,
-    result: String,
+/// What a server's answer comes to.
+pub struct Answer {
+    pub up: bool,
+    pub result: String,
+    pub role: Option<RoleReport>,
+    pub agent: Option<AgentReply>,
     leftover: Option<Leftover>,
 }
 
-async fn ask(key: &ProbeKey, deadline: Instant) -> Result<Answer, Failure> {
-    if key.check == Check::None {
-        return Ok(Answer { up: true, result: "not checked".to_owned(), leftover: None });
+impl Answer {
+    pub fn up(result: impl Into<String>) -> Self {
+        Self { up: true, result: result.into(), role: None, agent: None, leftover: None }
     }
-    let stream = timeout_at(deadline, tcp::connect(key.target)).await.unwrap_or_else(|_| Err(timed_out("L4TOUT")))?;
-    let Check::Http { path, host, expect } = &key.check else {
-        return Ok(Answer { up: true, result: "L4OK".to_owned(), leftover: None });
-    };
-    let answer = http::get(stream, key.target, path, host.as_deref());
-    let (status, leftover) = timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(timed_out("L7TOUT")))?;
-    let status = status.as_u16();
-    let up = expect.iter().any(|&StatusRange { first, last }| (first..=last).contains(&status));
-    let result = if up { format!("L7OK {status}") } else { format!("L7STS {status}") };
-    Ok(Answer { up, result, leftover: Some(leftover) })
+
+    pub fn down(result: impl Into<String>) -> Self {
+        Self { up: false, ..Self::up(result) }
+    }
+
+    /// With something to tidy up.
+    #[must_use]
+    pub fn and_then(self, leftover: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { leftover: Some(Box::pin(leftover)), ..self }
+    }
 }
 
-fn timed_out(phase: &str) -> Failure {
-    Failure::Backend(phase.to_owned())
+/// Everything that is made once for all probes of a key.
+#[derive(Debug)]
+pub struct Probe {
+    key: ProbeKey,
+    pattern: Result<Option<Regex>, String>,
+}
+
+impl Probe {
+    pub fn new(key: ProbeKey) -> Self {
+        let pattern = match &key.check {
+            Check::Http(http) => web::pattern(http),
+            _ => Ok(None),
+        };
+        Self { key, pattern }
+    }
+
+    pub fn key(&self) -> &ProbeKey {
+        &self.key
+    }
+
+    /// Asks once. The timeout covers everything from the first packet to the result.
+    ///
+    /// # Errors
+    /// This host lacked what a probe needs; the backend was not asked.
+    pub async fn run(&self, tls: &Tls) -> Result<Finished, io::Error> {
+        let began = Instant::now();
+        let deadline = began + self.key.timeout;
+        let mut trace = Trace::begin(first_phase(&self.key.check));
+        let answer = timeout_at(deadline, self.ask(tls, &mut trace)).await;
+        let answer = match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(Failure::Backend(result))) => Answer::down(result),
+            Ok(Err(Failure::Local(error))) => return Err(error),
+            Err(_) => Answer::down(timed_out(trace.phase())),
+        };
+        let Answer { up, result, role, agent, leftover } = answer;
+        let (phases, certificate) = trace.finish();
+        let took = began.elapsed();
+        let outcome = ProbeOutcome { up, result, took, phases, role, certificate, agent };
+        Ok(Finished { outcome, leftover, deadline })
+    }
+
+    async fn ask(&self, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
+        let ProbeKey { target, timeout, .. } = self.key;
+        match &self.key.check {
+            Check::None => Ok(Answer::up("not checked")),
+            Check::Tcp => Stream::open(target, None, tls, trace).await.map(|_| Answer::up("L4OK")),
+            Check::Tls(check) => Stream::open(target, Some(check), tls, trace).await.map(|_| Answer::up("L6OK")),
+            Check::Http(check) => {
+                let pattern = self.pattern.as_ref().map_err(Failure::garbage)?;
+                web::ask(target, check, pattern.as_ref(), tls, trace).await
+            }
+            Check::Udp(check) => udp::ask(target, check, trace).await,
+            Check::Dns(check) => dns::ask(target, check, trace).await,
+            Check::Exec(check) => exec::ask(target, check, timeout).await,
+            Check::Mysql(login) => mysql::ask(target, login, tls, trace).await,
+            Check::Postgres(login) => postgres::ask(target, login, tls, trace).await,
+            Check::Redis(login) => redis::ask(target, login, tls, trace).await,
+            Check::Patroni(check) => patroni::ask(target, check, tls, trace).await,
+            Check::Agent(check) => agent_check::ask(target, check, trace).await,
+        }
+    }
+}
+
+fn first_phase(check: &Check) -> Phase {
+    match check {
+        Check::Exec(_) => Phase::Run,
+        Check::Udp(_) | Check::Dns(_) => Phase::Send,
+        _ => Phase::Connect,
+    }
+}
+
+fn timed_out(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Connect => "L4TOUT",
+        Phase::Tls => "L6TOUT",
+        _ => "L7TOUT",
+    }
 }

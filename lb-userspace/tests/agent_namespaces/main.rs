@@ -1,6 +1,7 @@
 //! The whole binary between network namespaces: it serves, fails over, dies, comes back, is refused,
 //! and leaves nothing behind.
 
+mod routes;
 mod vlan;
 mod world;
 
@@ -102,6 +103,84 @@ fn an_operator_drains_and_the_file_is_read_again_while_traffic_runs() {
     agent.signal(Signal::HUP);
     world.until("the refusal", || world.document(&["status"])["reloadFailed"].is_object());
     assert_eq!(world.document(&["service", "list"])["services"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_change_is_told_applied_taken_back_and_confirmed_while_a_connection_lives() {
+    let world = World::new();
+    let _servers = [Server::start(&world, ONE, "one"), Server::start(&world, TWO, "two")];
+    world.configure(&BOTH, &[80]);
+    let agent = world.run(1);
+    let connection = world.connect(80);
+    world.until("the flow to be counted", || world.document(&["status"])["dataPath"]["liveFlows"] == 1);
+    // Without the server that the connection is on.
+    let to = world.document(&["flows"])["flows"][0]["backend"].as_str().unwrap().to_owned();
+    let other = if to == ONE { TWO } else { ONE };
+    let without = world.write(
+        "without.toml",
+        &world.text(&BOTH, &[80]).replace(&format!("[[service.backend]]\naddress = \"{to}\"\n"), ""),
+    );
+    let told = world.document(&["config", "diff", &without]);
+    assert_eq!(told["impact"]["flows"], serde_json::json!({ "kept": 0, "drained": 1, "reset": 0 }), "{told}");
+    assert_eq!(told["impact"]["services"][0]["moved"], 0.5);
+    assert_eq!(world.document(&["status"])["services"][0]["backends"], 2, "told, not done");
+
+    let done = world.document(&["config", "apply", &without, "--max-reset", "0", "--confirm", "2s"]);
+    assert!(done["confirmUntil"].is_string(), "{done}");
+    assert_eq!(world.get_each(2).len(), 2);
+    world.until("the change to be taken back", || {
+        let status = world.document(&["status"]);
+        status["config"]["unconfirmed"].is_null() && status["services"][0]["used"] == 2
+    });
+    world.document(&["config", "apply", &without, "--confirm", "60s"]);
+    assert_eq!(world.document(&["config", "confirm"])["what"], "confirmed");
+    let name = if other == ONE { "one" } else { "two" };
+    assert_eq!(world.get_each(4), [name; 4]);
+    assert!(!connection.finish().is_empty(), "the connection was not cut by any of it");
+    let shown = text(&world.asks(&["config", "show"]).stdout);
+    assert!(shown.contains(&without) && shown.contains(other) && !shown.contains(&to), "{shown}");
+    agent.end(Signal::TERM);
+}
+
+#[test]
+fn a_bad_file_at_start_gives_way_to_the_last_good_copy_and_a_watched_one_is_followed() {
+    let world = World::new();
+    let _servers = [Server::start(&world, ONE, "one"), Server::start(&world, TWO, "two")];
+    let config = world.configure(&BOTH, &[80]);
+    world.run(1).end(Signal::TERM);
+    std::fs::write(&config, "interfaces = 7").unwrap();
+    let agent = world.run_any(1);
+    assert_eq!(world.get_each(2), ["one", "two"]);
+    let status = world.asks(&["status"]);
+    assert_eq!(status.status.code(), Some(1), "and the exit code says so");
+    assert!(text(&status.stdout).contains("the last good copy runs"), "{}", text(&status.stdout));
+    // Mended the way editors do it.
+    let mended = world.write("mended", &format!("watch-config = true\n{}", world.text(&BOTH, &[80])));
+    std::fs::rename(mended, &config).unwrap();
+    world.document(&["config", "apply"]);
+    assert_eq!(world.asks(&["status"]).status.code(), Some(0));
+    let more = world.write("more", &format!("watch-config = true\n{}", world.text(&BOTH, &[80, 81])));
+    std::fs::rename(more, &config).unwrap();
+    world.until("the second service", || {
+        world.document(&["status"])["services"].as_array().unwrap().iter().filter(|s| s["used"] == 2).count() == 2
+    });
+    let (_, log) = agent.end(Signal::TERM);
+    assert!(log.contains("the last good copy") && log.contains("line 1, column 14"), "{log}");
+}
+
+#[test]
+fn a_second_agent_leaves_no_folder_of_pins() {
+    let world = World::new();
+    let _servers = [Server::start(&world, ONE, "one"), Server::start(&world, TWO, "two")];
+    let config = world.configure(&BOTH, &[80]);
+    let _agent = world.run(1);
+    // Its own pins, but the same state directory.
+    let mut second = world.lb("lb", &["run", "--config", config.to_str().unwrap()]);
+    let refused = second.env("LB_PIN_DIR", world.pins("second")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("another agent"), "{}", text(&refused.stderr));
+    assert!(!world.pins("second").exists());
+    assert_eq!(world.get_each(2), ["one", "two"]);
 }
 
 #[test]

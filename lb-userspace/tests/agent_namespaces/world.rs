@@ -72,6 +72,11 @@ impl World {
 
     /// Writes the configuration file: both servers behind one service, checked every 100 ms.
     pub fn configure(&self, interfaces: &[&str], ports: &[u16]) -> PathBuf {
+        PathBuf::from(self.write("lb.toml", &self.text(interfaces, ports)))
+    }
+
+    /// What [`World::configure`] writes.
+    pub fn text(&self, interfaces: &[&str], ports: &[u16]) -> String {
         let mut text = format!("interfaces = {interfaces:?}\n");
         for port in ports {
             text.push_str(&format!(
@@ -80,9 +85,14 @@ impl World {
                  [[service.backend]]\naddress = \"{ONE}\"\n[[service.backend]]\naddress = \"{TWO}\"\n"
             ));
         }
-        let path = self.dir.path().join("lb.toml");
+        text
+    }
+
+    /// Writes a file beside the configuration; its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
         fs::write(&path, text).unwrap();
-        path
+        path.display().to_string()
     }
 
     /// A command line of this world: `place` keeps several balancers apart.
@@ -111,6 +121,13 @@ impl World {
 
     /// Runs the agent and waits until `services` of two backends each serve.
     pub fn run(&self, services: usize) -> Agent {
+        let agent = self.run_any(services);
+        assert_eq!(self.asks(&["status"]).status.code(), Some(0));
+        agent
+    }
+
+    /// The same, whichever configuration it found.
+    pub fn run_any(&self, services: usize) -> Agent {
         let config = self.dir.path().join("lb.toml");
         let mut command = self.lb("lb", &["run", "--config", config.to_str().unwrap()]);
         let agent = Agent { child: command.stderr(Stdio::piped()).spawn().unwrap(), log: None }.reading();
@@ -133,14 +150,20 @@ impl World {
 
     /// What a client gets from `port` of the service address, in one connection.
     pub fn get(&self, port: u16) -> std::io::Result<String> {
+        self.try_connect(port)?.ask()
+    }
+
+    /// A connection that has not asked for anything yet.
+    pub fn connect(&self, port: u16) -> Connection {
+        self.try_connect(port).unwrap()
+    }
+
+    fn try_connect(&self, port: u16) -> std::io::Result<Connection> {
         let to = SocketAddr::new(VIP.parse().unwrap(), port);
         self.client.inside(move || {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
             stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-            stream.write_all(b"?")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
+            Ok(Connection(stream))
         })
     }
 
@@ -163,6 +186,23 @@ impl Drop for World {
             drop(self.lb(place, &["detach", "--force"]).output());
         }
         drop(fs::remove_dir(&self.pin_dir));
+    }
+}
+
+/// A client's connection through the balancer; it stays in the client's namespace.
+pub struct Connection(TcpStream);
+
+impl Connection {
+    /// The server's answer, which is its name.
+    pub fn finish(self) -> String {
+        self.ask().unwrap()
+    }
+
+    fn ask(mut self) -> std::io::Result<String> {
+        self.0.write_all(b"?")?;
+        let mut answer = String::new();
+        self.0.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 }
 

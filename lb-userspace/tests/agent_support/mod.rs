@@ -1,4 +1,5 @@
 //! The agent's loop over a data plane in memory, with an outside that only takes notes.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     collections::BTreeSet,
@@ -11,14 +12,16 @@ use std::{
 use lb_common::abi::{Granularity, Mode, Port, Protocol, Scheduler, ServiceKey};
 use lb_userspace::{
     agent::{
+        changes::{Author, Changes, Places, Running},
         clock::Clock,
+        effective::{OwnFile, effective},
         engine::{Engine, Facts},
+        last_good::Keeper,
         layer::LayerFile,
-        operations::Operations,
         run_loop::{AgentLoop, Finding, Inputs, Outside, Probed},
     },
     api::{
-        Peer, Refusal, Request,
+        Handle, Peer, Refusal, Reply, Request, Task, WriteOptions,
         model::{Change, CommandDone, CommandRequest, ServiceView, Status},
     },
     config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
@@ -32,7 +35,7 @@ use lb_userspace::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +47,7 @@ pub fn config(services: Vec<Service>) -> Config {
         interfaces: vec!["eth0".to_owned()],
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
+        watch_config: false,
         source_ports: vec![PortRange { first: 1024, last: 61_439 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
         maglev_table_size: 251,
@@ -53,7 +57,8 @@ pub fn config(services: Vec<Service>) -> Config {
 
 /// A TCP service in mode `nat` with a TCP check, `fall` 2 and `rise` 2.
 pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
-    let backend = |address: &&str| Backend { address: address.parse().unwrap(), weight: 1, tier: 0 };
+    let backend =
+        |address: &&str| Backend { address: address.parse().unwrap(), weight: 1, tier: 0, check_address: None };
     Service {
         name: name.to_owned(),
         listen: listen.parse().unwrap(),
@@ -68,19 +73,64 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             check: Check::Tcp,
             interval: Duration::from_millis(500),
             timeout: Duration::from_millis(300),
-            fall: 2,
-            rise: 2,
-            jitter_percent: 10,
-            port: None,
+            ..Health::default()
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
         quic: lb_userspace::config::Quic::default(),
+        role: None,
         backends: backends.iter().map(backend).collect(),
     }
 }
 
 pub fn web() -> Config {
     config(vec![service("web", "203.0.113.10:80", &[A, B])])
+}
+
+/// A change of the backend A of `web`.
+pub fn request(change: Change) -> CommandRequest {
+    CommandRequest {
+        service: "web".to_owned(),
+        address: A.parse().unwrap(),
+        addresses: Vec::new(),
+        change,
+        force: false,
+        reason: None,
+        for_seconds: None,
+    }
+}
+
+pub fn places(dir: &Path) -> Places {
+    let own = OwnFile { path: dir.join("lb.toml"), interfaces: Vec::new() };
+    Places { own, layer: LayerFile::new(dir), keeper: Keeper::new(dir) }
+}
+
+/// The file that says the same, in the words that these tests need.
+pub fn text(config: &Config) -> String {
+    let names: Vec<String> = config.interfaces.iter().map(|name| format!("{name:?}")).collect();
+    let mut text = format!(
+        "interfaces = [{}]\nwatch-config = {}\nsource-ports = \"1024-61439\"\nmaglev-table-size = {}\n[limits]\nselection-slots = {}\nflows = {}\n",
+        names.join(", "),
+        config.watch_config,
+        config.maglev_table_size,
+        config.limits.selection_slots,
+        config.limits.flows,
+    );
+    for service in &config.services {
+        text.push_str(&format!(
+            "[[service]]\nname = \"{}\"\nlisten = \"{}\"\nmode = \"nat\"\nscheduler = \"{}\"\n[service.health]\ninterval = \"500ms\"\ntimeout = \"300ms\"\n",
+            service.name,
+            service.listen,
+            service.scheduler.name()
+        ));
+        for Backend { address, weight, tier, .. } in &service.backends {
+            text.push_str(&format!("[[service.backend]]\naddress = \"{address}\"\nweight = {weight}\ntier = {tier}\n"));
+        }
+    }
+    text
+}
+
+pub fn write_config(dir: &Path, config: &Config) {
+    std::fs::write(dir.join("lb.toml"), text(config)).unwrap();
 }
 
 /// A data plane that outlives the agent, and fails when it is told to.
@@ -135,6 +185,8 @@ impl Dataplane for Maps {
 pub struct Asked {
     pub probes: Vec<ProbeKey>,
     pub prepared: Vec<Arc<Config>>,
+    /// How many of these were answered.
+    pub answered: usize,
     pub placed: Vec<Arc<Config>>,
     pub pruned: usize,
     pub resolved: Vec<(u32, IpAddr)>,
@@ -204,15 +256,23 @@ impl Agent {
     pub fn start(config: Config, maps: &Maps, state_dir: &Path) -> Self {
         let clock = Clock::start();
         let facts = Facts { config_path: "lb.toml".to_owned(), started: String::new(), interfaces: Vec::new() };
-        let layer = LayerFile::new(state_dir).load().unwrap();
-        let mut engine = Engine::new(facts, clock, Arc::new(config), layer, maps.clone()).unwrap();
+        write_config(state_dir, &config);
+        let places = places(state_dir);
+        let layer = places.layer.load().unwrap();
+        let files = Arc::new(places.own.read().unwrap());
+        let effective = effective(&places.own.name(), files, &layer, &[]).unwrap();
+        if layer.added_services.is_empty() && layer.removed_services.is_empty() {
+            assert_eq!(*effective.config, config, "the text says what was meant");
+        }
+        let running = Running::now(&effective, "start", None);
+        let mut engine = Engine::new(facts, clock, effective.config, layer, maps.clone()).unwrap();
         engine.publish();
         let (probes, probed) = mpsc::channel(64);
         let (findings, found) = mpsc::channel(64);
         let (requests, inbox) = mpsc::channel(64);
         let (asked, stop) = (Notes::default(), CancellationToken::new());
-        let operations = Operations::new(LayerFile::new(state_dir), findings.clone());
-        let agent = AgentLoop::new(clock, engine, asked.clone(), operations, stop.clone());
+        let changes = Changes::new(places, running, findings.clone());
+        let agent = AgentLoop::new(clock, engine, asked.clone(), changes, stop.clone());
         let task = tokio::spawn(agent.run(Inputs { probes: probed, findings: found, requests: inbox }));
         Self { asked, probes, findings, requests, stop, task }
     }
@@ -228,7 +288,7 @@ impl Agent {
         let key = self.asked.lock().probes.iter().find(|key| key.target == target).cloned();
         let key = key.unwrap_or_else(|| panic!("{backend} is not probed"));
         let result = if up { "L4OK" } else { "L4CON: Connection refused" };
-        let outcome = ProbeOutcome { up, result: result.to_owned(), took: Duration::from_millis(1) };
+        let outcome = ProbeOutcome::new(up, result, Duration::from_millis(1));
         self.probes.send(Probed { key, outcome, ended: Instant::now() }).await.unwrap();
     }
 
@@ -268,12 +328,83 @@ impl Agent {
         address: &str,
         change: Change,
     ) -> oneshot::Receiver<Result<CommandDone, Refusal>> {
+        let request = CommandRequest { address: address.parse().unwrap(), ..request(change) };
+        self.ask(WriteOptions::default(), |reply| Task::Command { request, reply }).await
+    }
+
+    /// For an API in front of it.
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.requests.clone())
+    }
+
+    /// A change, as root asks for it.
+    pub async fn ask<T>(
+        &self,
+        options: WriteOptions,
+        task: impl FnOnce(Reply<T>) -> Task,
+    ) -> oneshot::Receiver<Result<T, Refusal>> {
         let (reply, answer) = oneshot::channel();
-        let request =
-            CommandRequest { service: "web".to_owned(), address: address.parse().unwrap(), change, force: false };
         let peer = Peer { uid: 0, pid: Some(1) };
-        self.requests.send(Request::Command { request, peer, reply }).await.unwrap();
+        self.requests.send(Request::Change { task: task(reply), peer, options }).await.unwrap();
         answer
+    }
+
+    /// The same, with its answer; the host is ready whenever it is asked to be.
+    pub async fn change<T>(&self, task: impl FnOnce(Reply<T>) -> Task) -> Result<T, Refusal> {
+        let answer = self.ask(WriteOptions::default(), task).await;
+        self.answered(answer).await
+    }
+
+    pub async fn answered<T>(&self, mut answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => return answered.unwrap(),
+                () = self.make_ready() => {}
+            }
+        }
+    }
+
+    /// Answers what the host was asked to be prepared for since the last time.
+    pub async fn make_ready(&self) {
+        sleep(Duration::from_millis(1)).await;
+        let next = {
+            let mut asked = self.asked.lock();
+            let next = asked.prepared.get(asked.answered).cloned();
+            asked.answered += usize::from(next.is_some());
+            next
+        };
+        if let Some(config) = next {
+            self.findings.send(Finding::Prepared { config, result: Ok(()) }).await.unwrap();
+        }
+    }
+
+    /// The configuration that the host was asked to be ready for, as the `count`th.
+    pub async fn prepared(&self, count: usize) -> Arc<Config> {
+        loop {
+            if let Some(config) = self.asked.lock().prepared.get(count - 1) {
+                return Arc::clone(config);
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Writes another file, has it read, and waits until that is over.
+    pub async fn reload(&self, state_dir: &Path, config: &Config) -> Status {
+        write_config(state_dir, config);
+        self.reload_as_it_is().await
+    }
+
+    pub async fn reload_as_it_is(&self) -> Status {
+        let before = self.status().await;
+        self.findings.send(Finding::Reload(Author::Signal)).await.unwrap();
+        loop {
+            self.make_ready().await;
+            let status = self.status().await;
+            if status.config.revision != before.config.revision || status.reload_failed != before.reload_failed {
+                return status;
+            }
+        }
     }
 
     /// As after SIGTERM.

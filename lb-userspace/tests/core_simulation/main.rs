@@ -5,6 +5,7 @@
 #[path = "../core_support/mod.rs"]
 mod core_support;
 mod events;
+mod roles;
 mod watched;
 
 use std::{
@@ -18,7 +19,9 @@ use core_support::{config, key_of};
 use lb_common::abi::{Address, BackendState, Scheduler, ServiceKey, ServiceValue};
 use lb_userspace::{
     config::{Check, Config, Limits, Service},
-    core::{Admin, BackendView, Core, HealthState, Input, Now, OperatorLayer, plan, reconcile::Reconciler},
+    core::{
+        Admin, BackendView, Core, HealthState, Input, Now, OperatorLayer, plan, plan_within, reconcile::Reconciler,
+    },
     dataplane::{Dataplane, Tables, fake::FakeDataplane, faulty::FaultyDataplane},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -50,6 +53,8 @@ struct Simulation {
     roomy: bool,
     resets: u64,
     begun: u64,
+    /// Plans made from the log of changes alone.
+    scoped: u64,
 }
 
 impl Simulation {
@@ -79,6 +84,7 @@ impl Simulation {
             packets: Vec::new(),
             resets: 0,
             begun: 0,
+            scoped: 0,
             random,
             config,
             core,
@@ -121,7 +127,14 @@ impl Simulation {
         let desired = self.core.desired().clone();
         let before = choices(self.dataplane.inner());
         let mut watched = Watched { inner: &mut self.dataplane, before, desired: &desired, flows: &self.flows };
-        let Ok(report) = self.reconciler.step(&mut watched, &desired) else { return };
+        if let Some(actual) = self.reconciler.actual()
+            && let Some(scope) = self.core.touched().scope_since(actual.generation)
+        {
+            self.scoped += 1;
+            assert_eq!(plan_within(actual, &desired, &scope), plan(actual, &desired), "the log left something out");
+        }
+        let touched = self.core.touched();
+        let Ok(report) = self.reconciler.step_touched(&mut watched, &desired, touched) else { return };
         assert_eq!(self.dataplane.inner_mut().read().unwrap(), desired, "a step that succeeded is complete");
         self.check_served();
         self.input(Input::Published { generation: report.generation });
@@ -242,20 +255,22 @@ fn check_shares(config: &Service, wanted: &BTreeMap<u32, u16>, slots: &[u32]) {
 /// Runs 200 seeds, or as many as `LB_SIMULATION_SEEDS` says.
 fn simulate(first: u64, roomy: bool) {
     let seeds = std::env::var("LB_SIMULATION_SEEDS").map_or(200, |seeds| seeds.parse().expect("a number of seeds"));
-    let (mut begun, mut resets, mut faults) = (0, 0, 0);
+    let (mut begun, mut resets, mut faults, mut scoped) = (0, 0, 0, 0);
     for seed in first..first + seeds {
         let told = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed, roomy);
             simulation.run(250);
             simulation.finish();
-            (simulation.begun, simulation.resets, simulation.dataplane.faults)
+            (simulation.begun, simulation.resets, simulation.dataplane.faults, simulation.scoped)
         });
         let Ok(counts) = told else { panic!("seed {seed} failed, roomy {roomy}") };
         begun += counts.0;
         resets += counts.1;
         faults += counts.2;
+        scoped += counts.3;
     }
     assert!(begun > 100 && resets > 10 && faults > 100, "nothing happened: {begun} {resets} {faults}");
+    assert!(scoped > 1000, "only {scoped} plans were made from the log");
 }
 
 #[test]

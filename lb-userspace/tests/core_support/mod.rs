@@ -55,6 +55,7 @@ pub fn config(services: Vec<Service>) -> Config {
         interfaces: vec!["eth0".to_owned()],
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
+        watch_config: false,
         source_ports: vec![PortRange { first: 1024, last: 65535 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
         maglev_table_size: 251,
@@ -78,19 +79,17 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             check: Check::Tcp,
             interval: Duration::from_millis(500),
             timeout: Duration::from_millis(300),
-            fall: 2,
-            rise: 2,
-            jitter_percent: 10,
-            port: None,
+            ..Health::default()
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
         quic: lb_userspace::config::Quic::default(),
+        role: None,
         backends: backends.iter().map(|address| backend(address, 1, 0)).collect(),
     }
 }
 
 pub fn backend(address: &str, weight: u16, tier: u8) -> Backend {
-    Backend { address: address.parse().unwrap(), weight, tier }
+    Backend { address: address.parse().unwrap(), weight, tier, check_address: None }
 }
 
 pub fn key_of(service: &Service) -> ServiceKey {
@@ -98,11 +97,11 @@ pub fn key_of(service: &Service) -> ServiceKey {
 }
 
 pub fn ok() -> ProbeOutcome {
-    ProbeOutcome { up: true, result: "L4OK".to_owned(), took: Duration::from_millis(1) }
+    ProbeOutcome::new(true, "L4OK", Duration::from_millis(1))
 }
 
 pub fn refused() -> ProbeOutcome {
-    ProbeOutcome { up: false, result: "L4CON: Connection refused".to_owned(), took: Duration::from_millis(1) }
+    ProbeOutcome::new(false, "L4CON: Connection refused", Duration::from_millis(1))
 }
 
 /// What a walk tells of services whose flows need no entry, where none has one.
@@ -149,7 +148,8 @@ impl World {
     }
 
     pub fn publish(&mut self) {
-        let report = self.reconciler.step(&mut self.dataplane, self.core.desired()).unwrap();
+        let report =
+            self.reconciler.step_touched(&mut self.dataplane, self.core.desired(), self.core.touched()).unwrap();
         self.dataplane.check().unwrap();
         let generation = report.generation;
         let notices = self.core.handle(Input::Published { generation }, self.now);

@@ -7,11 +7,13 @@ mod decap;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
 mod frames;
 mod lab;
+mod pool;
 
 mod clients;
 mod dsr;
 mod errors;
 mod family;
+mod family_errors;
 mod flows;
 mod forward;
 mod fragment;
@@ -21,9 +23,11 @@ mod icmp_wire;
 mod jumbo;
 mod mss;
 mod mutated;
+mod owner;
 mod passed;
 mod ports;
 mod quic;
+mod reconcile;
 mod refused;
 mod scale;
 mod schedule;

@@ -40,7 +40,7 @@ fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
         fall: 1,
         rise: 1,
         jitter_percent: 0,
-        port: None,
+        ..Health::default()
     };
     let service = Service {
         name: "web".to_owned(),
@@ -55,12 +55,16 @@ fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
         health,
         timeouts: State::TIMEOUTS,
         quic: Quic::default(),
-        backends: backends.map(|(n, weight)| Backend { address: server(n), weight, tier: 0 }).collect(),
+        role: None,
+        backends: backends
+            .map(|(n, weight)| Backend { address: server(n), weight, tier: 0, check_address: None })
+            .collect(),
     };
     Config {
         interfaces: vec!["front".to_owned(), "back".to_owned()],
         xdp_mode: XdpMode::Auto,
         manage_addresses: false,
+        watch_config: false,
         source_ports: Vec::new(),
         limits,
         maglev_table_size: SLOTS,
@@ -99,7 +103,7 @@ impl Agent {
 
     fn probe(&mut self, which: impl Fn(&SocketAddr) -> bool, up: bool) {
         for key in self.core.probes().into_iter().filter(|key| which(&key.target)) {
-            let outcome = ProbeOutcome { up, result: "L4".to_owned(), took: Duration::ZERO };
+            let outcome = ProbeOutcome::new(up, "L4", Duration::ZERO);
             self.input(Input::Probe { key, outcome });
         }
     }

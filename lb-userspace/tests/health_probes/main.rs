@@ -1,5 +1,8 @@
 //! Probes against real sockets on the loopback interface.
 
+mod certificates;
+mod others;
 mod results;
 mod rhythm;
 mod servers;
+mod web;

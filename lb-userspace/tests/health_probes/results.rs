@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_userspace::{
-    config::{Check, StatusRange},
+    config::{Check, HttpCheck, StatusRange},
     health::Prober,
 };
 use tokio::{
@@ -92,11 +92,12 @@ async fn the_request_says_who_asks_for_what_and_of_whom() {
         assert!(head.contains(&format!("{line}\r\n")), "no `{line}` in {head}");
     }
 
-    let check = Check::Http {
+    let check = Check::Http(HttpCheck {
         path: "/a?b=c".to_owned(),
         host: Some("shop.example".to_owned()),
         expect: vec![StatusRange { first: 200, last: 200 }],
-    };
+        ..HttpCheck::default()
+    });
     assert!(probe(key(server, check)).await.up);
     let head = rx.recv().await.unwrap().to_lowercase();
     assert!(head.starts_with("get /a?b=c http/1.1\r\n") && head.contains("host: shop.example\r\n"), "{head}");
@@ -115,7 +116,7 @@ async fn an_unexpected_status_fails_with_that_status() {
 async fn every_expected_range_counts() {
     let server = answer_with("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n").await;
     let expect = vec![StatusRange { first: 200, last: 299 }, StatusRange { first: 401, last: 401 }];
-    let outcome = probe(key(server, Check::Http { path: "/".to_owned(), host: None, expect })).await;
+    let outcome = probe(key(server, Check::Http(HttpCheck { expect, ..HttpCheck::default() }))).await;
     assert_eq!((outcome.up, outcome.result.as_str()), (true, "L7OK 401"));
 }
 

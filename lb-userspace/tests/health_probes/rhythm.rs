@@ -2,10 +2,14 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use lb_userspace::{config::Check, core::ProbeKey, health::Prober};
+use lb_userspace::{
+    config::Check,
+    core::{FastPace, ProbeKey},
+    health::Prober,
+};
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::servers::{Silent, V4, key, serve};
+use crate::servers::{Silent, V4, http, key, request, serve};
 
 #[tokio::test]
 async fn set_starts_stops_and_leaves_the_rest_alone() {
@@ -59,45 +63,39 @@ async fn a_bound_of_one_socket_serves_every_key_in_turn() {
     assert!(*most <= 20, "turns are shared: {results:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_hundred_targets_stay_on_schedule_while_a_third_of_them_hangs() {
-    const INTERVAL: Duration = Duration::from_millis(50);
-    const HANG: Duration = Duration::from_millis(400);
-    let server = serve(V4, |_| async {}).await;
-    let silent = Silent::new();
-    let numbered = |target, timeout: Duration, number: u64| ProbeKey {
-        interval: INTERVAL,
-        timeout: timeout + Duration::from_micros(number),
-        jitter_percent: 10,
-        ..key(target, Check::Tcp)
-    };
-    let mut keys: Vec<ProbeKey> = (0..200).map(|n| numbered(server, Duration::from_secs(2), n)).collect();
-    keys.extend((0..100).map(|n| numbered(silent.address(), HANG, n)));
-
-    let (tx, mut rx) = mpsc::channel(1024);
-    let mut prober = Prober::new(tx);
-    let began = Instant::now();
-    prober.set(keys.clone());
-    let mut counts: HashMap<ProbeKey, u128> = HashMap::new();
-    while began.elapsed() < Duration::from_secs(3) {
-        let (key, outcome) = rx.recv().await.unwrap();
-        let expected = if key.target == server { "L4OK" } else { "L4TOUT" };
-        assert_eq!(outcome.result, expected, "after {:?}", outcome.took);
-        *counts.entry(key).or_default() += 1;
-    }
-    let elapsed = began.elapsed().as_millis();
-    drop(prober);
-
-    let ticks = elapsed / INTERVAL.as_millis();
-    for key in &keys {
-        let count = counts.get(key).copied().unwrap_or(0);
-        if key.target == server {
-            assert!(count >= ticks / 2, "{count} probes of {ticks} while others hang");
-            assert!(count <= ticks + 2, "{count} probes in {ticks} intervals: missed ticks were made up for");
-        } else {
-            assert!(count >= 2, "a hanging target is asked again");
-            assert!(count <= elapsed / HANG.as_millis() + 1, "{count} probes: more than one in flight");
+#[tokio::test]
+async fn after_a_change_the_pace_is_fast_until_the_state_is_sure() {
+    let up = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let status = up.clone();
+    let server = serve(V4, move |mut stream| {
+        let word = if status.load(std::sync::atomic::Ordering::Relaxed) { "200" } else { "503" };
+        async move {
+            request(&mut stream).await;
+            let answer = format!("HTTP/1.1 {word} X\r\ncontent-length: 0\r\n\r\n");
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await;
         }
+    })
+    .await;
+    let slow = Duration::from_millis(600);
+    let fast = Some(FastPace { interval: Duration::from_millis(20), results: 3 });
+    let (tx, mut rx) = mpsc::channel(64);
+    let mut prober = Prober::new(tx);
+    prober.set(vec![ProbeKey { interval: slow, fast, timeout: slow, ..key(server, http()) }]);
+    // The first one, and two more that are wanted soon.
+    let began = Instant::now();
+    for _ in 0..3 {
+        assert!(rx.recv().await.unwrap().1.up);
     }
-    assert_eq!(counts.len(), keys.len());
+    let first_three = began.elapsed();
+    up.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert!(!rx.recv().await.unwrap().1.up);
+    let changed = Instant::now();
+    for _ in 0..2 {
+        assert!(!rx.recv().await.unwrap().1.up);
+    }
+    let next_two = changed.elapsed();
+    rx.recv().await.unwrap();
+    let after = changed.elapsed() - next_two;
+    assert!(first_three < slow && next_two < slow, "{first_three:?}, {next_two:?}");
+    assert!(after > next_two, "the pace is slow again: {after:?} after {next_two:?}");
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_userspace::{
-    config::{Check, StatusRange},
+    config::{Check, HttpCheck, StatusRange},
     core::{ProbeKey, ProbeOutcome},
     health::Prober,
 };
@@ -26,13 +26,18 @@ pub fn key(target: SocketAddr, check: Check) -> ProbeKey {
         target,
         check,
         interval: Duration::from_secs(60),
+        fast: None,
         timeout: Duration::from_millis(500),
         jitter_percent: 0,
     }
 }
 
 pub fn http() -> Check {
-    Check::Http { path: "/healthz".to_owned(), host: None, expect: vec![StatusRange { first: 200, last: 299 }] }
+    Check::Http(HttpCheck {
+        path: "/healthz".to_owned(),
+        expect: vec![StatusRange { first: 200, last: 299 }],
+        ..HttpCheck::default()
+    })
 }
 
 /// The first outcome of one key.

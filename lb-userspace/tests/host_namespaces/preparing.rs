@@ -27,6 +27,7 @@ pub fn config(interfaces: &[&str], services: &[Service]) -> Config {
         interfaces: interfaces.iter().map(|&name| name.to_owned()).collect(),
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
+        watch_config: false,
         source_ports: vec![PortRange { first: 20_000, last: 29_999 }],
         limits: Limits::default(),
         maglev_table_size: 65_537,
@@ -46,18 +47,11 @@ pub fn service(listen: &str) -> Service {
         tunnel: Tunnel::default(),
         mss_clamp: MssClamp::Off,
         clients: Clients::default(),
-        health: Health {
-            check: Check::Tcp,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            fall: 2,
-            rise: 2,
-            jitter_percent: 10,
-            port: None,
-        },
         timeouts: lb_common::flow::State::TIMEOUTS,
         quic: lb_userspace::config::Quic::default(),
-        backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0 }],
+        health: Health { check: Check::Tcp, ..Health::default() },
+        role: None,
+        backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0, check_address: None }],
     }
 }
 

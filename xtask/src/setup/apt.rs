@@ -10,8 +10,13 @@ use crate::shell;
 /// Asked by Debian's packages before they start a service; 101 means no.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Packages whose service must not listen on this machine, and its unit.
-const SERVICES: &[(&str, &str)] =
-    &[("nginx-light", "nginx.service"), ("haproxy", "haproxy.service"), ("nftables", "nftables.service")];
+const SERVICES: &[(&str, &str)] = &[
+    ("nginx-light", "nginx.service"),
+    ("haproxy", "haproxy.service"),
+    ("nftables", "nftables.service"),
+    ("postgresql", "postgresql.service"),
+    ("redis-server", "redis-server.service"),
+];
 
 pub(crate) struct Apt {
     updated: bool,

@@ -1,6 +1,7 @@
 //! Documents as text for people: aligned columns without borders, numbers to the right.
 
 mod backends;
+mod config;
 mod decap;
 mod doctor;
 mod services;
@@ -9,6 +10,7 @@ mod status;
 mod table;
 
 pub use backends::{backend_list, command_done};
+pub use config::{applied, config, service_done, settled};
 pub use decap::{decap_off, decap_status};
 pub use doctor::diagnosis;
 pub use services::{service, service_list};

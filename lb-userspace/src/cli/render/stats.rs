@@ -1,6 +1,6 @@
 //! Counters and flows.
 
-use super::table::{bytes, duration, or_dash, table, text, warned};
+use super::table::{bytes, count, duration, or_dash, table, text, warned};
 use crate::{
     api::model::{FlowList, FlowView, ServiceStats, StatsView, Traffic, VerdictStats},
     cli::args::Format,
@@ -29,8 +29,12 @@ pub fn flow_list(list: &FlowList, format: Format) -> String {
         out.push_str(DEAD_AGENT);
         out.push_str("\n\n");
     }
-    if list.flows.is_empty() {
+    if list.matched == 0 {
         out.push_str("no flows");
+        return out;
+    }
+    if list.flows.is_empty() {
+        out.push_str(&count(list.matched, "flow"));
         return out;
     }
     let wide = format == Format::Wide;

@@ -14,13 +14,11 @@ const NOTICES: usize = 10;
 
 pub fn status(status: &Status, format: Format) -> String {
     let agent = &status.agent;
-    let mut pairs = vec![
-        (
-            "agent",
-            format!("{} running as pid {} for {}", agent.version, agent.pid, duration(agent.uptime_seconds * 1000)),
-        ),
-        ("config", agent.config.clone()),
-    ];
+    let mut pairs = vec![(
+        "agent",
+        format!("{} running as pid {} for {}", agent.version, agent.pid, duration(agent.uptime_seconds * 1000)),
+    )];
+    pairs.extend(configuration(status));
     if let Some(failed) = &status.reload_failed {
         pairs.push((
             "reload",
@@ -43,6 +41,36 @@ pub fn status(status: &Status, format: Format) -> String {
         out.push_str(&notices(&status.notices[status.notices.len() - shown..]));
     }
     out
+}
+
+/// Where the configuration comes from, and whatever is remarkable about it.
+fn configuration(status: &Status) -> Vec<(&'static str, String)> {
+    let config = &status.config;
+    let mut pairs = vec![(
+        "config",
+        format!("{}, revision {}, taken over at {} ({})", config.source, config.revision, config.taken, config.by),
+    )];
+    if let Some(failed) = &config.fallback {
+        let text = format!(
+            "\x1b[1;31mthe last good copy runs\x1b[0m since {}, not {}: {}",
+            failed.at, status.agent.config, failed.error
+        );
+        pairs.push(("fallback", text));
+    }
+    if let Some(pending) = &config.unconfirmed {
+        let text = format!(
+            "\x1b[33munconfirmed\x1b[0m: back to {} at {} unless: lb config confirm",
+            pending.previous, pending.until
+        );
+        pairs.push(("change", text));
+    }
+    for decision in &config.without_effect {
+        let backend = decision.backend.map(|backend| format!(" {backend}")).unwrap_or_default();
+        let why = decision.no_effect.as_deref().unwrap_or_default();
+        let text = format!("{}{backend} {} (by {}) has no effect: {why}", decision.service, decision.what, decision.by);
+        pairs.push(("layer", text));
+    }
+    pairs
 }
 
 pub fn detached(detached: &Detached, _: Format) -> String {

@@ -4,13 +4,21 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+mod config;
+
+pub use config::{
+    Applied, ApplyRequest, BackendImpactView, ConfigStatus, ConfigView, DecisionView, FlowImpactView, Healthiness,
+    ImpactView, Nothing, ServiceChange, ServiceDone, ServiceImpactView, ServiceRequest, Settled, Unconfirmed,
+};
 
 /// The version of every document.
 pub const API_VERSION: &str = "lb/v1";
 
 /// A body with its version and kind: `{"apiVersion":"lb/v1","kind":"Status",...}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Document<T> {
     pub api_version: String,
@@ -46,24 +54,49 @@ kinds! {
     Stopping = "Stopping",
     Detached = "Detached",
     ErrorView = "Error",
+    ConfigView = "Config",
+    Applied = "Applied",
+    ServiceDone = "ServiceDone",
+    Settled = "Settled",
+    Healthiness = "Health",
 }
 
 /// The agent and the data path in one look.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     pub agent: AgentStatus,
     pub data_path: DataPathStatus,
     pub services: Vec<ServiceSummary>,
+    #[serde(default)]
+    pub config: ConfigStatus,
     /// The last change of the maps that probes led to.
     pub last_change: Option<ProbedChange>,
-    /// Set while the configuration file on disk could not be taken over.
+    /// The last attempt to take a configuration over, if it failed; until one succeeds.
     pub reload_failed: Option<Failed>,
     /// Newest last.
     pub notices: Vec<NoticeView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+impl Status {
+    /// What is not as it should be, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let fallback = self.config.fallback.as_ref().map(|failed| {
+            format!("the last good configuration runs since {}, not the agent's own file: {}", failed.at, failed.error)
+        });
+        let failed = self.reload_failed.as_ref().map(|failed| {
+            format!("the last attempt to take a configuration over failed at {}: {}", failed.at, failed.error)
+        });
+        let behind = self
+            .data_path
+            .last_error
+            .as_ref()
+            .map(|failed| format!("the maps do not hold what they should since {}: {}", failed.at, failed.error));
+        fallback.into_iter().chain(failed).chain(behind).collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentStatus {
     pub version: String,
@@ -74,7 +107,7 @@ pub struct AgentStatus {
     pub config: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataPathStatus {
     /// Number of the state that was published last.
@@ -90,7 +123,7 @@ pub struct DataPathStatus {
     pub sweep_micros: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
     pub name: String,
@@ -101,7 +134,7 @@ pub struct InterfaceStatus {
     pub note: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceSummary {
     pub name: String,
@@ -115,7 +148,7 @@ pub struct ServiceSummary {
 }
 
 /// A change of health, from the end of the probe to the maps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ProbedChange {
     pub at: String,
@@ -126,14 +159,14 @@ pub struct ProbedChange {
     pub detect_to_written_micros: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Failed {
     pub at: String,
     pub error: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NoticeView {
     pub at: String,
@@ -146,12 +179,12 @@ pub struct NoticeView {
     pub text: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceList {
     pub services: Vec<ServiceView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceView {
     pub name: String,
@@ -173,7 +206,7 @@ pub struct ServiceView {
     pub backends: Vec<BackendView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TrackingView {
     pub slots: usize,
@@ -185,24 +218,27 @@ pub struct TrackingView {
     pub settles_in_millis: Option<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheckView {
     /// `tcp`, `http GET /healthz`, `none`.
     pub check: String,
     pub interval_millis: u64,
+    /// While the state may be changing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_interval_millis: Option<u64>,
     pub timeout_millis: u64,
     pub fall: u32,
     pub rise: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendList {
     pub backends: Vec<BackendView>,
 }
 
 /// A backend is four fields, never one word.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendView {
     pub service: String,
@@ -212,15 +248,20 @@ pub struct BackendView {
     pub tier: u8,
     pub admin: AdminView,
     pub health: HealthView,
-    /// Where a database tells one; none for the checks there are now.
+    /// `primary`, `replica` or `none`, where the service asks for roles.
     pub role: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_detail: Option<RoleDetail>,
+    /// What its own agent said, where it has one that was heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     pub effective: EffectiveView,
     /// Removed, kept until its flows are over.
     pub leaving: bool,
     pub live_flows: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AdminView {
     /// `ready`, `drain` or `maintenance`.
@@ -230,9 +271,15 @@ pub struct AdminView {
     pub by: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+    /// Why, in the operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the decision ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthView {
     /// `up`, `down` or `unknown`.
@@ -240,9 +287,55 @@ pub struct HealthView {
     pub reason: String,
     /// How long it has been so.
     pub for_millis: u64,
+    /// None: no probe has ended yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_probe: Option<ProbeView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How a probe ended, and where its time went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeView {
+    pub up: bool,
+    pub result: String,
+    pub micros: u64,
+    /// In their order; the last one is where it ended.
+    pub phases: Vec<PhaseView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PhaseView {
+    /// `connect`, `tls`, `send`, `first-byte`, `body`, `login`, `query` or `run`.
+    pub phase: String,
+    pub micros: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateView {
+    /// RFC 3339, UTC.
+    pub not_after: String,
+    pub days_left: i64,
+}
+
+/// Why a backend has its role, and how far it is behind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RoleDetail {
+    pub reason: String,
+    /// Behind the backend that is furthest ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_millis: Option<u64>,
+    /// Timeline or GTID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EffectiveView {
     /// Whether new flows reach it.
@@ -250,20 +343,42 @@ pub struct EffectiveView {
     pub reason: String,
 }
 
-/// A change an operator asks for. `force` carries it out although it leaves the service without a
-/// ready backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// A change an operator asks for. `force` carries it out although it leaves the service, or the tier
+/// that serves, without a ready backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandRequest {
     pub service: String,
     pub address: SocketAddr,
+    /// More backends of the service: all are changed, or none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<SocketAddr>,
     #[serde(flatten)]
     pub change: Change,
     #[serde(default)]
     pub force: bool,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The decision ends by itself after so many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_seconds: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl CommandRequest {
+    /// Every backend that it is about, each once.
+    pub fn backends(&self) -> Vec<SocketAddr> {
+        let mut all = vec![self.address];
+        for address in &self.addresses {
+            if !all.contains(address) {
+                all.push(*address);
+            }
+        }
+        all
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", tag = "command")]
 pub enum Change {
     Add {
@@ -282,7 +397,7 @@ pub enum Change {
 }
 
 /// What was done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandDone {
     pub service: String,
@@ -291,17 +406,34 @@ pub struct CommandDone {
     pub text: String,
     /// The backend after the change; none when it is gone at once.
     pub backend: Option<BackendView>,
+    /// Of the other backends, where there were more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<BackendDone>,
     /// Whether the maps already say so; if not, it is being retried.
     pub published: bool,
+    /// Nothing was done: `text` says what would be.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// After it.
+    #[serde(default)]
+    pub revision: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What was done about one backend of several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BackendDone {
+    pub address: SocketAddr,
+    pub text: String,
+    pub backend: Option<BackendView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stopping {
     pub pid: u32,
 }
 
 /// Counters, straight from the pinned maps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StatsView {
     /// Whether names come from a running agent; without one, services are named by their address.
@@ -311,7 +443,7 @@ pub struct StatsView {
     pub verdicts: Vec<VerdictStats>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStats {
     pub id: u32,
@@ -328,7 +460,7 @@ pub struct ServiceStats {
     pub backends: Vec<BackendStats>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendStats {
     pub id: u32,
@@ -342,13 +474,13 @@ pub struct BackendStats {
 }
 
 /// Packets and bytes of one direction; bytes are whole frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Traffic {
     pub packets: u64,
     pub bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct VerdictStats {
     pub reason: String,
     /// `pass`, `forward`, `refuse` or `drop`.
@@ -358,7 +490,7 @@ pub struct VerdictStats {
     pub meaning: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowList {
     pub agent_alive: bool,
@@ -367,7 +499,7 @@ pub struct FlowList {
     pub flows: Vec<FlowView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowView {
     pub service: String,
@@ -384,7 +516,7 @@ pub struct FlowView {
 }
 
 /// What a configuration file comes to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigCheck {
     pub file: String,
@@ -397,7 +529,7 @@ pub struct ConfigCheck {
 }
 
 /// What `lb detach` took away.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Detached {
     /// The agent that was stopped for it.
@@ -408,7 +540,7 @@ pub struct Detached {
 }
 
 /// What failed, why, and what to do next; also the body of every refused request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorView {
     /// The exit code of the command line.
     #[serde(default)]
@@ -416,4 +548,7 @@ pub struct ErrorView {
     pub what: String,
     pub why: String,
     pub next: String,
+    /// Everything there is to say, on several lines: every error of a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<String>,
 }
