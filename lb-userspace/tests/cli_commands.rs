@@ -453,6 +453,7 @@ fn documents_of_maps_have_their_kind() {
             flows: 3,
             refused: 1,
             dropped: 0,
+            rescued: 0,
             backends: vec![BackendStats {
                 id: 0,
                 address: address("10.0.0.11:8080"),

@@ -21,6 +21,7 @@ mod file_watch;
 pub mod first;
 mod host_queue;
 mod host_task;
+mod knock_thread;
 pub mod last_good;
 pub mod layer;
 pub mod lock;

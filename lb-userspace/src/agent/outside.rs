@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     host_queue::HostQueue,
     host_task::{self, HostJob},
+    knock_thread::KnockThread,
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
@@ -29,6 +30,7 @@ pub struct World {
     prober: Prober,
     host: HostQueue,
     sweeps: SweepThread,
+    _knocks: KnockThread,
     _tasks: [AbortOnDropHandle<()>; 3],
 }
 
@@ -46,6 +48,7 @@ impl World {
         let events = Events::open(pin_dir)?;
         let vlans = VlanSync::open(pin_dir)?;
         let sweeps = SweepThread::start(pin_dir, findings.clone())?;
+        let knocks = KnockThread::start(pin_dir, findings.clone())?;
         let (outcomes, results) = mpsc::channel(WAITING);
         let (probed, probes) = mpsc::channel(WAITING);
         let (jobs, inbox) = mpsc::channel(WAITING);
@@ -56,7 +59,7 @@ impl World {
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
         let host = HostQueue::new(jobs, findings);
-        Ok((Self { prober: Prober::new(outcomes), host, sweeps, _tasks: tasks }, probes))
+        Ok((Self { prober: Prober::new(outcomes), host, sweeps, _knocks: knocks, _tasks: tasks }, probes))
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     api::{Refusal, Request, Task, WriteOptions, model::Stopping},
     config::Config,
-    core::{ProbeKey, ProbeOutcome},
+    core::{ProbeKey, ProbeOutcome, Suspect},
     dataplane::{Dataplane, FlowCensus},
 };
 
@@ -55,6 +55,8 @@ pub enum Finding {
     NeighbourMissing { ifindex: u32, next_hop: IpAddr },
     /// The data path found no source port towards a backend.
     PortsExhausted { backend_id: u32 },
+    /// How backends answer the connections of clients speaks against these.
+    Suspects(Vec<Suspect>),
     /// The agent's own file is to be read again.
     Reload(Author),
     /// A configuration was read and tried, or refused.
@@ -212,6 +214,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
             }
             Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
+            Finding::Suspects(suspects) => self.engine.suspected(suspects),
             Finding::Reload(author) => self.reload(author),
             Finding::Worked(result) => {
                 let step = self.changes.worked(&mut self.engine, result);

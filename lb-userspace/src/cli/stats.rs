@@ -54,6 +54,8 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
             reply: traffic(counted.reply),
             flows: counted.flows,
             ended: counted.ended,
+            refusals: counted.refusals,
+            unanswered: counted.unanswered,
         })
     });
     Ok(ServiceStats {
@@ -67,6 +69,7 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
         flows: counted.flows,
         refused: counted.refused,
         dropped: counted.dropped,
+        rescued: counted.rescued,
         backends: backends.collect::<Result<_, DataplaneError>>()?,
     })
 }

@@ -6,6 +6,7 @@
 //! tables    KernelDataplane: the Dataplane contract over the pinned maps
 //! sweep     ages flows, audits ports, mends loads; flow_table, ports and loads hold the atomic steps
 //! stats, flows, events    what the data path tells
+//! knocks    connections without an answer: which backends owe one; sends their SYNs again
 //! decap     the backend's end of tunnels: a program of its own
 //! ```
 //!
@@ -18,6 +19,7 @@ mod detach;
 mod events;
 mod flow_table;
 mod flows;
+mod knocks;
 mod load;
 mod loads;
 mod maps;
@@ -38,6 +40,7 @@ pub use attach::{Attachment, attachments, ifindex};
 pub use detach::{Detached, detach, detach_interface};
 pub use events::{DataplaneEvent, Events};
 pub use flows::{FlowFilter, FlowRecord, Flows};
+pub use knocks::{Knocks, Looked};
 pub use load::{LoadOptions, Loaded, load};
 pub use mmap::SharedArray;
 pub use netlink::{AttachedMode, attached};
