@@ -462,6 +462,8 @@ fn documents_of_maps_have_their_kind() {
                 reply: traffic,
                 flows: 3,
                 ended: 1,
+                refusals: 0,
+                unanswered: 0,
             }],
         }],
         verdicts: vec![VerdictStats {
