@@ -23,6 +23,7 @@ pub mod fuzz_decap;
 pub mod hash;
 pub mod icmp;
 pub mod mss;
+pub mod numbers;
 pub mod packet;
 pub mod parse;
 pub mod ports;

@@ -78,7 +78,7 @@ pub fn lb_family(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = family::run(frame.md());
-    finish(&ctx, bytes, verdict)
+    proceed(&ctx, bytes, verdict)
 }
 
 #[xdp(frags)]

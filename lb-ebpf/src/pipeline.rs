@@ -15,8 +15,9 @@ use crate::{
     maps::{BACKENDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
     stages::{
-        admit,
+        admit::{self, Directions},
         begin::begin,
+        dead_man,
         hashed::{self, Unlisted},
         knock, quic,
         refuse::refuse,
@@ -63,13 +64,15 @@ pub fn decide(md: *mut xdp_md, packet: &mut Packet) -> Reason {
 /// The rest of the way of a packet that was decided about: begins its flow where one is to begin.
 #[inline(always)]
 pub fn go(md: *mut xdp_md, packet: &mut Packet, mut reason: Reason) -> Verdict {
-    if packet.begins == OF_ITSELF {
-        reason = begin(md, packet);
+    if packet.begins == OF_ITSELF || packet.begins == OF_CLIENT {
+        match dead_man::refuses(packet) {
+            Some(refused) => reason = refused,
+            None if packet.begins == OF_CLIENT => return Verdict::go_on(Stage::Client),
+            None => reason = begin(md, packet),
+        }
         if reason == Reason::ToBackend {
             knock::keep(md);
         }
-    } else if packet.begins == OF_CLIENT {
-        return Verdict::go_on(Stage::Client);
     } else if packet.begins != 0 {
         return Verdict::go_on(Stage::Rescue);
     }
@@ -113,18 +116,15 @@ fn not_for_us(frame: &Frame, network: &Network) -> Verdict {
 /// What becomes of a packet without ports.
 #[inline(always)]
 fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
-    let to = admit::roles(&network.destination);
-    let to_service = to.has(AddressRoles::SERVICE);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !to_service && !is_reply {
+    let directions = Directions::of(network);
+    if directions.is_foreign() {
         return not_for_us(frame, network);
     }
     match problem {
         Problem::NotTransport => Verdict::of(Reason::NotTransport),
         Problem::Icmp => Verdict::go_on(Stage::Icmp),
         Problem::Fragment => Verdict::go_on(Stage::Unusual),
-        Problem::Malformed if to_service => Verdict::of(Reason::Malformed),
-        Problem::Malformed => Verdict::of(Reason::MalformedPassed),
+        Problem::Malformed => Verdict::of(admit::malformed(directions.to)),
     }
 }
 
@@ -153,10 +153,20 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.sought = Granularity::Flow as u32;
     let opens = opens(&packet.transport);
     let tracked = packet.service.has(ServiceValue::TRACKED);
+    // What needs no entry would begin unseen.
+    if tracked
+        && opens
+        && let Some(refused) = dead_man::says()
+    {
+        return refused;
+    }
     if tracked && hashed::settled(opens as u32) != 0 {
         return Reason::ToBackend;
     }
     if packet.service.granularity == Granularity::Packet as u8 {
+        if let Some(refused) = dead_man::says() {
+            return refused;
+        }
         packet.sought = Granularity::Packet as u32;
         packet.backend_id = match packet.transport.part {
             Part::Later => packet.fragmented.flow.backend_id,

@@ -205,6 +205,7 @@ fn status() -> Status {
             live_flows: 400,
             flow_capacity: 262_144,
             sweep_micros: 950,
+            dead_man: lb_userspace::api::model::DeadManStatus::of(&Default::default()),
         },
         services: vec![ServiceSummary {
             name: "web".to_owned(),

@@ -74,6 +74,7 @@ fn what_is_left_out_has_its_default() {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 56_903 }, PortRange { first: 61_000, last: 65_535 }],
         limits: Limits::default(),
         maglev_table_size: 65_537,
@@ -127,7 +128,7 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
     // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 5 + 6 + 10 + 15 + 6 + 2, "{rows:#?}");
+    assert_eq!(rows.len(), 7 + 6 + 10 + 15 + 6 + 2, "{rows:#?}");
 }
 
 #[test]

@@ -229,10 +229,11 @@ impl Mode {
         number > Self::DsrL2 as u8
     }
 
-    /// Whether backends may be of another address family than the service. Of a number as above.
+    /// Whether backends may be of another address family than the service: where the host itself is
+    /// what they get packets from. Of a number as above.
     #[inline(always)]
     pub const fn joins_families(number: u8) -> bool {
-        number == Self::FullNat as u8 || Self::is_tunnel(number)
+        Self::needs_source(number)
     }
 
     /// Whether the host's source address towards the backend is needed. Of a number as above.
@@ -473,14 +474,21 @@ pub struct Settings {
     pub generation: u32,
     /// Random; keys of the flow table are mixed with it, so that nobody outside can aim at a bucket.
     pub hash_seed: u64,
-    /// [`Settings::ROUTES_VARY`]
+    /// [`Settings::ROUTES_VARY`] and so on.
     pub flags: u32,
     pub zero: u32,
-    pub reserved: [u64; 5],
+    /// When the agent counts as silent, unless it moves this on before: nanoseconds of the coarse
+    /// monotonic clock. Heeded with [`Settings::SILENT_PASS`] or [`Settings::SILENT_DROP`].
+    pub silent_at: u64,
+    pub reserved: [u64; 4],
 }
 
 impl Settings {
     /// Packets to one backend may take different ways, by more than their destination: the host has
     /// routes with several next hops, or rules. Written by the agent at any time.
     pub const ROUTES_VARY: u32 = 1;
+    /// While the agent is silent, new flows are the kernel's.
+    pub const SILENT_PASS: u32 = 2;
+    /// While the agent is silent, new flows are dropped.
+    pub const SILENT_DROP: u32 = 4;
 }

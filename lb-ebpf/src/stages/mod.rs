@@ -3,14 +3,17 @@
 pub mod admit;
 pub mod begin;
 pub mod clients;
+pub mod dead_man;
 pub mod errors;
 pub mod family;
+pub mod family_error;
 pub mod fragment;
 pub mod hashed;
 pub mod icmp;
 pub mod knock;
 pub mod load;
 pub mod mss;
+pub mod owner;
 pub mod ports;
 pub mod quic;
 pub mod refuse;

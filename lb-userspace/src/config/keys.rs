@@ -6,6 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits};
 
 use super::{
+    dead_man,
     endpoint::{self, Endpoint},
     form::{Flag, OneOf, Shaped, Time, Whole},
     health_keys::HEALTH,
@@ -29,6 +30,8 @@ pub(super) static TOP: Section = Section {
         &XDP_MODE,
         &MANAGE_ADDRESSES,
         &WATCH_CONFIG,
+        &dead_man::POLICY,
+        &dead_man::AFTER_KEY,
         &SOURCE_PORTS,
         &MAGLEV_TABLE_SIZE,
         &LIMITS_TABLE,

@@ -7,6 +7,7 @@
 
 mod check;
 mod clients;
+mod dead_man;
 mod diagnostic;
 mod endpoint;
 mod files;
@@ -40,6 +41,7 @@ mod timeouts;
 mod tunnel;
 mod value;
 
+pub use dead_man::{DeadMan, DeadManPolicy};
 pub use diagnostic::{Diagnostic, Severity};
 pub use endpoint::why_unusable;
 pub use files::{FileText, TEXT_MAX, read as read_files};

@@ -14,6 +14,7 @@ use lb_common::{
 pub use super::quic::Quic;
 
 use super::{
+    dead_man::DeadMan,
     probes::{AgentCheck, Check},
     role::RolePolicy,
 };
@@ -25,6 +26,7 @@ pub struct Config {
     pub manage_addresses: bool,
     /// Whether a changed file is taken over without being told to.
     pub watch_config: bool,
+    pub dead_man: DeadMan,
     /// `full-nat`: source ports that flows may use. Sorted, without overlap, never below 1024.
     pub source_ports: Vec<PortRange>,
     pub limits: Limits,

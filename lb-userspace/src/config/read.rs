@@ -10,6 +10,7 @@ use toml::de::DeTable;
 
 use super::{
     clients,
+    dead_man::{self, DeadMan},
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     health, keys,
@@ -41,6 +42,7 @@ struct Rest {
     xdp_mode: XdpMode,
     manage_addresses: bool,
     watch_config: bool,
+    dead_man: DeadMan,
 }
 
 /// Each capacity, and where to point when it is too small: its value, the table's header where it is
@@ -110,11 +112,14 @@ fn rest(findings: &mut Findings, top: &Table<'_>) -> Read<Rest> {
     let xdp_mode = top.value(findings, &keys::XDP_MODE);
     let manage_addresses = top.value(findings, &keys::MANAGE_ADDRESSES);
     let watch_config = top.value(findings, &keys::WATCH_CONFIG);
+    let policy = top.value(findings, &dead_man::POLICY);
+    let after = top.value(findings, &dead_man::AFTER_KEY);
     Ok(Rest {
         interfaces: interfaces?.value,
         xdp_mode: xdp_mode?.value,
         manage_addresses: manage_addresses?.value,
         watch_config: watch_config?.value,
+        dead_man: DeadMan { policy: policy?.value, after: after?.value },
     })
 }
 
@@ -237,12 +242,13 @@ impl Draft {
     /// The configuration, if no part of it is missing.
     pub(super) fn finish(self) -> Read<Config> {
         self.services_read?;
-        let Rest { interfaces, xdp_mode, manage_addresses, watch_config } = self.rest?;
+        let Rest { interfaces, xdp_mode, manage_addresses, watch_config, dead_man } = self.rest?;
         Ok(Config {
             interfaces,
             xdp_mode,
             manage_addresses,
             watch_config,
+            dead_man,
             source_ports: self.source_ports?.value,
             limits: self.limits?.finish(),
             maglev_table_size: self.maglev_table_size?.value,

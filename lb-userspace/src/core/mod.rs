@@ -121,6 +121,8 @@ pub enum Input {
         backend: IpAddr,
         source: Option<IpAddr>,
     },
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     Flows(FlowCensus),
     /// The data path has seen a backend refuse, or not answer, the connections of clients.
     Suspect(Suspect),

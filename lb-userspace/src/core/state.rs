@@ -93,6 +93,7 @@ impl Core {
                 Input::Operator(layer) => self.operate(layer, now),
                 Input::Probe { key, outcome } => self.probed(&key, &outcome, now),
                 Input::Source { backend, source } => self.source_found(backend, source),
+                Input::RoutesVary(vary) => self.ledger.set_routes_vary(vary),
                 Input::Flows(census) => self.walked(census, now),
                 Input::Suspect(suspect) => self.suspected(&suspect, now),
                 Input::Published { generation } => self.ledger.publish(generation, now),

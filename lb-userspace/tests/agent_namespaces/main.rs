@@ -1,6 +1,10 @@
 //! The whole binary between network namespaces: it serves, fails over, dies, comes back, is refused,
 //! and leaves nothing behind.
 
+mod hotplug;
+mod routes;
+mod service;
+mod silent;
 mod vlan;
 mod world;
 

@@ -56,6 +56,7 @@ pub fn config(services: Vec<Service>) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 65535 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
         maglev_table_size: 251,

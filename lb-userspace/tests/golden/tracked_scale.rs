@@ -66,6 +66,7 @@ fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: false,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: Vec::new(),
         limits,
         maglev_table_size: SLOTS,

@@ -103,6 +103,7 @@ fn config(check: &Check, backends: [std::net::SocketAddr; 2]) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 65_535 }],
         limits: Limits::default(),
         maglev_table_size: 251,

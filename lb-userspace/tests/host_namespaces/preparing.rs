@@ -28,6 +28,7 @@ pub fn config(interfaces: &[&str], services: &[Service]) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 20_000, last: 29_999 }],
         limits: Limits::default(),
         maglev_table_size: 65_537,

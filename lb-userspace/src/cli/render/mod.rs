@@ -15,4 +15,4 @@ pub use decap::{decap_off, decap_status};
 pub use doctor::diagnosis;
 pub use services::{service, service_list};
 pub use stats::{flow_list, stats};
-pub use status::{detached, status};
+pub use status::{bundle, detached, status};

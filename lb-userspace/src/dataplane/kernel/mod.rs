@@ -14,11 +14,13 @@
 
 mod address_bits;
 mod attach;
+mod dead_man;
 pub mod decap;
 mod detach;
 mod events;
 mod flow_table;
 mod flows;
+mod foreign;
 mod knocks;
 mod load;
 mod loads;
@@ -36,7 +38,8 @@ mod sys;
 mod tables;
 mod vlans;
 
-pub use attach::{Attachment, attachments, ifindex};
+pub use attach::{Attachment, attachments, ifindex, interface_name};
+pub use dead_man::{Silence, silence};
 pub use detach::{Detached, detach, detach_interface};
 pub use events::{DataplaneEvent, Events};
 pub use flows::{FlowFilter, FlowRecord, Flows};
