@@ -2,6 +2,7 @@
 //! map `fragments` keeps what it told, and the others follow it. Those that come before their first
 //! are taken to be of the flow that the last datagram in pieces between the two addresses was of; the
 //! first then gets the identification that they were given. They never begin a flow.
+#![expect(clippy::needless_borrows_for_generic_args, reason = "a key or value given whole would lie on the stack")]
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{

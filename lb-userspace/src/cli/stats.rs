@@ -56,6 +56,8 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
             ended: counted.ended,
             refusals: counted.refusals,
             unanswered: counted.unanswered,
+            reset: counted.reset,
+            moved: counted.moved,
         })
     });
     Ok(ServiceStats {

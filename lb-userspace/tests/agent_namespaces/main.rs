@@ -1,8 +1,10 @@
 //! The whole binary between network namespaces: it serves, fails over, dies, comes back, is refused,
 //! and leaves nothing behind.
 
+mod failover;
 mod hotplug;
 mod routes;
+mod sctp;
 mod service;
 mod silent;
 mod vlan;

@@ -33,7 +33,7 @@ fn ways_that_begin_and_end_to_vary_are_followed_at_run_time() {
     ip("route del 10.97.0.11/32");
     until(false);
 
-    for rule in ["from 10.98.0.0/24", "ipproto udp"] {
+    for rule in ["from 10.98.0.0/24", "ipproto 17"] {
         ip(&format!("rule add {rule} lookup main"));
         until(true);
         ip(&format!("rule del {rule} lookup main"));

@@ -106,6 +106,11 @@ pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>, max_entries: u32) -> io::Re
     Ok(keys.into_iter().zip(values).take(count).collect())
 }
 
+/// The data path's clock: see [`lb_common::flow::ticks`].
+pub fn tick() -> u32 {
+    lb_common::flow::ticks(coarse_ns())
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: the clock of `bpf_ktime_get_coarse_ns`.
 pub fn coarse_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
