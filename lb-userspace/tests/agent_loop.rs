@@ -14,6 +14,7 @@ use lb_userspace::{
         run_loop::{Finding, Swept},
     },
     api::model::Change,
+    config::{Config, DeadMan, DeadManPolicy},
     dataplane::{Dataplane, FlowCensus, Op},
 };
 use tokio::time::sleep;
@@ -302,4 +303,22 @@ async fn next_hops_of_all_backends_are_kept_warm() {
     agent.asked.lock().warmed.clear();
     sleep(Duration::from_secs(31)).await;
     assert_eq!(agent.asked.lock().warmed.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_data_path_gets_signs_of_life_with_the_rule_of_the_configuration() {
+    let (maps, dir) = (Maps::new(), dir());
+    let agent = Agent::start(web(), &maps, dir.path());
+    sleep(Duration::from_secs(10)).await;
+    agent.status().await;
+    let beats = maps.lock().inner().beats.clone();
+    assert!((20..=22).contains(&beats.len()), "every 500 ms: {}", beats.len());
+    assert!(beats.iter().all(|rule| *rule == DeadMan::default()));
+    let rule = DeadMan { policy: DeadManPolicy::Drop, after: Duration::from_secs(5) };
+    agent.reload(dir.path(), &Config { dead_man: rule, ..web() }).await;
+    assert_eq!(maps.lock().inner().beats.last(), Some(&rule), "another rule is told at once");
+    let before = maps.lock().inner().beats.len();
+    agent.end().await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(maps.lock().inner().beats.len(), before);
 }

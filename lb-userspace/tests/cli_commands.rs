@@ -256,6 +256,7 @@ fn status() -> Status {
             live_flows: 400,
             flow_capacity: 262_144,
             sweep_micros: 950,
+            dead_man: lb_userspace::api::model::DeadManStatus::of(&Default::default()),
         },
         services: vec![ServiceSummary {
             frozen_millis: Some(4200),

@@ -51,6 +51,7 @@ const RELATIONS: &[&str] = &[
     "name_twice",
     "packets_by_their_backends_load",
     "packets_of_tcp",
+    "sctp",
     "timeout_longer_than_interval",
     "too_few_source_ports",
     "two_families_in_a_service",

@@ -60,6 +60,7 @@ fn what_is_left_out_has_its_default() {
         clients: Clients::default(),
         health,
         timeouts: State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: Quic::default(),
         role: None,
         failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
@@ -75,6 +76,7 @@ fn what_is_left_out_has_its_default() {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 56_903 }, PortRange { first: 61_000, last: 65_535 }],
         limits: Limits::default(),
         maglev_table_size: 65_537,
@@ -128,7 +130,7 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
     // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 5 + 6 + 14 + 15 + 6 + 2, "{rows:#?}");
+    assert_eq!(rows.len(), 7 + 6 + 14 + 15 + 6 + 2, "{rows:#?}");
 }
 
 #[test]

@@ -83,7 +83,10 @@ pub struct ServiceValue {
     pub quic_server_id: u8,
     /// [`ServiceValue::TRACKED`]: the [`HashedBy`] that finds the slot of a flow without an entry.
     pub stable_hash: u8,
-    pub reserved: [u8; 2],
+    /// Other backends that a TCP connection is sent to when one refuses it or does not answer; at most
+    /// [`KNOCK_TRIES`](super::limits::KNOCK_TRIES) less one.
+    pub retries: u8,
+    pub reserved: u8,
     /// [`ServiceValue::TRACKED`]: slots whose stable half counts, otherwise 0.
     pub stable_len: u32,
 }
@@ -101,7 +104,9 @@ impl ServiceValue {
     pub const CLIENTS_STAY: u8 = 4;
     /// No flow begins before [`ServiceInfo::parked_until`]: what would begin one is dropped, so that clients
     /// try again.
-    pub const PARKED: u8 = 8;
+    pub const PARKED: u8 = 16;
+    /// It is noted how backends answer the first packets of TCP connections.
+    pub const WATCHED: u8 = 8;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {
@@ -134,7 +139,8 @@ impl ServiceValue {
         client_prefix_v6: 128,
         quic_server_id: 0,
         stable_hash: 0,
-        reserved: [0; 2],
+        retries: 0,
+        reserved: 0,
         stable_len: 0,
     };
 }
@@ -236,10 +242,11 @@ impl Mode {
         number > Self::DsrL2 as u8
     }
 
-    /// Whether backends may be of another address family than the service. Of a number as above.
+    /// Whether backends may be of another address family than the service: where the host itself is
+    /// what they get packets from. Of a number as above.
     #[inline(always)]
     pub const fn joins_families(number: u8) -> bool {
-        number == Self::FullNat as u8 || Self::is_tunnel(number)
+        Self::needs_source(number)
     }
 
     /// Whether the host's source address towards the backend is needed. Of a number as above.
@@ -441,6 +448,8 @@ impl Flow {
     pub const COUNTED: u8 = 2;
     /// `full-nat`: client and backend are of different address families.
     pub const ACROSS_FAMILIES: u8 = 16;
+    /// Its service is [`ServiceValue::WATCHED`].
+    pub const WATCHED: u8 = 64;
 
     /// Whether the flow is one of its backend's, and no client.
     #[inline(always)]
@@ -509,14 +518,21 @@ pub struct Settings {
     pub generation: u32,
     /// Random; keys of the flow table are mixed with it, so that nobody outside can aim at a bucket.
     pub hash_seed: u64,
-    /// [`Settings::ROUTES_VARY`]
+    /// [`Settings::ROUTES_VARY`] and so on.
     pub flags: u32,
     pub zero: u32,
-    pub reserved: [u64; 5],
+    /// When the agent counts as silent, unless it moves this on before: nanoseconds of the coarse
+    /// monotonic clock. Heeded with [`Settings::SILENT_PASS`] or [`Settings::SILENT_DROP`].
+    pub silent_at: u64,
+    pub reserved: [u64; 4],
 }
 
 impl Settings {
     /// Packets to one backend may take different ways, by more than their destination: the host has
     /// routes with several next hops, or rules. Written by the agent at any time.
     pub const ROUTES_VARY: u32 = 1;
+    /// While the agent is silent, new flows are the kernel's.
+    pub const SILENT_PASS: u32 = 2;
+    /// While the agent is silent, new flows are dropped.
+    pub const SILENT_DROP: u32 = 4;
 }

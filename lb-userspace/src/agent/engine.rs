@@ -16,14 +16,14 @@ use super::{
 use crate::{
     api::{
         model::{
-            AgentStatus, ConfigStatus, DataPathStatus, Failed, InterfaceStatus, ProbedChange, ServiceSummary,
-            ServiceView, Status,
+            AgentStatus, ConfigStatus, DataPathStatus, DeadManStatus, Failed, InterfaceStatus, ProbedChange,
+            ServiceSummary, ServiceView, Status,
         },
         service_view,
     },
     config::Config,
     core::{Command, CommandError, Core, Input, Mark, Notice, Now, OperatorLayer, ProbeKey},
-    dataplane::{Dataplane, FlowCensus, kernel},
+    dataplane::{Dataplane, DataplaneError, FlowCensus, kernel},
 };
 
 /// Steps in a row when each publication lets the core decide more.
@@ -155,6 +155,11 @@ impl<D: Dataplane> Engine<D> {
         self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
+    /// Whether packets to one backend may take different ways.
+    pub fn routes_vary(&mut self, vary: bool) {
+        self.take_in([Input::RoutesVary(vary)]);
+    }
+
     /// A walk over the flow table.
     pub fn census(&mut self, census: FlowCensus, took: Duration) {
         self.live_flows = census.live;
@@ -281,6 +286,14 @@ impl<D: Dataplane> Engine<D> {
         }
     }
 
+    /// Gives the data path a sign of life.
+    ///
+    /// # Errors
+    /// It did not get it.
+    pub fn beat(&mut self) -> Result<(), DataplaneError> {
+        self.publisher.beat(&self.config.dead_man)
+    }
+
     /// What the prober should ask.
     pub fn probes(&self) -> Vec<ProbeKey> {
         self.core.probes()
@@ -353,6 +366,7 @@ impl<D: Dataplane> Engine<D> {
                 live_flows: self.live_flows,
                 flow_capacity: self.config.limits.flows.into(),
                 sweep_micros: micros(self.sweep_took),
+                dead_man: DeadManStatus::of(&self.config.dead_man),
             },
             services: services.collect(),
             config,

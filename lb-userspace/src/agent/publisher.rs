@@ -3,8 +3,9 @@
 use super::{backoff::Backoff, clock::timestamp};
 use crate::{
     api::model::Failed,
+    config::DeadMan,
     core::{Now, Touched, reconcile::Reconciler},
-    dataplane::{Dataplane, Tables},
+    dataplane::{Dataplane, DataplaneError, Tables},
 };
 
 #[derive(Debug)]
@@ -47,6 +48,14 @@ impl<D: Dataplane> Publisher<D> {
     /// Why the data path does not hold what it should.
     pub fn failed(&self) -> Option<&Failed> {
         self.failed.as_ref()
+    }
+
+    /// Passes a sign of life on, with the rule for when they stop.
+    ///
+    /// # Errors
+    /// The data path did not get it.
+    pub fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
+        self.dataplane.beat(rule)
     }
 
     /// Forgets what the data path was believed to hold: the next step reads it.

@@ -10,6 +10,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         xdp_mode,
         manage_addresses,
         watch_config: _,
+        dead_man: _,
         source_ports: _,
         maglev_table_size: _,
         limits,

@@ -20,12 +20,14 @@ use super::{
     clock::Clock,
     engine::{Engine, Revisions},
     freeze,
+    pulse::Pulse,
+    service_manager::ServiceManager,
     watch::{CounterWatch, Once, PAUSE},
 };
 use crate::{
     api::{
         Refusal, Request, Task, WriteOptions,
-        model::{EventView, Stopping},
+        model::{EventView, InterfaceStatus, Stopping},
     },
     config::Config,
     core::{ProbeKey, ProbeOutcome},
@@ -53,6 +55,8 @@ pub struct Probed {
 pub enum Finding {
     /// The host's source address towards each backend that was asked for.
     Sources(Vec<(IpAddr, Option<IpAddr>)>),
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     /// A walk over the flow table ended.
     Swept(Result<Swept, String>),
     /// The data path asks for a next hop's link-layer address.
@@ -69,6 +73,8 @@ pub enum Finding {
     Prepared { config: Arc<Config>, result: Result<(), String> },
     /// A change was written to disk, or not.
     Stored(Stored),
+    /// Where the program is now; `came`: on an interface that was not there before.
+    Interfaces { now: Vec<InterfaceStatus>, came: bool },
     /// Something an operator should look at.
     Warning(String),
     /// The same, where it stands in the log already.
@@ -99,7 +105,8 @@ pub trait Outside {
     fn place(&mut self, config: Arc<Config>);
     /// Take off the service addresses that the configuration placed last does not have.
     fn prune(&mut self);
-    /// Keep the next hops towards these backends resolved.
+    /// Keep the next hops towards these backends resolved, and follow whether the ways to them vary:
+    /// answered by [`Finding::RoutesVary`], now and whenever the host's routes have changed.
     fn warm(&mut self, backends: BTreeSet<IpAddr>);
     /// Resolve one next hop now.
     fn resolve(&mut self, ifindex: u32, next_hop: IpAddr);
@@ -134,6 +141,7 @@ pub struct AgentLoop<D, O> {
     counters: CounterWatch,
     exhausted: Once<u32>,
     resolved: Once<(u32, IpAddr)>,
+    pulse: Pulse,
     stop: CancellationToken,
 }
 
@@ -159,8 +167,14 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             counters: CounterWatch::default(),
             exhausted: Once::in_each(PAUSE),
             resolved: Once::in_each(RESOLVE_PAUSE),
+            pulse: Pulse::new(None),
             stop,
         }
+    }
+
+    /// The same, with signs of life for the service manager too.
+    pub fn watched_by(self, manager: Option<ServiceManager>) -> Self {
+        Self { pulse: Pulse::new(manager), ..self }
     }
 
     /// Runs until it is told to stop. What is in the maps stays there.
@@ -172,6 +186,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         self.outside.warm(self.engine.backend_addresses());
         self.sweep();
         loop {
+            self.pulse.beat(&mut self.engine);
             self.ask_outside();
             let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
             let due = self.changes.state.wake_at();
@@ -192,6 +207,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
                 Some(finding) = inputs.findings.recv() => self.found(finding),
                 Some(request) = inputs.requests.recv() => self.answer(request),
+                () = self.pulse.wake() => {}
                 _ = sweeps.tick() => self.sweep(),
                 _ = sources.tick() => self.outside.find_sources(self.engine.wanted_sources()),
                 _ = housekeeping.tick() => self.keep_house(),
@@ -224,6 +240,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
     fn found(&mut self, finding: Finding) {
         match finding {
             Finding::Sources(found) => self.engine.sources(found),
+            Finding::RoutesVary(vary) => self.engine.routes_vary(vary),
             Finding::Swept(swept) => self.swept(swept),
             Finding::NeighbourMissing { ifindex, next_hop } => {
                 // Each packet to it may have asked.
@@ -246,9 +263,22 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 let step = self.changes.stored(&mut self.engine, stored);
                 self.follow(step);
             }
+            Finding::Interfaces { now, came } => self.interfaces(now, came),
             Finding::Warning(text) => self.engine.notices.warning(text),
             Finding::LoggedWarning(text) => self.engine.notices.logged_warning(text),
             Finding::Info(text) => self.engine.notices.info(text),
+        }
+    }
+
+    /// An interface that comes back has none of its settings and addresses any more.
+    fn interfaces(&mut self, now: Vec<InterfaceStatus>, came: bool) {
+        self.engine.set_interfaces(now);
+        if came {
+            // Nobody waits for this answer: a change under way has a configuration of its own.
+            self.outside.prepare(Arc::clone(self.engine.config()));
+            self.outside.place(Arc::clone(self.engine.config()));
+            self.outside.find_sources(self.engine.wanted_sources());
+            self.outside.warm(self.engine.backend_addresses());
         }
     }
 
@@ -348,6 +378,8 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             self.leaving.extend(self.engine.service_addresses());
         }
         self.engine.take_over(config, layer);
+        self.pulse.hurry();
+        self.pulse.beat(&mut self.engine);
         if configured {
             for wanted in self.engine.service_addresses() {
                 self.leaving.remove(&wanted);
@@ -367,7 +399,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
 }
 
 /// Ticks for the first time after one period.
-fn every(period: Duration) -> Interval {
+pub(super) fn every(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval

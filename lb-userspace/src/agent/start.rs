@@ -21,12 +21,14 @@ use super::{
     file_watch,
     first::{self, First},
     host_task,
+    interfaces::Interfaces,
     last_good::Keeper,
     layer::LayerFile,
     lock::AgentLock,
     outside::World,
     receipts::{ReceiptBook, ReceiptFile},
     run_loop::{AgentLoop, Finding, Inputs},
+    service_manager::ServiceManager,
     vlan_sync::VlanSync,
 };
 use crate::{
@@ -49,6 +51,8 @@ pub struct Options {
     pub socket: PathBuf,
     pub pin_dir: PathBuf,
     pub state_dir: PathBuf,
+    /// Whether other XDP programs on the interfaces are thrown off.
+    pub replace: bool,
     /// Whether the XDP program tells every packet.
     pub datapath_log: bool,
 }
@@ -141,6 +145,7 @@ struct DataPath {
     clock: Clock,
     engine: Engine<KernelDataplane>,
     loaded: Loaded,
+    interfaces: Vec<InterfaceStatus>,
 }
 
 /// In this order: the maps say where packets go before the first packet meets the program, and the
@@ -155,14 +160,18 @@ async fn bring_up(
     let load = LoadOptions { pin_dir: &options.pin_dir, limits: &config.limits, debug_log: options.datapath_log };
     let prepared = host.ready(config).await?;
     let mut loaded = kernel::load(&load)?;
-    let mut dataplane = KernelDataplane::open(&options.pin_dir)?;
-    let backends = config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip());
-    dataplane.set_routes_vary(host.netlink().routes_vary(backends).await?)?;
+    if options.replace {
+        loaded.replace_others();
+    }
+    let dataplane = KernelDataplane::open(&options.pin_dir)?;
     let facts =
         Facts { config_path: options.config.display().to_string(), started: timestamp(), interfaces: Vec::new() };
     let mut engine = Engine::new(facts, clock, Arc::clone(config), layer, dataplane)?;
+    // The data path may have waited for it since an agent before.
+    engine.beat()?;
     let (netlink, excluded) = (host.netlink(), host.managed_addresses());
     engine.sources(host_task::sources(&netlink, engine.wanted_sources(), &excluded).await);
+    engine.routes_vary(netlink.routes_vary(engine.backend_addresses()).await?);
     engine.publish();
     if let Some(failed) = engine.last_error() {
         anyhow::bail!("the maps cannot be written: {}", failed.error);
@@ -176,14 +185,14 @@ async fn bring_up(
         host.record().note_attached(&link.name)?;
         interfaces.push(attached(&loaded.attach(&link.name, config.xdp_mode)?));
     }
-    engine.set_interfaces(interfaces);
+    engine.set_interfaces(interfaces.clone());
     detach_others(options, &links, host)?;
     host.place(config).await?;
     for warning in prepared.warnings {
         engine.notices.logged_warning(warning);
     }
     host_task::warm(&netlink, engine.backend_addresses(), &host.managed_addresses()).await;
-    Ok(DataPath { clock, engine, loaded })
+    Ok(DataPath { clock, engine, loaded, interfaces })
 }
 
 /// Interfaces that an agent before was attached to, and that are configured no more.
@@ -217,13 +226,17 @@ async fn serve(
     data_path: DataPath,
     (places, running): (Places, Running),
 ) -> anyhow::Result<()> {
-    let DataPath { clock, engine, mut loaded } = data_path;
+    let DataPath { clock, engine, mut loaded, interfaces } = data_path;
     let stop = CancellationToken::new();
     let (findings, found) = mpsc::channel(WAITING);
     let (requests, asked) = mpsc::channel(WAITING);
+    let netlink = host.netlink();
     let (world, probes) = World::start(&options.pin_dir, &options.state_dir, host, findings.clone())?;
     let _log =
         if options.datapath_log { Some(AbortOnDropHandle::new(tokio::spawn(loaded.debug_log()?))) } else { None };
+    let config = engine.config();
+    let watched = Interfaces::new(loaded, netlink, config.xdp_mode, config.interfaces.clone(), interfaces);
+    let _interfaces = AbortOnDropHandle::new(tokio::spawn(watched.run(findings.clone())));
     let Signals { terminate, interrupt, hangup } = signals;
     let _signals = [
         AbortOnDropHandle::new(tokio::spawn(stop_on_signal(terminate, interrupt, stop.clone()))),
@@ -232,8 +245,10 @@ async fn serve(
     ];
     let api = tokio::spawn(api::serve(socket, Handle::new(requests), stop.clone()));
     let changes = Changes::new(places, running, findings);
-    tell_ready(options, engine.config());
-    let agent = AgentLoop::new(clock, engine, world, changes, stop.clone());
+    let manager = ServiceManager::of_environment();
+    tell_ready(options, engine.config(), manager.as_ref());
+    tokio::spawn(tell_stopping(stop.clone()));
+    let agent = AgentLoop::new(clock, engine, world, changes, stop.clone()).watched_by(manager);
     agent.run(Inputs { probes, findings: found, requests: asked }).await;
     stop.cancel();
     api.await.context("the API's task")?;
@@ -243,7 +258,7 @@ async fn serve(
     Ok(())
 }
 
-fn tell_ready(options: &Options, config: &Config) {
+fn tell_ready(options: &Options, config: &Config, manager: Option<&ServiceManager>) {
     let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
     tracing::info!(
         services = config.services.len(),
@@ -252,6 +267,18 @@ fn tell_ready(options: &Options, config: &Config) {
         socket = %options.socket.display(),
         "ready"
     );
+    if let Some(manager) = manager {
+        let (count, interfaces) = (config.services.len(), config.interfaces.join(", "));
+        manager.ready(&format!("{count} services with {backends} backends on {interfaces}"));
+    }
+}
+
+/// The loop, which has the other end, is over by then.
+async fn tell_stopping(stop: CancellationToken) {
+    stop.cancelled().await;
+    if let Some(manager) = ServiceManager::of_environment() {
+        manager.stopping();
+    }
 }
 
 /// After a failed first start: as if it had never been.

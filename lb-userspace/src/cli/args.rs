@@ -107,8 +107,19 @@ pub enum Command {
     Config(ConfigCommand),
     /// On a backend: unpack what balancers send in tunnels (dsr-ipip, dsr-gue).
     Decap(super::decap::DecapArgs),
-    /// What keeps packets from flowing, and what to type.
+    /// What keeps packets from flowing on this balancer or backend, and what to type.
     Doctor(super::doctor::DoctorArgs),
+    /// Collect what somebody who is to help has to know, without secrets, in a file.
+    SupportBundle {
+        /// A .tar.gz that is not there yet; left out: one in this directory.
+        file: Option<PathBuf>,
+    },
+    /// Print what a shell needs to complete this command line.
+    #[command(after_help = "For bash: lb completions bash > /usr/share/bash-completion/completions/lb")]
+    Completions { shell: clap_complete::Shell },
+    /// Write man pages into a directory.
+    #[command(hide = true)]
+    Manual { directory: PathBuf },
     /// Take the balancer off this host: XDP programs, maps, service addresses. Ends its traffic.
     Detach {
         /// Stop a running agent first, instead of refusing.
@@ -125,6 +136,9 @@ pub struct RunArgs {
     /// Attach here instead of to the file's `interfaces`; may be given several times.
     #[arg(long = "iface", value_name = "IF")]
     pub interfaces: Vec<String>,
+    /// Where another XDP program is on an interface: throw it off, instead of refusing to start.
+    #[arg(long)]
+    pub replace: bool,
     /// Log of the XDP program itself. `debug` costs speed: every packet is told.
     #[arg(long, value_enum, default_value_t)]
     pub datapath_log: DatapathLog,

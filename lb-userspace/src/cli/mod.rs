@@ -12,6 +12,7 @@ mod events;
 mod failure;
 mod flows;
 mod init;
+mod manual;
 mod maps;
 mod output;
 mod reads;
@@ -19,6 +20,7 @@ mod render;
 mod run;
 mod service;
 mod stats;
+mod support_bundle;
 mod writes;
 
 use std::process::ExitCode;
@@ -58,6 +60,9 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
         Command::Config(command) => config::config(&global, printer, command),
         Command::Decap(arguments) => decap::decap(&global, printer, arguments),
         Command::Doctor(arguments) => doctor::doctor(&global, printer, arguments),
+        Command::SupportBundle { file } => support_bundle::support_bundle(&global, printer, file),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Manual { directory } => manual::manual(&directory),
         Command::Detach { force } => detach::detach(&global, printer, force),
     }
 }

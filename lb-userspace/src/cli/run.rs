@@ -25,6 +25,7 @@ pub fn run(global: &Global, arguments: RunArgs) -> Result<Exit, Failure> {
         socket: global.socket.clone(),
         pin_dir: global.pin_dir.clone(),
         state_dir: global.state_dir.clone(),
+        replace: arguments.replace,
         datapath_log,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("lb").build();

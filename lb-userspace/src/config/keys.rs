@@ -6,12 +6,13 @@ use std::{net::SocketAddr, time::Duration};
 use lb_common::abi::{DontFragment, Granularity, Mode, Protocol, Scheduler, limits};
 
 use super::{
+    dead_man,
     endpoint::{self, Endpoint},
     failover_keys,
     form::{Flag, OneOf, Shaped, Time, Whole},
     health_keys::HEALTH,
     model::{MssClamp, PortRange, Tunnel, TunnelSource, XdpMode},
-    quic,
+    passive, quic,
     reader::{Key, LeftOut, Nested, Section},
     role_keys, shape,
     timeouts::{self, TIMEOUTS_TABLE},
@@ -20,7 +21,7 @@ use super::{
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
-    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &BACKEND].into_iter()
+    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &passive::PASSIVE, &BACKEND].into_iter()
 }
 
 pub(super) static TOP: Section = Section {
@@ -30,6 +31,8 @@ pub(super) static TOP: Section = Section {
         &XDP_MODE,
         &MANAGE_ADDRESSES,
         &WATCH_CONFIG,
+        &dead_man::POLICY,
+        &dead_man::AFTER_KEY,
         &SOURCE_PORTS,
         &MAGLEV_TABLE_SIZE,
         &LIMITS_TABLE,
@@ -188,6 +191,7 @@ pub(super) static SERVICE: Section = Section {
         &failover_keys::SLOW_START,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
+        &passive::PASSIVE_TABLE,
         &MSS_CLAMP,
         &BACKENDS_TABLE,
     ],

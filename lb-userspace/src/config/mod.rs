@@ -7,6 +7,7 @@
 
 mod check;
 mod clients;
+mod dead_man;
 mod diagnostic;
 mod endpoint;
 mod failover;
@@ -22,6 +23,7 @@ mod keys;
 mod load;
 mod merge;
 mod model;
+mod passive;
 mod prime;
 mod probes;
 mod quic;
@@ -41,6 +43,7 @@ mod timeouts;
 mod tunnel;
 mod value;
 
+pub use dead_man::{DeadMan, DeadManPolicy};
 pub use diagnostic::{Diagnostic, Severity};
 pub use endpoint::why_unusable;
 pub use failover::{Failover, FlowPolicies, FlowPolicy};
@@ -50,8 +53,8 @@ pub use init::{InitLink, InitWish, init};
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse, parse_files};
 pub use model::{
-    AgentHealth, Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Quic, Service, Tunnel, TunnelSource,
-    XdpMode,
+    AgentHealth, Backend, Clients, Config, Health, Limits, MssClamp, Passive, PortRange, Quic, Service, Tunnel,
+    TunnelSource, XdpMode,
 };
 pub(crate) use prime::is_prime;
 pub use probes::{

@@ -10,11 +10,13 @@ use toml::de::DeTable;
 
 use super::{
     clients,
+    dead_man::{self, DeadMan},
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     failover::Failover,
     failover_keys, health, keys,
-    model::{Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
+    model::{Backend, Clients, Config, Health, Limits, MssClamp, Passive, PortRange, Service, Tunnel, XdpMode},
+    passive,
     prime::is_prime,
     quic,
     reader::Table,
@@ -41,6 +43,7 @@ struct Rest {
     xdp_mode: XdpMode,
     manage_addresses: bool,
     watch_config: bool,
+    dead_man: DeadMan,
 }
 
 /// Each capacity, and where to point when it is too small: its value, the table's header where it is
@@ -67,6 +70,7 @@ pub(super) struct ServiceDraft {
     pub(super) clients: Read<Clients>,
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
+    passive: Read<Passive>,
     pub(super) quic_length: quic::LengthDraft,
     pub(super) role: Read<Option<RolePolicy>>,
     failover: Read<Failover>,
@@ -110,11 +114,14 @@ fn rest(findings: &mut Findings, top: &Table<'_>) -> Read<Rest> {
     let xdp_mode = top.value(findings, &keys::XDP_MODE);
     let manage_addresses = top.value(findings, &keys::MANAGE_ADDRESSES);
     let watch_config = top.value(findings, &keys::WATCH_CONFIG);
+    let policy = top.value(findings, &dead_man::POLICY);
+    let after = top.value(findings, &dead_man::AFTER_KEY);
     Ok(Rest {
         interfaces: interfaces?.value,
         xdp_mode: xdp_mode?.value,
         manage_addresses: manage_addresses?.value,
         watch_config: watch_config?.value,
+        dead_man: DeadMan { policy: policy?.value, after: after?.value },
     })
 }
 
@@ -184,6 +191,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let role = role_keys::fitting(findings, role, &health);
     let failover = failover_keys::read(findings, table, &protocol, &role);
     let timeouts = timeouts::read(findings, table, &protocol);
+    let passive = passive::read(findings, table, &protocol, &mode);
     let quic_length = quic::read_length(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
@@ -204,6 +212,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         clients,
         health,
         timeouts,
+        passive,
         role,
         failover,
         mss_clamp,
@@ -237,12 +246,13 @@ impl Draft {
     /// The configuration, if no part of it is missing.
     pub(super) fn finish(self) -> Read<Config> {
         self.services_read?;
-        let Rest { interfaces, xdp_mode, manage_addresses, watch_config } = self.rest?;
+        let Rest { interfaces, xdp_mode, manage_addresses, watch_config, dead_man } = self.rest?;
         Ok(Config {
             interfaces,
             xdp_mode,
             manage_addresses,
             watch_config,
+            dead_man,
             source_ports: self.source_ports?.value,
             limits: self.limits?.finish(),
             maglev_table_size: self.maglev_table_size?.value,
@@ -279,6 +289,7 @@ impl ServiceDraft {
             clients: self.clients?,
             health: self.health?,
             timeouts: self.timeouts?,
+            passive: self.passive?,
             quic: quic::finish(self.quic_length, &self.backends)?,
             role: self.role?,
             failover: self.failover?,

@@ -50,6 +50,7 @@ impl Core {
             }
         }
         self.receipts_walked(&census);
+        self.expire_suspicions(now);
         self.walked_at = now;
         self.ledger.walked(census);
     }

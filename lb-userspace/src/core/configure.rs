@@ -14,6 +14,7 @@ use super::{
     election::RoleState,
     health::Health,
     service::{Leave, Member, Probes, Service, ServiceRef, probes},
+    suspicion,
 };
 use crate::config::{self, Config};
 
@@ -181,6 +182,7 @@ impl Core {
             self.tell(&config.name, Some(member.address), text);
             self.member_joins(me, member);
         }
+        suspicion::forget(member);
         let paused = member.admin == Admin::Maintenance;
         member.weight = wanted.weight;
         member.tier = wanted.tier;
@@ -316,6 +318,7 @@ mod tests {
             clients: config::Clients::default(),
             health: config::Health { check: config::Check::Tcp, ..config::Health::default() },
             timeouts: State::TIMEOUTS,
+            passive: config::Passive::default(),
             quic: config::Quic::default(),
             role: None,
             failover: config::Failover::of(Protocol::Tcp, None),

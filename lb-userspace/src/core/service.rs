@@ -17,6 +17,7 @@ use super::{
     freeze::Frozen,
     health::Health,
     maglev::Turn,
+    suspicion::Suspicion,
     tiers,
     tracked::{Hash, Tracked},
     tunnel::Tunnel,
@@ -267,6 +268,8 @@ pub(super) struct Member {
     /// What the maps said of its flows when they were taken over.
     pub inherited: Ending,
     pub agent: AgentWord,
+    /// What the data path has seen of it.
+    pub suspicion: Suspicion,
     /// Set while it has an element of the map `backends`.
     pub place: Option<Place>,
     /// `full-nat` and tunnels: the route to it was lost.
@@ -330,6 +333,7 @@ impl Member {
             ended: EndedFlows::default(),
             inherited: Ending::LIVE,
             agent: AgentWord::default(),
+            suspicion: Suspicion::default(),
             place: None,
             no_route: false,
             live_flows: 0,
@@ -339,7 +343,11 @@ impl Member {
 
     /// Whether new flows may go to it, if its tier serves.
     pub(super) fn ready(&self) -> bool {
-        self.leaving.is_none() && self.place.is_some() && !self.no_route && self.willing()
+        self.leaving.is_none()
+            && self.place.is_some()
+            && !self.no_route
+            && self.suspicion.suspended.is_none()
+            && self.willing()
     }
 
     /// Ready as far as operator, agent, weight, health and role go.

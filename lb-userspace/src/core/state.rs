@@ -15,6 +15,7 @@ use super::{
     publish::{Outcome, Round},
     receipts::Receipts,
     service::{Service, ServiceRef},
+    suspicion,
 };
 use crate::{config::Config, dataplane::Tables};
 
@@ -95,6 +96,7 @@ impl Core {
                 Input::Operator(layer) => self.operate(layer, now),
                 Input::Probe { key, outcome } => self.probed(&key, &outcome, now),
                 Input::Source { backend, source } => self.source_found(backend, source),
+                Input::RoutesVary(vary) => self.ledger.set_routes_vary(vary),
                 Input::Flows(census) => self.walked(census, now),
                 Input::Published { generation } => {
                     self.ledger.publish(generation, now);
@@ -104,6 +106,7 @@ impl Core {
                 Input::Freeze { service, lasts, tick } => self.freeze(&service, lasts, tick, now),
                 Input::Thaw { service } => self.thaw(&service),
                 Input::Tick => {}
+                Input::Suspect(suspect) => self.suspected(&suspect, now),
             }
         }
         self.settle(now);
@@ -171,6 +174,11 @@ impl Core {
             let keeps_key = self.keeps_key(me);
             let Some(service) = self.services.get_mut(&me) else { continue };
             self.published_services += 1;
+            for address in suspicion::lift(service) {
+                let text = "in turn again while suspected: too few others are".to_owned();
+                let service = service.name().to_owned();
+                self.notices.push(Notice { service, backend: Some(address), text });
+            }
             let held = service.holds_address;
             let mut round = Round {
                 ledger: &mut self.ledger,

@@ -8,7 +8,7 @@ use lb_common::abi::{
 };
 
 use super::{Dataplane, DataplaneError, FlowCensus, Op, Tables};
-use crate::config::{Limits, PortRange};
+use crate::config::{DeadMan, Limits, PortRange};
 
 /// Maps in memory. Like those of the kernel they know nothing of tables: slots are one array, and
 /// what nobody points at is still there.
@@ -16,6 +16,7 @@ use crate::config::{Limits, PortRange};
 pub struct FakeDataplane {
     limits: Limits,
     generation: u32,
+    routes_vary: bool,
     addresses: BTreeMap<Address, AddressRoles>,
     services: BTreeMap<ServiceKey, ServiceValue>,
     service_info: BTreeMap<u32, ServiceInfo>,
@@ -25,6 +26,8 @@ pub struct FakeDataplane {
     quic_ids: BTreeMap<QuicKey, u32>,
     /// What [`Dataplane::sweep`] answers.
     pub census: FlowCensus,
+    /// The rule of each sign of life.
+    pub beats: Vec<DeadMan>,
     /// Every operation that was carried out, in order.
     pub ops: Vec<Op>,
 }
@@ -55,7 +58,9 @@ impl FakeDataplane {
             selection: vec![Slot::clean(0); limits.selection_slots as usize],
             port_pools: BTreeMap::new(),
             quic_ids: BTreeMap::new(),
+            routes_vary: false,
             census: FlowCensus::default(),
+            beats: Vec::new(),
             ops: Vec::new(),
         }
     }
@@ -176,6 +181,7 @@ impl Dataplane for FakeDataplane {
         let limits = self.limits;
         match op {
             Op::SetGeneration(generation) => self.generation = *generation,
+            Op::SetRoutesVary(vary) => self.routes_vary = *vary,
             Op::SetPortPool { pool, ports } => {
                 within("port pool", *pool, limits.port_pools, "port-pools")?;
                 self.port_pools.insert(*pool, ports.clone());
@@ -236,11 +242,17 @@ impl Dataplane for FakeDataplane {
             selection: published.map(slots).collect(),
             port_pools: self.port_pools.clone(),
             quic_ids: self.quic_ids.clone(),
+            routes_vary: self.routes_vary,
         })
     }
 
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         Ok(self.census.clone())
+    }
+
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
+        self.beats.push(*rule);
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{Dataplane, DataplaneError, FlowCensus, Op, Tables};
+use crate::config::DeadMan;
 
 /// Fails by chance: an operation before, within or after it took effect, a read, a walk.
 #[derive(Clone, Debug)]
@@ -71,5 +72,12 @@ impl<D: Dataplane> Dataplane for FaultyDataplane<D> {
             return self.fault("walk over the flow table");
         }
         self.inner.sweep()
+    }
+
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
+        if self.fails() {
+            return self.fault("sign of life");
+        }
+        self.inner.beat(rule)
     }
 }

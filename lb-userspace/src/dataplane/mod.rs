@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{Address, AddressRoles, Backend, HashedBy, QuicKey, ServiceInfo, ServiceKey, ServiceValue, Slot};
 
-use crate::config::PortRange;
+use crate::config::{DeadMan, PortRange};
 
 /// The content of the maps that the agent owns. Two equal `Tables` forward packets alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Tables {
     pub port_pools: BTreeMap<u32, Vec<PortRange>>,
     /// Backend ids by server ids in QUIC connection IDs.
     pub quic_ids: BTreeMap<QuicKey, u32>,
+    /// Packets to one backend may take different ways, so the way of each is asked for.
+    pub routes_vary: bool,
 }
 
 /// One change of the maps. Each is carried out as a whole or not at all as far as a packet can see,
@@ -36,6 +38,7 @@ pub struct Tables {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     SetGeneration(u32),
+    SetRoutesVary(bool),
     /// Makes the pool hand out these ports. Ports that live flows use stay in use.
     SetPortPool {
         pool: u32,
@@ -155,4 +158,11 @@ pub trait Dataplane {
     /// # Errors
     /// The flow table could not be read.
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError>;
+
+    /// A sign of life: whoever writes the tables lives, and this is to be done when no other sign
+    /// comes within the rule's time.
+    ///
+    /// # Errors
+    /// The data path did not get it.
+    fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError>;
 }

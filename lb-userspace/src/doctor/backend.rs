@@ -15,7 +15,7 @@ use crate::{
 /// Largest packet of clients on usual networks.
 const CLIENT_MTU: u32 = 1500;
 /// What the largest outer headers take: IPv6 and UDP.
-const GROWTH_MAX: u32 = 48;
+pub(super) const GROWTH_MAX: u32 = 48;
 
 /// What to look at.
 #[derive(Clone, Debug, Default)]

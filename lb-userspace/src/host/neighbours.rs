@@ -1,8 +1,9 @@
 //! Asking the kernel to find a neighbour's link-layer address, before the first packet needs it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
-use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use futures_util::TryStreamExt;
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState};
 
 use super::{HostError, Netlink};
 
@@ -24,5 +25,25 @@ impl Netlink {
             .execute()
             .await
             .map_err(HostError::netlink(format!("cannot ask for the neighbour {address} on interface {ifindex}")))
+    }
+
+    /// Every neighbour by interface and address, with whether its link-layer address is known.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), bool>, HostError> {
+        let failed = HostError::netlink("cannot list neighbours");
+        let messages: Vec<_> = self.handle.neighbours().get().execute().try_collect().await.map_err(failed)?;
+        let entry = |message: netlink_packet_route::neighbour::NeighbourMessage| {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+                _ => None,
+            })?;
+            let state = message.header.state;
+            let known = !matches!(state, NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None);
+            Some(((message.header.ifindex, address), known))
+        };
+        Ok(messages.into_iter().filter_map(entry).collect())
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use clap::ValueEnum;
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// The variable that chooses what is logged, as in `LB_LOG=debug` or `LB_LOG=info,lb_userspace::health=debug`.
 pub const FILTER_VARIABLE: &str = "LB_LOG";
@@ -14,6 +14,8 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+    /// To systemd's journal itself, every field as one of its own; not to standard error.
+    Journald,
 }
 
 /// Begins to log to standard error; with `datapath` also what the XDP program tells of each packet.
@@ -29,10 +31,15 @@ pub fn start(format: LogFormat, datapath: bool) -> anyhow::Result<()> {
         // The program's crate is `lb`; targets are matched by prefix, so ours has to be named too.
         filter = filter.add_directive("lb=debug".parse()?).add_directive("lb_userspace=info".parse()?);
     }
+    if format == LogFormat::Journald {
+        let journal = tracing_journald::layer()
+            .map_err(|e| anyhow::anyhow!("systemd's journal takes no messages here: {e}; use --log-format text"))?;
+        return Ok(tracing_subscriber::registry().with(filter).with(journal).try_init()?);
+    }
     let builder = fmt().with_env_filter(filter).with_writer(io::stderr);
     let begun = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text => {
+        LogFormat::Text | LogFormat::Journald => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
             builder.with_ansi(colour).with_target(false).try_init()
         }

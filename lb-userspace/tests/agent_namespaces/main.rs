@@ -2,6 +2,10 @@
 //! and leaves nothing behind.
 
 mod failover;
+mod hotplug;
+mod routes;
+mod service;
+mod silent;
 mod vlan;
 mod world;
 

@@ -59,6 +59,26 @@ impl World {
         world
     }
 
+    /// Lets another user run the agent: gives it a directory with the program and the configuration,
+    /// the state and the pins.
+    pub fn for_user(&self, user: u32) -> PathBuf {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        let base = self.dir.path();
+        fs::set_permissions(base, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_lb"), base.join("lb")).unwrap();
+        fs::create_dir_all(self.pin_dir.join("lb")).unwrap();
+        for path in [base, &base.join("lb.toml"), &self.pin_dir, &self.pin_dir.join("lb")] {
+            chown(path, Some(user), Some(user)).unwrap();
+        }
+        base.to_owned()
+    }
+
+    /// Makes the wire to the client, which was there before, anew.
+    pub fn plug_in_again(&self) {
+        self.wire(&self.client, "c0", "lbc", "10.98.0.1/24");
+        self.client.ip(&["addr", "add", "10.98.0.2/24", "dev", "c0"]);
+    }
+
     fn wire(&self, far: &Namespace, far_end: &str, near_end: &str, address: &str) {
         far.ip(&["link", "add", far_end, "type", "veth", "peer", "name", near_end, "netns", &self.balancer.name]);
         self.balancer.ip(&["addr", "add", address, "dev", near_end]);

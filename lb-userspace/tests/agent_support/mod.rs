@@ -48,6 +48,7 @@ pub fn config(services: Vec<Service>) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 61_439 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
         maglev_table_size: 251,
@@ -76,6 +77,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             ..Health::default()
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         role: None,
         failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
@@ -110,9 +112,11 @@ pub fn places(dir: &Path) -> Places {
 pub fn text(config: &Config) -> String {
     let names: Vec<String> = config.interfaces.iter().map(|name| format!("{name:?}")).collect();
     let mut text = format!(
-        "interfaces = [{}]\nwatch-config = {}\nsource-ports = \"1024-61439\"\nmaglev-table-size = {}\n[limits]\nselection-slots = {}\nflows = {}\n",
+        "interfaces = [{}]\nwatch-config = {}\ndead-man = \"{}\"\ndead-man-after = \"{}s\"\nsource-ports = \"1024-61439\"\nmaglev-table-size = {}\n[limits]\nselection-slots = {}\nflows = {}\n",
         names.join(", "),
         config.watch_config,
+        config.dead_man.policy.name(),
+        config.dead_man.after.as_secs(),
         config.maglev_table_size,
         config.limits.selection_slots,
         config.limits.flows,
@@ -179,6 +183,10 @@ impl Dataplane for Maps {
 
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         self.lock().sweep()
+    }
+
+    fn beat(&mut self, rule: &lb_userspace::config::DeadMan) -> Result<(), DataplaneError> {
+        self.lock().beat(rule)
     }
 }
 

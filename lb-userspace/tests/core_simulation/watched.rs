@@ -83,6 +83,10 @@ impl Dataplane for Watched<'_> {
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         self.inner.sweep()
     }
+
+    fn beat(&mut self, rule: &lb_userspace::config::DeadMan) -> Result<(), DataplaneError> {
+        self.inner.beat(rule)
+    }
 }
 
 /// Whatever a flow needs stays while it lives.

@@ -56,6 +56,7 @@ pub fn config(services: Vec<Service>) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 65535 }],
         limits: Limits { selection_slots: 4096, ..Limits::default() },
         maglev_table_size: 251,
@@ -82,6 +83,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             ..Health::default()
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         role: None,
         failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),

@@ -149,6 +149,10 @@ impl Dataplane for Between<'_> {
     fn sweep(&mut self) -> Result<FlowCensus, DataplaneError> {
         self.lab.data.sweep()
     }
+
+    fn beat(&mut self, rule: &lb_userspace::config::DeadMan) -> Result<(), DataplaneError> {
+        self.lab.data.beat(rule)
+    }
 }
 
 fn config(random: &mut StdRng) -> Config {
@@ -167,6 +171,7 @@ fn config(random: &mut StdRng) -> Config {
         mss_clamp: config::MssClamp::Off,
         clients: config::Clients::default(),
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: config::Passive::default(),
         quic: config::Quic::default(),
         health: Health {
             check: Check::Tcp,
@@ -194,6 +199,7 @@ fn config(random: &mut StdRng) -> Config {
         xdp_mode: XdpMode::Native,
         manage_addresses: false,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: PORTS.to_vec(),
         limits: Limits { services: 16, backends: 64, addresses: 64, selection_slots: 256, flows: 1024, port_pools: 8 },
         maglev_table_size: 13,

@@ -82,6 +82,7 @@ fn config(check: &Check, backends: [std::net::SocketAddr; 2]) -> Config {
         clients: lb_userspace::config::Clients::default(),
         failover: lb_userspace::config::Failover::of(Protocol::Tcp, None),
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         health: Health {
             check: check.clone(),
@@ -103,6 +104,7 @@ fn config(check: &Check, backends: [std::net::SocketAddr; 2]) -> Config {
         xdp_mode: XdpMode::Auto,
         manage_addresses: true,
         watch_config: false,
+        dead_man: lb_userspace::config::DeadMan::default(),
         source_ports: vec![PortRange { first: 1024, last: 65_535 }],
         limits: Limits::default(),
         maglev_table_size: 251,

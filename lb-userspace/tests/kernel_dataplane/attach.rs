@@ -234,3 +234,54 @@ fn detach_leaves_nothing_even_while_the_agent_lives() {
         assert!(!pins.0.exists());
     });
 }
+
+#[test]
+fn another_program_gives_way_where_that_is_wanted() {
+    let (namespace, pins, other) = (Namespace::new(), PinDir::new(), PinDir::new());
+    namespace.enter(|| {
+        let foreign = other.load().attach("a.1", XdpMode::Generic).unwrap();
+        let mut loaded = pins.load();
+        loaded.replace_others();
+        let attachment = loaded.attach("a.1", XdpMode::Native).unwrap();
+        assert_ne!(attachment.program_id, foreign.program_id);
+        assert_eq!(on("a.1"), [(AttachedMode::Native, attachment.program_id)]);
+        assert_eq!(attachments(&Pins::new(&other.0)).unwrap(), [], "its link leads nowhere now");
+        // Its own program is no other: it is replaced on its link.
+        let mut again = pins.load();
+        again.replace_others();
+        assert!(again.attach("a.1", XdpMode::Native).unwrap().replaced);
+    });
+}
+
+#[test]
+fn a_program_put_on_by_netlink_gives_way_too() {
+    let (namespace, pins, other) = (Namespace::new(), PinDir::new(), PinDir::new());
+    drop(other.load());
+    let program = Pins::new(&other.0).program();
+    for mode in ["xdpgeneric", "xdpdrv"] {
+        namespace.enter(|| {
+            run("ip", &["link", "set", "dev", "a.1", mode, "pinned", program.to_str().unwrap()]);
+            let mut loaded = pins.load();
+            loaded.replace_others();
+            let attachment = loaded.attach("a.1", XdpMode::Auto).unwrap();
+            assert_eq!(on("a.1"), [(AttachedMode::Native, attachment.program_id)]);
+            detach(&pins.0).unwrap();
+        });
+    }
+}
+
+#[test]
+fn pins_of_another_version_are_taken_off_too() {
+    let (namespace, pins) = (Namespace::new(), PinDir::new());
+    namespace.enter(|| {
+        drop(pins.load().attach("a.1", XdpMode::Native).unwrap());
+        // As a version before would have left it; this one has nothing there.
+        std::fs::rename(Pins::new(&pins.0).dir(), pins.0.join("v0")).unwrap();
+        let error = format!("{:#}", pins.load().attach("a.1", XdpMode::Native).unwrap_err());
+        assert!(error.contains("`lb detach` if it is another lb"), "{error}");
+        let done = detach(&pins.0).unwrap();
+        assert_eq!(done.interfaces, ["a.1"]);
+        assert_eq!(on("a.1"), []);
+        assert!(!pins.0.exists());
+    });
+}

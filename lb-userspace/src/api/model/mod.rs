@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::DeadMan;
+
 mod config;
 mod events;
 
@@ -61,6 +63,7 @@ kinds! {
     Applied = "Applied",
     ServiceDone = "ServiceDone",
     Settled = "Settled",
+    Bundle = "Bundle",
     Healthiness = "Health",
     EventList = "EventList",
     EventView = "Event",
@@ -98,7 +101,10 @@ impl Status {
             .last_error
             .as_ref()
             .map(|failed| format!("the maps do not hold what they should since {}: {}", failed.at, failed.error));
-        fallback.into_iter().chain(failed).chain(behind).collect()
+        let bare = self.data_path.interfaces.iter().filter(|interface| !interface.is_attached()).map(|interface| {
+            format!("the XDP program is not on {}: {}", interface.name, interface.note.as_deref().unwrap_or_default())
+        });
+        fallback.into_iter().chain(failed).chain(behind).chain(bare).collect()
     }
 }
 
@@ -127,17 +133,54 @@ pub struct DataPathStatus {
     pub flow_capacity: u64,
     /// Duration of the last walk over the flow table.
     pub sweep_micros: u64,
+    #[serde(default)]
+    pub dead_man: DeadManStatus,
+}
+
+/// What `lb support-bundle` made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bundle {
+    pub path: String,
+    pub bytes: u64,
+    /// Files in it.
+    pub parts: usize,
+    /// Of those, what could not be had: its file says why.
+    pub missing: Vec<String>,
+}
+
+/// What becomes of new flows when the agent is silent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadManStatus {
+    /// `freeze`, `pass` or `drop`.
+    pub policy: String,
+    /// Silence that it takes.
+    pub after_seconds: f64,
+}
+
+impl DeadManStatus {
+    pub fn of(rule: &DeadMan) -> Self {
+        Self { policy: rule.policy.name().to_owned(), after_seconds: rule.after.as_secs_f64() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
     pub name: String,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `none` where the program is not on it.
     pub xdp_mode: String,
     /// Why it is not the mode that was hoped for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+}
+
+impl InterfaceStatus {
+    /// Whether packets that come in there meet the program.
+    pub fn is_attached(&self) -> bool {
+        self.xdp_mode != "none"
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

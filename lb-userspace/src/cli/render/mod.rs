@@ -17,5 +17,5 @@ pub use doctor::diagnosis;
 pub use events::{event, events, service_frozen};
 pub use services::{service, service_list};
 pub use stats::{flow_list, stats};
-pub use status::{detached, status};
+pub use status::{bundle, detached, status};
 pub use table::count;

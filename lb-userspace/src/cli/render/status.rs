@@ -5,7 +5,7 @@ use super::{
     table::{duration, fields, or_dash, table, text},
 };
 use crate::{
-    api::model::{DataPathStatus, Detached, NoticeView, Status},
+    api::model::{Bundle, DataPathStatus, DeadManStatus, Detached, NoticeView, Status},
     cli::args::Format,
 };
 
@@ -79,6 +79,13 @@ fn configuration(status: &Status) -> Vec<(&'static str, String)> {
     pairs
 }
 
+pub fn bundle(bundle: &Bundle, _: Format) -> String {
+    let Bundle { path, bytes, parts, missing } = bundle;
+    let kib = bytes.div_ceil(1024);
+    let missing = if missing.is_empty() { String::new() } else { format!("\nnot to be had: {}", missing.join(", ")) };
+    format!("{path}: {parts} files, {kib} KiB. Look through it before you pass it on.{missing}")
+}
+
 pub fn detached(detached: &Detached, _: Format) -> String {
     if detached.done.is_empty() { "nothing was attached".to_owned() } else { detached.done.join("\n") }
 }
@@ -101,7 +108,15 @@ fn data_path(path: &DataPathStatus) -> Vec<(&'static str, String)> {
         ("maps", format!("generation {}, {step}", path.generation)),
         ("xdp", interfaces.join(", ")),
         ("flows", format!("{} of {}", path.live_flows, path.flow_capacity)),
+        ("dead man", dead_man(&path.dead_man)),
     ]
+}
+
+fn dead_man(rule: &DeadManStatus) -> String {
+    match rule.policy.as_str() {
+        "freeze" => "freeze: without the agent everything goes on as last decided".to_owned(),
+        policy => format!("{policy}: new flows, when the agent has been silent for {} s", rule.after_seconds),
+    }
 }
 
 fn services(status: &Status) -> String {

@@ -2,7 +2,7 @@
 //! agent replaces it without a packet passing in between.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
@@ -12,12 +12,11 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::programs::{
     ProgramError, Xdp, XdpMode as AyaMode,
     links::{FdLink, PinnedLink},
-    loaded_links, loaded_programs,
     xdp::XdpLink,
 };
 
 use super::{
-    detach,
+    detach, foreign,
     netlink::{self, AttachedMode},
     pins::Pins,
     sys,
@@ -38,12 +37,17 @@ pub struct Attachment {
 }
 
 /// Attaches the loaded program to `interface`, or replaces the one that an agent before left there.
+/// With `replace` another program gives way, whoever put it there.
 ///
 /// # Errors
 /// The interface does not exist, another program is on it, or the kernel or the driver refuses;
 /// with the kernel's sentence and what to type.
-pub fn attach(program: &mut Xdp, pins: &Pins, interface: &str, mode: XdpMode) -> Result<Attachment> {
+pub fn attach(program: &mut Xdp, pins: &Pins, interface: &str, mode: XdpMode, replace: bool) -> Result<Attachment> {
     let mut attacher = Attacher { ifindex: ifindex(interface)?, program, pins, interface };
+    if replace && attacher.own_link()?.is_none() {
+        foreign::throw_off(attacher.ifindex)
+            .with_context(|| format!("taking another program off the interface {interface}"))?;
+    }
     attacher.run(mode).with_context(|| format!("attaching to the interface {interface}"))
 }
 
@@ -57,6 +61,18 @@ pub fn ifindex(interface: &str) -> Result<u32> {
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     ensure!(index != 0, "there is no interface {interface} here: `ip link` lists them");
     Ok(index)
+}
+
+/// The name of an interface in this network namespace; `None`: there is none of that index.
+pub fn interface_name(ifindex: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call wants.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel wrote a C string there.
+    Some(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
 }
 
 struct Attacher<'a> {
@@ -188,7 +204,7 @@ impl Attacher<'_> {
     fn refuse_foreign(&self) -> Result<()> {
         let attached = netlink::attached(self.ifindex).context("reading what is on the interface")?;
         let Some((mode, id)) = attached.first() else { return Ok(()) };
-        bail!("{}", foreign_program(self.interface, *mode, *id))
+        bail!("{}", foreign::describe(self.interface, self.ifindex, *mode, *id))
     }
 
     fn report(&self, replaced: bool, note: Option<String>) -> Result<Attachment> {
@@ -207,27 +223,6 @@ impl Attacher<'_> {
             note,
         })
     }
-}
-
-/// Who is in the way and how to remove it.
-fn foreign_program(interface: &str, mode: AttachedMode, id: u32) -> String {
-    let name = loaded_programs()
-        .filter_map(Result::ok)
-        .find(|info| info.id() == id)
-        .and_then(|info| info.name_as_str().map(str::to_owned))
-        .unwrap_or_default();
-    let link = loaded_links().filter_map(Result::ok).find(|link| link.program_id() == id);
-    let remedy = match link {
-        Some(link) => format!(
-            "a BPF link holds it: stop its owner, or `bpftool link detach id {}`; `lb detach` if it is another lb",
-            link.id()
-        ),
-        None => {
-            let off = if mode == AttachedMode::Generic { "xdpgeneric" } else { "xdp" };
-            format!("remove it with `ip link set dev {interface} {off} off`")
-        }
-    };
-    format!("another XDP program is there already: id {id}, name `{name}`, {} mode; {remedy}", mode.name())
 }
 
 /// Interfaces that carry pinned links, with what is on them now, sorted by name. For

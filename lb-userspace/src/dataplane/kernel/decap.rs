@@ -90,7 +90,7 @@ pub fn attach(pin_dir: &Path, interface: &str, mode: XdpMode, rules: &Rules) -> 
     let fresh = !pins.link(interface).exists();
     let attached = pin_maps(&mut ebpf, &pins, fresh).and_then(|()| {
         let program = load::program(&mut ebpf, decap::PROGRAM)?;
-        attach::attach(program, &pins, interface, mode)
+        attach::attach(program, &pins, interface, mode, false)
     });
     let done = attached.and_then(|attachment| publish_pins(&pins).map(|()| attachment));
     match done {

@@ -41,6 +41,8 @@ pub struct LoadOptions<'a> {
 pub struct Loaded {
     ebpf: Ebpf,
     pins: Pins,
+    /// Whether another program on an interface is thrown off.
+    replace: bool,
     pub program_id: u32,
     /// For each program, the main one first, the instructions that the verifier walked; its limit is
     /// one million each (Linux 5.16 tells).
@@ -77,7 +79,7 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
     // The seed is stored before the program runs, so that every flow in the maps follows it.
     store_settings(&mut ebpf, &settings)?;
     let (program_id, verified) = load_programs(&mut ebpf, &pins)?;
-    Ok(Loaded { ebpf, pins, program_id, verified })
+    Ok(Loaded { ebpf, pins, replace: false, program_id, verified })
 }
 
 impl Loaded {
@@ -88,13 +90,22 @@ impl Loaded {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         // The program may answer from here as soon as it is attached.
         self.announce(attach::ifindex(interface)?).with_context(|| format!("preparing the interface {interface}"))?;
-        let attachment = attach::attach(program(&mut self.ebpf, names::PROGRAM)?, &self.pins, interface, mode)?;
+        let program = program(&mut self.ebpf, names::PROGRAM)?;
+        let attachment = attach::attach(program, &self.pins, interface, mode, self.replace)?;
         stages::retire(&self.pins, self.program_id)?;
         Ok(attachment)
     }
 
+    /// From now on another program that is on an interface is thrown off it.
+    pub fn replace_others(&mut self) {
+        self.replace = true;
+    }
+
     /// Tells the program the address of an interface, and forgets interfaces that are gone.
-    fn announce(&mut self, ifindex: u32) -> Result<()> {
+    ///
+    /// # Errors
+    /// The interface is gone, or is no Ethernet interface.
+    pub fn announce(&mut self, ifindex: u32) -> Result<()> {
         let map = self.ebpf.map_mut(names::INTERFACES).context("the data path has no interfaces")?;
         let mut map: HashMap<_, u32, Interface> = HashMap::try_from(map)?;
         let known: Vec<u32> = map.keys().collect::<Result<_, _>>()?;
@@ -142,7 +153,15 @@ impl Loaded {
 fn settings(pins: &Pins) -> Result<Settings> {
     let fresh = || -> Result<Settings> {
         let hash_seed = sys::random_u64().context("asking the kernel for a random number")?;
-        Ok(Settings { abi_version: ABI_VERSION, generation: 0, hash_seed, flags: 0, zero: 0, reserved: [0; 5] })
+        Ok(Settings {
+            abi_version: ABI_VERSION,
+            generation: 0,
+            hash_seed,
+            flags: 0,
+            zero: 0,
+            silent_at: 0,
+            reserved: [0; 4],
+        })
     };
     let path = pins.map(names::SETTINGS);
     let map = match MapData::from_pin(&path) {

@@ -14,12 +14,14 @@
 mod address_bits;
 mod attach;
 mod challenge;
+mod dead_man;
 pub mod decap;
 mod detach;
 mod ending;
 mod events;
 mod flow_table;
 mod flows;
+mod foreign;
 mod load;
 mod loads;
 mod maps;
@@ -36,7 +38,8 @@ mod sys;
 mod tables;
 mod vlans;
 
-pub use attach::{Attachment, attachments, ifindex};
+pub use attach::{Attachment, attachments, ifindex, interface_name};
+pub use dead_man::{Silence, silence};
 pub use detach::{Detached, detach, detach_interface};
 pub use events::{DataplaneEvent, Events};
 pub use flows::{FlowFilter, FlowRecord, Flows};

@@ -26,6 +26,7 @@ const IFLA_XDP_EXPECTED_FD: u16 = 8;
 const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1;
 const XDP_FLAGS_SKB_MODE: u32 = 2;
 const XDP_FLAGS_DRV_MODE: u32 = 4;
+const XDP_FLAGS_HW_MODE: u32 = 8;
 const XDP_FLAGS_REPLACE: u32 = 16;
 
 /// How a program runs on an interface.
@@ -108,6 +109,21 @@ pub fn refusal(ifindex: u32, program: BorrowedFd<'_>, generic: bool) -> Option<S
         Some((_, sentence)) => sentence,
         None => None,
     }
+}
+
+/// Takes off the program that was put on by netlink in this mode.
+///
+/// # Errors
+/// The kernel's, in its words.
+pub fn take_off(ifindex: u32, mode: AttachedMode) -> io::Result<()> {
+    let flags = match mode {
+        AttachedMode::Native => XDP_FLAGS_DRV_MODE,
+        AttachedMode::Generic => XDP_FLAGS_SKB_MODE,
+        AttachedMode::Offloaded => XDP_FLAGS_HW_MODE,
+    };
+    let mut ask = Message::new(libc::RTM_SETLINK, libc::NLM_F_ACK as u16, ifindex);
+    ask.xdp(&[(IFLA_XDP_FD, u32::MAX), (IFLA_XDP_FLAGS, flags)]);
+    ask.exchange().map(drop)
 }
 
 /// A request about one interface.

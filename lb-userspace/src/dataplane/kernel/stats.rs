@@ -50,7 +50,7 @@ impl Stats {
                 flows: sum.flows.wrapping_add(cpu.flows),
                 refused: sum.refused.wrapping_add(cpu.refused),
                 dropped: sum.dropped.wrapping_add(cpu.dropped),
-                reserved: 0,
+                rescued: sum.rescued.wrapping_add(cpu.rescued),
             }
         }))
     }
@@ -68,6 +68,8 @@ impl Stats {
                 ended: sum.ended.wrapping_add(cpu.ended),
                 reset: sum.reset.wrapping_add(cpu.reset),
                 moved: sum.moved.wrapping_add(cpu.moved),
+                refusals: sum.refusals.wrapping_add(cpu.refusals),
+                unanswered: sum.unanswered.wrapping_add(cpu.unanswered),
             }
         }))
     }
