@@ -4,6 +4,7 @@
 mod hotplug;
 mod service;
 mod silent;
+mod upgrade;
 mod vlan;
 mod world;
 
