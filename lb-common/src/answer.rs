@@ -4,9 +4,11 @@
 use network_types::{eth::EthHdr, tcp::TcpHdr};
 
 use crate::{
-    abi::Address,
+    abi::{Address, Protocol},
     checksum::Sum,
     flow::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    icmp::kinds::{V4_PORT, V4_UNREACHABLE, V6_PORT, V6_UNREACHABLE},
+    numbers::{ICMP, ICMPV6},
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Network, Transport},
 };
@@ -17,10 +19,6 @@ const TCP_LEN: usize = size_of::<TcpHdr>();
 const ICMP_LEN: usize = 8;
 /// TTL and hop limit of our own packets (RFC 1700's recommended 64).
 const TTL: u8 = 64;
-
-pub(crate) const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-pub(crate) const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Whether the packet may be answered at all: it came to us alone, from a single host. Nothing is
 /// sent in answer to a link-layer group, nor to a source that is a group, unspecified, loopback or
@@ -69,10 +67,10 @@ pub fn reset<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Tran
 
     swap_ethernet(frame)?;
     let ip_len = if network.v4 {
-        write_ipv4(frame, &network.destination, &network.source, PROTOCOL_TCP, (IPV4_LEN + TCP_LEN) as u16)?;
+        write_ipv4(frame, &network.destination, &network.source, Protocol::Tcp as u8, (IPV4_LEN + TCP_LEN) as u16)?;
         IPV4_LEN
     } else {
-        write_ipv6(frame, &network.destination, &network.source, PROTOCOL_TCP, TCP_LEN as u16)?;
+        write_ipv6(frame, &network.destination, &network.source, Protocol::Tcp as u8, TCP_LEN as u16)?;
         IPV6_LEN
     };
     let s = transport.destination_port.to_wire();
@@ -82,7 +80,7 @@ pub fn reset<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Tran
     let mut header: [u8; TCP_LEN] =
         [s[0], s[1], d[0], d[1], q0, q1, q2, q3, a0, a1, a2, a3, 5 << 4, flags, 0, 0, 0, 0, 0, 0];
     let check = Sum::ZERO
-        .pseudo_header(&network.source, &network.destination, PROTOCOL_TCP, TCP_LEN as u16)
+        .pseudo_header(&network.source, &network.destination, Protocol::Tcp as u8, TCP_LEN as u16)
         .bytes(&header)
         .finish();
     header[16] = check[0];
@@ -136,12 +134,12 @@ pub fn unreachable<P: PacketAccess>(
         EthHdr { dst_addr: ethernet.src_addr, src_addr: ethernet.dst_addr, ether_type: ethernet.ether_type },
     )?;
     let (icmp, kind, code, sum) = if network.v4 {
-        write_ipv4(frame, &network.destination, &network.source, PROTOCOL_ICMP, IPV4_LEN as u16 + length)?;
-        (NETWORK_OFFSET + IPV4_LEN, 3, 3, Sum::ZERO)
+        write_ipv4(frame, &network.destination, &network.source, ICMP, IPV4_LEN as u16 + length)?;
+        (NETWORK_OFFSET + IPV4_LEN, V4_UNREACHABLE, V4_PORT, Sum::ZERO)
     } else {
-        write_ipv6(frame, &network.destination, &network.source, PROTOCOL_ICMPV6, length)?;
-        let sum = Sum::ZERO.pseudo_header(&network.destination, &network.source, PROTOCOL_ICMPV6, length);
-        (NETWORK_OFFSET + IPV6_LEN, 1, 4, sum)
+        write_ipv6(frame, &network.destination, &network.source, ICMPV6, length)?;
+        let sum = Sum::ZERO.pseudo_header(&network.destination, &network.source, ICMPV6, length);
+        (NETWORK_OFFSET + IPV6_LEN, V6_UNREACHABLE, V6_PORT, sum)
     };
     let check = sum_quotation(frame, icmp + ICMP_LEN, quoted(transport), sum.pair([kind, code]))?.finish();
     frame.write(icmp, [kind, code, check[0], check[1], 0, 0, 0, 0])

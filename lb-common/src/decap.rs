@@ -14,15 +14,17 @@ use network_types::{
 };
 
 use crate::{
-    abi::{Address, Port},
+    abi::{Address, Port, Protocol},
     checksum::{Delta, Sum},
-    encap::{Datagram, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_UDP},
+    encap::Datagram,
+    numbers::{IPIP, IPV6},
     packet::PacketAccess,
     parse::{self, NETWORK_OFFSET, Network},
 };
 
 const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
+const UDP: u8 = Protocol::Udp as u8;
 const UDP_LEN: u32 = size_of::<UdpHdr>() as u32;
 const IPV4_LEN: u32 = size_of::<Ipv4Hdr>() as u32;
 const IPV6_LEN: u32 = size_of::<Ipv6Hdr>() as u32;
@@ -207,12 +209,12 @@ fn outer_v4<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Re
         packet_len: u16::from_be_bytes(header.tot_len) as u32,
         source_port: 0,
         port: 0,
-        inner_v4: (header.proto == PROTOCOL_IPIP) as u32,
+        inner_v4: (header.proto == IPIP) as u32,
     };
     match header.proto {
-        PROTOCOL_IPIP | PROTOCOL_IPV6 => {}
+        IPIP | IPV6 => {}
         // Fragments behind the first have no ports: whether they belong to a tunnel is not known.
-        PROTOCOL_UDP if fragment & 0x1fff == 0 => udp(frame, outer, gue_port)?,
+        UDP if fragment & 0x1fff == 0 => udp(frame, outer, gue_port)?,
         _ => return Err(Outcome::NotTunnel),
     }
     if fragment != 0 { Err(Outcome::Fragment) } else { Ok(()) }
@@ -234,11 +236,11 @@ fn outer_v6<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Re
         packet_len: IPV6_LEN + u16::from_be_bytes(header.payload_len) as u32,
         source_port: 0,
         port: 0,
-        inner_v4: (header.next_hdr == PROTOCOL_IPIP) as u32,
+        inner_v4: (header.next_hdr == IPIP) as u32,
     };
     match header.next_hdr {
-        PROTOCOL_IPIP | PROTOCOL_IPV6 => Ok(()),
-        PROTOCOL_UDP => udp(frame, outer, gue_port),
+        IPIP | IPV6 => Ok(()),
+        UDP => udp(frame, outer, gue_port),
         _ => Err(Outcome::NotTunnel),
     }
 }

@@ -8,6 +8,7 @@
 use crate::{
     abi::{Address, DontFragment, Port, Protocol},
     checksum::Sum,
+    numbers::{ICMPV6, IPIP, IPV6},
     packet::{Field, HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Network, Part, Transport},
     rewrite::Words,
@@ -18,10 +19,6 @@ const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
 /// TTL and hop limit of the tunnel: the IANA's recommended default.
 const TTL: u8 = 64;
-
-pub(crate) const PROTOCOL_IPIP: u8 = 4;
-pub(crate) const PROTOCOL_UDP: u8 = 17;
-pub(crate) const PROTOCOL_IPV6: u8 = 41;
 
 const DF: u8 = 0x40;
 
@@ -80,9 +77,9 @@ impl Tunnel {
     #[inline(always)]
     pub const fn protocol(&self, inner: &Network) -> u8 {
         match (self.is_gue(), inner.v4) {
-            (true, _) => PROTOCOL_UDP,
-            (false, true) => PROTOCOL_IPIP,
-            (false, false) => PROTOCOL_IPV6,
+            (true, _) => Protocol::Udp as u8,
+            (false, true) => IPIP,
+            (false, false) => IPV6,
         }
     }
 }
@@ -106,6 +103,28 @@ pub fn encapsulate<P: PacketAccess>(
     transport: &Transport,
     tunnel: &Tunnel,
 ) -> Option<()> {
+    wrap(frame, network, transport, tunnel, false)
+}
+
+/// The same for a packet that carries ICMP of its family, whatever `transport` says of the protocol.
+#[inline(always)]
+pub fn encapsulate_icmp<P: PacketAccess>(
+    frame: &mut P,
+    network: &Network,
+    transport: &Transport,
+    tunnel: &Tunnel,
+) -> Option<()> {
+    wrap(frame, network, transport, tunnel, true)
+}
+
+#[inline(always)]
+fn wrap<P: PacketAccess>(
+    frame: &mut P,
+    network: &Network,
+    transport: &Transport,
+    tunnel: &Tunnel,
+    icmp: bool,
+) -> Option<()> {
     let start = NETWORK_OFFSET + tunnel.growth();
     let inner = if network.v4 { inner_v4(frame, start)? } else { inner_v6(frame, start)? };
     let udp = if tunnel.is_gue() { UDP_LEN as u16 } else { 0 };
@@ -125,7 +144,11 @@ pub fn encapsulate<P: PacketAccess>(
             port: tunnel.gue_port,
             length: payload,
         };
-        let check = datagram.checksum(frame, tunnel.growth(), network, transport)?;
+        let check = if icmp {
+            datagram.checksum_of_icmp(frame, tunnel.growth(), network, transport)?
+        } else {
+            datagram.checksum(frame, tunnel.growth(), network, transport)?
+        };
         let (s, d, length) = (datagram.source_port.to_wire(), datagram.port.to_wire(), payload.to_be_bytes());
         frame.write(start - UDP_LEN, [s[0], s[1], d[0], d[1], length[0], length[1], check[0], check[1]])?;
     }
@@ -277,6 +300,11 @@ impl Datagram {
         if transport.part != Part::Whole {
             return Some([0; 2]);
         }
+        // Told here, because the verifier of Linux 6.1 does not know of a sum on the stack what its copy
+        // in a register was compared with.
+        if transport.offset as usize >= HEADERS_MAX {
+            return None;
+        }
         let segment = shift + transport.offset as usize;
         if transport.protocol != Protocol::Tcp {
             let [length_high, length_low, check_high, check_low]: [u8; 4] = frame.read(segment + 4)?;
@@ -289,17 +317,40 @@ impl Datagram {
                 return Some([0; 2]);
             }
         }
-        let inner_length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
-        // The complement of a sum is its negative: the segment is minus its pseudo-header.
-        let segment_sum = Sum::ZERO
-            .pseudo_header(&network.source, &network.destination, transport.protocol as u8, inner_length)
-            .finish();
+        let carried = negative_pseudo_header(network, transport, transport.protocol as u8);
+        self.around(frame, shift, network, segment, carried)
+    }
+
+    /// The same where the inner packet carries ICMP, all of which its checksum covers; of IPv4 without a
+    /// pseudo-header (RFC 792; RFC 4443, 2.3).
+    #[inline(always)]
+    pub(crate) fn checksum_of_icmp<P: PacketAccess>(
+        &self,
+        frame: &P,
+        shift: usize,
+        network: &Network,
+        transport: &Transport,
+    ) -> Option<[u8; 2]> {
+        let carried = if network.v4 { [0; 2] } else { negative_pseudo_header(network, transport, ICMPV6) };
+        self.around(frame, shift, network, shift + transport.offset as usize, carried)
+    }
+
+    /// The checksum around what sums up to `carried` and begins at `segment`.
+    #[inline(always)]
+    fn around<P: PacketAccess>(
+        &self,
+        frame: &P,
+        shift: usize,
+        network: &Network,
+        segment: usize,
+        carried: [u8; 2],
+    ) -> Option<[u8; 2]> {
         let mut sum = Sum::ZERO
-            .pseudo_header(&self.source, &self.destination, PROTOCOL_UDP, self.length)
+            .pseudo_header(&self.source, &self.destination, Protocol::Udp as u8, self.length)
             .pair(self.source_port.to_wire())
             .pair(self.port.to_wire())
             .pair(self.length.to_be_bytes())
-            .pair(segment_sum);
+            .pair(carried);
         if !network.v4 {
             // An IPv4 header sums up to zero with its checksum; an IPv6 header has none.
             sum = sum_words(frame, sum, NETWORK_OFFSET + shift, segment)?;
@@ -309,6 +360,14 @@ impl Datagram {
             check => Some(check),
         }
     }
+}
+
+/// What a segment sums up to whose checksum covers it and a pseudo-header: the complement of a sum is its
+/// negative.
+#[inline(always)]
+fn negative_pseudo_header(network: &Network, transport: &Transport, protocol: u8) -> [u8; 2] {
+    let length = NETWORK_OFFSET as u16 + transport.packet_len - transport.offset;
+    Sum::ZERO.pseudo_header(&network.source, &network.destination, protocol, length).finish()
 }
 
 /// Adds the words from one offset to another, which is a multiple of four bytes behind it.

@@ -5,6 +5,7 @@
 //! write it. Of TCP and UDP nothing changes but ports and checksum: the pseudo-headers of the two
 //! families differ in the addresses alone.
 
+pub mod error;
 pub mod icmp;
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -12,9 +13,10 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::{
     abi::{Address, Protocol, limits::EXTENSION_HEADERS},
     checksum::{Delta, Sum},
+    numbers::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING},
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Network, Transport},
-    rewrite::{self, Translation, Words},
+    rewrite::{self, Translation, Words, words},
 };
 
 const IPV4_LEN: u16 = size_of::<Ipv4Hdr>() as u16;
@@ -31,12 +33,6 @@ const NO_OPERATION: u8 = 1;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
 const OPTIONS_MAX: usize = 40;
-
-/// IPv6 extension headers that end with the translation.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
 
 /// Offset of the checksum in the UDP header (RFC 768).
 const UDP_CHECK: usize = 6;
@@ -77,6 +73,12 @@ impl Header {
     #[inline(always)]
     pub const fn growth(&self) -> i32 {
         self.len() as i32 - self.replaced as i32
+    }
+
+    /// Bytes of the IP packet as it came.
+    #[inline(always)]
+    pub const fn replaced_len(&self) -> u16 {
+        self.payload + self.replaced
     }
 
     /// Bytes of the translated IP packet, or the most that can be said.
@@ -219,43 +221,53 @@ pub fn write<P: PacketAccess>(
     transport: &Transport,
     to: &Translation,
 ) -> Option<()> {
-    let ethertype: [u8; 2] = if header.v4 {
-        write_v4(frame, header, to)?;
-        [0x08, 0x00]
-    } else {
-        write_v6(frame, header, to)?;
-        [0x86, 0xdd]
-    };
+    let ethertype: [u8; 2] = if header.v4 { [0x08, 0x00] } else { [0x86, 0xdd] };
     frame.write(NETWORK_OFFSET - 2, ethertype)?;
+    write_header(frame, NETWORK_OFFSET, header, &to.source, &to.destination)?;
     let addresses = Delta::ZERO.address(&network.source, &to.source).address(&network.destination, &to.destination);
     rewrite::ports(frame, transport, NETWORK_OFFSET + header.len() as usize, addresses, to)
 }
 
+/// Writes a header at an offset.
 #[inline(always)]
-fn write_v4<P: PacketAccess>(frame: &mut P, header: &Header, to: &Translation) -> Option<()> {
+fn write_header<P: PacketAccess>(
+    frame: &mut P,
+    at: usize,
+    header: &Header,
+    source: &Address,
+    destination: &Address,
+) -> Option<()> {
+    if header.v4 {
+        write_v4(frame, at, header, source.words()[3], destination.words()[3])
+    } else {
+        write_v6(frame, at, header, words(source), words(destination))
+    }
+}
+
+#[inline(always)]
+fn write_v4<P: PacketAccess>(frame: &mut P, at: usize, header: &Header, source: u32, destination: u32) -> Option<()> {
     let [l0, l1] = header.payload.checked_add(IPV4_LEN)?.to_be_bytes();
     let [i0, i1] = header.id.to_be_bytes();
     let flags = if header.dont_fragment { DONT_FRAGMENT } else { 0 };
-    let (source, destination) = (to.source.words()[3], to.destination.words()[3]);
     let first = [0x45, header.traffic_class, l0, l1, i0, i1, flags, 0, header.hop_limit, header.protocol];
     let [c0, c1] = Sum::ZERO.bytes(&first).word(source).word(destination).finish();
     let [a, b, c, d, e, f, g, h, i, j] = first;
-    frame.write(NETWORK_OFFSET, [a, b, c, d, e, f, g, h, i, j, c0, c1])?;
-    frame.write(NETWORK_OFFSET + 12, source)?;
-    frame.write(NETWORK_OFFSET + 16, destination)
+    frame.write(at, [a, b, c, d, e, f, g, h, i, j, c0, c1])?;
+    frame.write(at + 12, source)?;
+    frame.write(at + 16, destination)
 }
 
 /// The flow label is 0 (RFC 7915, 4.1).
 #[inline(always)]
-fn write_v6<P: PacketAccess>(frame: &mut P, header: &Header, to: &Translation) -> Option<()> {
+fn write_v6<P: PacketAccess>(
+    frame: &mut P,
+    at: usize,
+    header: &Header,
+    source: Words,
+    destination: Words,
+) -> Option<()> {
     let ([l0, l1], class) = (header.payload.to_be_bytes(), header.traffic_class);
-    frame.write(NETWORK_OFFSET, [0x60 | class >> 4, class << 4, 0, 0, l0, l1, header.protocol, header.hop_limit])?;
-    frame.write(NETWORK_OFFSET + 8, words(&to.source))?;
-    frame.write(NETWORK_OFFSET + 24, words(&to.destination))
-}
-
-#[inline(always)]
-fn words(address: &Address) -> Words {
-    let [a, b, c, d] = address.words();
-    Words(a, b, c, d)
+    frame.write(at, [0x60 | class >> 4, class << 4, 0, 0, l0, l1, header.protocol, header.hop_limit])?;
+    frame.write(at + 8, source)?;
+    frame.write(at + 24, destination)
 }

@@ -325,6 +325,12 @@ impl Word {
         if again || matches!(self.state(), State::BothWays) { State::BothWays } else { State::OneWay }
     }
 
+    /// TCP: the backend has not answered the first packet, as far as can be seen.
+    #[inline(always)]
+    pub const fn is_unanswered(self) -> bool {
+        matches!(self.state(), State::Opening) && self.flags() & Self::FLAG_REPLY == 0
+    }
+
     /// Whether the packet begins a new connection on the tuple of one that is over, or that the
     /// client has finished. [`Word::after`] then starts the flow anew on its backend; the caller may
     /// as well remove it and choose again.

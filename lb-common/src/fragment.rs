@@ -10,8 +10,9 @@ use network_types::{
 use crate::{
     abi::{FragmentFlow, FragmentKey, Port, Protocol, limits::EXTENSION_HEADERS},
     checksum::Delta,
+    numbers::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, ROUTING},
     packet::{HEADERS_MAX, PacketAccess},
-    parse::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, NETWORK_OFFSET, Network, Part, Problem, Transport, is_extension},
+    parse::{NETWORK_OFFSET, Network, Part, Problem, Transport, is_extension},
     sctp,
 };
 
@@ -46,7 +47,8 @@ impl Fragment {
     #[inline(always)]
     pub const fn key(&self, network: &Network) -> FragmentKey {
         let protocol = if network.v4 { self.next } else { 0 };
-        FragmentKey { source: network.source, destination: network.destination, id: self.id, protocol, zero: [0; 3] }
+        let (source, destination, kind) = (network.source, network.destination, FragmentKey::DATAGRAM);
+        FragmentKey { source, destination, id: self.id, protocol, kind, zero: [0; 2] }
     }
 
     /// The transport of a fragment behind the first, as that one told it.
@@ -160,7 +162,7 @@ pub fn first<P: PacketAccess>(frame: &P, network: &Network, fragment: &Fragment)
                 break;
             }
             let [following, length, _, left]: [u8; 4] = frame.read(offset).ok_or(Problem::Malformed)?;
-            if next == crate::parse::ROUTING && left != 0 {
+            if next == ROUTING && left != 0 {
                 return Err(Problem::NotTransport);
             }
             offset += extension_len(next, length);

@@ -1,31 +1,31 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): echo requests here, errors in the modules.
 
 pub mod error;
+pub(crate) mod kinds;
 pub mod quote;
 pub mod too_big;
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use kinds::{V4_ECHO_REPLY, V4_ECHO_REQUEST, V6_ECHO_REPLY, V6_ECHO_REQUEST};
+
 use crate::{
     answer::swap_ethernet,
     checksum::Delta,
+    numbers::{self, ICMP, ICMPV6},
     packet::{Field, PacketAccess},
-    parse::{ICMP, ICMPV6, NETWORK_OFFSET, Network},
+    parse::{NETWORK_OFFSET, Network},
     rewrite::words,
 };
 
-const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
-const ECHO_REQUEST_V6: u8 = 128;
-const ECHO_REPLY_V6: u8 = 129;
 /// TTL and hop limit of our own packets.
 const TTL: u8 = 64;
 
 /// Whether the packet says that it carries ICMP of its family, behind no extension header.
 #[inline(always)]
 pub fn is_icmp<P: PacketAccess>(frame: &P, network: &Network) -> bool {
-    let (at, icmp) = if network.v4 { (NETWORK_OFFSET + 9, ICMP) } else { (NETWORK_OFFSET + 6, ICMPV6) };
-    frame.read::<u8>(at) == Some(icmp)
+    let at = NETWORK_OFFSET + if network.v4 { 9 } else { 6 };
+    frame.read::<u8>(at) == Some(numbers::icmp(network.v4))
 }
 
 /// Whether the frame is a whole echo request that [`echo`] can answer: of IPv4 without options and
@@ -42,10 +42,10 @@ fn header<P: PacketAccess>(frame: &P, network: &Network) -> Option<(usize, u8)> 
     if network.v4 {
         let header: Ipv4Hdr = frame.read(NETWORK_OFFSET)?;
         let plain = header.vihl == 0x45 && header.proto == ICMP;
-        plain.then_some((NETWORK_OFFSET + size_of::<Ipv4Hdr>(), ECHO_REQUEST))
+        plain.then_some((NETWORK_OFFSET + size_of::<Ipv4Hdr>(), V4_ECHO_REQUEST))
     } else {
         let header: Ipv6Hdr = frame.read(NETWORK_OFFSET)?;
-        (header.next_hdr == ICMPV6).then_some((NETWORK_OFFSET + size_of::<Ipv6Hdr>(), ECHO_REQUEST_V6))
+        (header.next_hdr == ICMPV6).then_some((NETWORK_OFFSET + size_of::<Ipv6Hdr>(), V6_ECHO_REQUEST))
     }
 }
 
@@ -61,12 +61,12 @@ pub fn echo<P: PacketAccess>(frame: &mut P, network: &Network) -> Option<()> {
         let check = Delta::ZERO.field(was, is).apply([header[10], header[11]]);
         frame.write(NETWORK_OFFSET + 8, [TTL, header[9], check[0], check[1]])?;
         swap(frame, NETWORK_OFFSET + 12, network.source.words()[3], network.destination.words()[3])?;
-        retype(frame, NETWORK_OFFSET + size_of::<Ipv4Hdr>(), ECHO_REQUEST, ECHO_REPLY)
+        retype(frame, NETWORK_OFFSET + size_of::<Ipv4Hdr>(), V4_ECHO_REQUEST, V4_ECHO_REPLY)
     } else {
         frame.write(NETWORK_OFFSET + 7, TTL)?;
         swap(frame, NETWORK_OFFSET + 8, words(&network.source), words(&network.destination))?;
         // The pseudo-header sums up to the same too.
-        retype(frame, NETWORK_OFFSET + size_of::<Ipv6Hdr>(), ECHO_REQUEST_V6, ECHO_REPLY_V6)
+        retype(frame, NETWORK_OFFSET + size_of::<Ipv6Hdr>(), V6_ECHO_REQUEST, V6_ECHO_REPLY)
     }
 }
 

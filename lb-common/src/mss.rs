@@ -27,13 +27,13 @@ pub struct Cursor(u16);
 
 impl Cursor {
     #[inline(always)]
-    fn get(&self) -> usize {
+    pub(crate) fn get(&self) -> usize {
         // SAFETY: a reference points to a valid number.
         kept(unsafe { (&raw const self.0).read_volatile() })
     }
 
     #[inline(always)]
-    fn set(&mut self, at: usize) {
+    pub(crate) fn set(&mut self, at: usize) {
         // SAFETY: as in `get`.
         unsafe { (&raw mut self.0).write_volatile(at as u16) };
     }

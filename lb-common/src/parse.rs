@@ -10,6 +10,7 @@ use network_types::{
 
 use crate::{
     abi::{Address, Port, Protocol, VlanTag, limits::EXTENSION_HEADERS},
+    numbers::{AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, MOBILITY, ROUTING},
     packet::{HEADERS_MAX, PacketAccess},
     sctp,
 };
@@ -21,16 +22,6 @@ const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
 const ETHERTYPE_IPV6: u16 = 0x86ddu16.to_be();
 const ETHERTYPE_QTAG: u16 = VlanTag::CUSTOMER.to_be();
 const ETHERTYPE_STAG: u16 = VlanTag::SERVICE.to_be();
-
-/// Protocol numbers and IPv6 next header numbers (IANA).
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const ICMPV6: u8 = 58;
-const HOP_BY_HOP: u8 = 0;
-pub(crate) const ROUTING: u8 = 43;
-pub(crate) const FRAGMENT: u8 = 44;
-pub(crate) const AUTHENTICATION: u8 = 51;
-const DESTINATION_OPTIONS: u8 = 60;
-const MOBILITY: u8 = 135;
 
 /// The part of the network header that tells whether a packet is ours. Nothing is checked yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -126,17 +126,25 @@ reasons! {
     /// An ICMP error about a packet in a tunnel that no client can be told of.
     TunnelError = 30, Pass, "tunnel_error";
     /// Of a flow between IPv4 and IPv6, and with headers that the other family does not know: a source
-    /// route, authentication, mobility; or a fragment.
+    /// route, authentication, mobility; or a fragment; or an ICMP error that the other family has not.
     NotTranslatable = 31, Drop, "not_translatable";
     /// SCTP of a flow that is not known, and not its beginning: perhaps from a further address of the
     /// client. Never answered: that would end the association on its first address too.
     UnknownAssociation = 32, Drop, "unknown_association";
-    /// To a service, a fragment whose first one has not come by, or was not sent on.
+    /// To a service, a fragment whose first one has not come by, or was not sent on, and no other
+    /// datagram told the way.
     FragmentEarly = 33, Drop, "fragment_early";
+    /// Not a verdict: fragments that came before their first, and were sent the way of the last datagram
+    /// in pieces between the same two addresses.
+    FragmentGuessed = 34, Drop, "fragment_guessed";
+    /// A backend's refusal of a connection: in its place the client's SYN was sent to another backend.
+    Rescued = 35, Forward, "rescued";
+    /// A backend's answer to a connection that another one has by now: reset.
+    LateAnswer = 36, Refuse, "late_answer";
     /// Of a new flow, while the agent is silent and `dead-man` is `pass`: the kernel's.
-    AgentSilentPassed = 34, Pass, "agent_silent_passed";
+    AgentSilentPassed = 37, Pass, "agent_silent_passed";
     /// Of a new flow, while the agent is silent and `dead-man` is `drop`.
-    AgentSilentDropped = 35, Drop, "agent_silent_dropped";
+    AgentSilentDropped = 38, Drop, "agent_silent_dropped";
 }
 
 /// How a packet leaves.
@@ -187,6 +195,8 @@ stages! {
     Family = 3, "lb_family";
     /// Frames with VLAN tags, and fragments: the whole way once more, with what they need besides.
     Unusual = 4, "lb_unusual";
+    /// Connections that their backend refuses or does not answer.
+    Rescue = 5, "lb_rescue";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because
@@ -237,6 +247,12 @@ impl Verdict {
     #[inline(always)]
     pub const fn leaving(self, exit: Exit, target: u32) -> Self {
         Self(self.0 & 0xff_ffff | (exit as u64) << 24 | (target as u64) << 32)
+    }
+
+    /// The same way out for another reason.
+    #[inline(always)]
+    pub const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !0xff_ffff | reason as u64)
     }
 
     /// The whole verdict as a number, and back: for functions that are verified on their own.

@@ -1,10 +1,15 @@
 //! Tunnelled frames against frames that another implementation built.
 mod frames;
 
+use std::net::IpAddr;
+
+use etherparse::{Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, icmpv4};
+
 use frames::{Packet, Segment, authentication, extension, mark, parse, routing, tunnelled};
 use lb_common::{
-    abi::{Address, DontFragment, Port},
-    encap::{Tunnel, encapsulate},
+    abi::{Address, DontFragment, Port, Protocol},
+    encap::{Tunnel, encapsulate, encapsulate_icmp},
+    parse::{Part, Transport},
 };
 use proptest::{collection::vec, prelude::*, strategy::BoxedStrategy};
 
@@ -88,6 +93,51 @@ fn a_damaged_packet_has_a_wrong_outer_checksum() {
             assert_ne!(wrapped(&frame, &tunnel).unwrap(), expected(&frame, ends, &tunnel, true));
         }
     }
+}
+
+/// An ICMP message's checksum covers all of it, of IPv6 with a pseudo-header; whoever it is about.
+#[test]
+fn gue_around_icmp_has_a_right_checksum() {
+    for (v4, ends) in [true, false].into_iter().flat_map(|v4| ENDS.map(|ends| (v4, ends))) {
+        let quoted = Packet::of_family(v4, Segment::tcp(1, 2, 0x10, b"")).frame();
+        let error = icmp_error(v4, &quoted[frames::ETHERNET..]);
+        let mut frame = error.frame();
+        mark(&mut frame, 0xb9, 0x1234, true);
+        let tunnel = tunnel(ends, 6080, 0x1234_5678);
+        let (network, _) = parse(&mut Packet::of_family(v4, Segment::udp(1, 2, b"")).frame());
+        let transport = Transport {
+            protocol: Protocol::Tcp,
+            source_port: Port::new(80),
+            destination_port: Port::new(40_000),
+            tcp_flags: 0,
+            ttl: 64,
+            part: Part::Whole,
+            offset: error.transport_offset() as u16,
+            packet_len: (frame.len() - frames::ETHERNET) as u16,
+        };
+        let mut out = vec![0xee; tunnel.growth()];
+        out.extend_from_slice(&frame);
+        encapsulate_icmp(&mut out.as_mut_slice(), &network, &transport, &tunnel).unwrap();
+        out[..12].copy_from_slice(&frame[..12]);
+        assert_eq!(out, expected(&frame, ends, &tunnel, true));
+    }
+}
+
+/// "Fragmentation needed" or "packet too big".
+fn icmp_error(v4: bool, quoted: &[u8]) -> Packet {
+    let plain = Packet::of_family(v4, Segment::udp(1, 2, b""));
+    let (protocol, header) = match (plain.source, plain.destination) {
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let kind = Icmpv6Type::PacketTooBig { mtu: 1400 };
+            (58, Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), quoted).unwrap().to_bytes().to_vec())
+        }
+        _ => {
+            let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 };
+            let kind = Icmpv4Type::DestinationUnreachable(needed);
+            (1, Icmpv4Header::with_checksum(kind, quoted).to_bytes().to_vec())
+        }
+    };
+    Packet::of_family(v4, Segment::Other { protocol, bytes: [header.as_slice(), quoted].concat() })
 }
 
 #[test]

@@ -46,7 +46,8 @@ fn told(transport: &Transport) -> FragmentFlow {
         backend_id: 0,
         seen: 0,
         passed: 0,
-        zero: [0; 3],
+        guessed: 0,
+        zero: [0; 2],
     }
 }
 

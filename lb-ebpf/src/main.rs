@@ -29,7 +29,7 @@ use lb_common::verdict::{Exit, Reason, Verdict};
 use crate::{
     ctx::Frame,
     maps::STAGES,
-    stages::{clients, family, icmp, tagged, too_big, unusual},
+    stages::{clients, family, icmp, rescue, tagged, too_big, unusual},
 };
 
 #[xdp(frags)]
@@ -78,13 +78,21 @@ pub fn lb_family(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = family::run(frame.md());
-    finish(&ctx, bytes, verdict)
+    proceed(&ctx, bytes, verdict)
 }
 
 #[xdp(frags)]
 pub fn lb_unusual(ctx: XdpContext) -> u32 {
     let mut bytes = UNTOUCHED;
     let verdict = unusual::run(ctx.as_ptr().cast(), &mut bytes);
+    proceed(&ctx, bytes, verdict)
+}
+
+#[xdp(frags)]
+pub fn lb_rescue(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let verdict = rescue::run(frame.md());
     proceed(&ctx, bytes, verdict)
 }
 

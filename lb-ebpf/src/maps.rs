@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, AddressRoles, Backend, BackendCounters, Event, Flow, FragmentFlow, FragmentKey, Interface, PortPool,
-        QuicKey, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, Slot, VerdictCounters, VlanKey,
-        VlanLink, limits,
+        Address, AddressRoles, Backend, BackendCounters, Event, Flow, FragmentFlow, FragmentKey, Handshakes, Interface,
+        Knock, MovedKey, PortPool, QuicKey, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, Silence,
+        Slot, VerdictCounters, VlanKey, VlanLink, limits,
     },
     verdict::{Reason, Stage},
 };
@@ -111,6 +111,24 @@ pub static VLAN_BITS: Array<u64, 1> = Array::new();
 /// Full: the record is lost, and a later packet asks again.
 #[btf_map(name = "events")]
 pub static EVENTS: RingBuf<Event, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Written here, and by the agent, which takes out what it sends again. Of two connections with the same
+/// place the earlier one is forgotten: it is not rescued.
+#[btf_map(name = "knocks")]
+pub static KNOCKS: Array<Knock, { limits::KNOCKS as usize }, MAPPED> = Array::new();
+
+/// By backend id. Written here; the agent takes out what it has judged.
+#[btf_map(name = "silences")]
+pub static SILENCES: Array<Silence, { limits::BACKENDS as usize }, MAPPED> = Array::new();
+
+/// Written here. Full: the least used is forgotten, and a late answer to it goes where it would have
+/// gone without a balancer.
+#[btf_map(name = "moved")]
+pub static MOVED: LruHashMap<MovedKey, u32, { limits::MOVED as usize }> = LruHashMap::new();
+
+/// By service id. Written here.
+#[btf_map(name = "handshakes")]
+pub static HANDSHAKES: PerCpuArray<Handshakes, { limits::SERVICES as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "service_stats")]
 pub static SERVICE_STATS: PerCpuArray<ServiceCounters, { limits::SERVICES as usize }> = PerCpuArray::new();

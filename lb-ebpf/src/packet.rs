@@ -10,7 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Backend, DontFragment, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
     encap::Tunnel,
-    family::Header,
+    family::{Header, error},
     icmp::quote::{IcmpError, Quoted},
     mss::Cursor,
     parse::{Network, Transport},
@@ -22,6 +22,7 @@ use crate::{
     maps::SCRATCH,
     stages::{
         fragment::Fragmented,
+        knock::Rescue,
         table::{self, Place, Tuple},
     },
     sum,
@@ -64,6 +65,9 @@ pub struct Packet {
     pub error: IcmpError,
     pub quoted: Quoted,
     pub quoted_to: Translation,
+    /// Of a flow between IPv4 and IPv6: the error's new headers, and the MTU of its way on.
+    pub error_headers: error::Headers,
+    pub mtu: u32,
     /// Where the walk over TCP options is.
     pub cursor: Cursor,
     /// While a place is searched: the least valuable way, a free reply way, and
@@ -95,6 +99,8 @@ pub struct Packet {
     pub slot_hash: u64,
     /// Tells flows apart; the same for all packets of one.
     pub hash: u64,
+    /// In the stage for connections without an answer.
+    pub rescue: Rescue,
     /// QUIC: the backend that the connection ID names, or [`NO_BACKEND`]: where a flow begins.
     pub named: u32,
 }

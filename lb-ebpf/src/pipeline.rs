@@ -3,7 +3,7 @@
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
-    abi::{AddressRoles, BackendState, Granularity, Protocol, ServiceValue},
+    abi::{AddressRoles, BackendState, Flow, Granularity, Protocol, ServiceValue},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
     icmp,
     parse::{self, Network, NotOurs, Part, Problem, Transport},
@@ -15,11 +15,11 @@ use crate::{
     maps::{BACKENDS, SERVICE_INFO},
     packet::{NO_BACKEND, Packet},
     stages::{
-        admit,
+        admit::{self, Directions},
         begin::begin,
         dead_man,
         hashed::{self, Unlisted},
-        quic,
+        knock, quic,
         refuse::refuse,
         select, table,
     },
@@ -64,12 +64,17 @@ pub fn decide(md: *mut xdp_md, packet: &mut Packet) -> Reason {
 /// The rest of the way of a packet that was decided about: begins its flow where one is to begin.
 #[inline(always)]
 pub fn go(md: *mut xdp_md, packet: &mut Packet, mut reason: Reason) -> Verdict {
-    if packet.begins != 0 {
+    if packet.begins == OF_ITSELF || packet.begins == OF_CLIENT {
         match dead_man::refuses(packet) {
             Some(refused) => reason = refused,
             None if packet.begins == OF_CLIENT => return Verdict::go_on(Stage::Client),
             None => reason = begin(md, packet),
         }
+        if reason == Reason::ToBackend {
+            knock::keep(md);
+        }
+    } else if packet.begins != 0 {
+        return Verdict::go_on(Stage::Rescue);
     }
     carry_out(md, packet, reason)
 }
@@ -111,18 +116,15 @@ fn not_for_us(frame: &Frame, network: &Network) -> Verdict {
 /// What becomes of a packet without ports.
 #[inline(always)]
 fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
-    let to = admit::roles(&network.destination);
-    let to_service = to.has(AddressRoles::SERVICE);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !to_service && !is_reply {
+    let directions = Directions::of(network);
+    if directions.is_foreign() {
         return not_for_us(frame, network);
     }
     match problem {
         Problem::NotTransport => Verdict::of(Reason::NotTransport),
         Problem::Icmp => Verdict::go_on(Stage::Icmp),
         Problem::Fragment => Verdict::go_on(Stage::Unusual),
-        Problem::Malformed if to_service => Verdict::of(Reason::Malformed),
-        Problem::Malformed => Verdict::of(Reason::MalformedPassed),
+        Problem::Malformed => Verdict::of(admit::malformed(directions.to)),
     }
 }
 
@@ -130,6 +132,13 @@ fn unbalanced(frame: &Frame, network: &Network, problem: Problem) -> Verdict {
 const OF_ITSELF: u32 = 1;
 /// The same where the client may have a backend already.
 const OF_CLIENT: u32 = 2;
+
+/// A backend refuses a connection that it has not answered before.
+pub const REFUSED: u32 = 3;
+/// A client sends the first packet of such a connection again.
+pub const REPEATED: u32 = 4;
+/// A backend answers a connection that is not known.
+pub const LATE: u32 = 5;
 
 /// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
 /// begin.
@@ -231,6 +240,9 @@ fn known(packet: &mut Packet) -> Known {
         // A connection that begins where another was closed: the client uses its port again.
         if packet.place.word.state() != State::Closed || !opens(&packet.transport) {
             packet.send_to_backend(backend);
+            if opens(&packet.transport) && packet.place.word.is_unanswered() && packet.service.retries != 0 {
+                packet.begins = REPEATED;
+            }
             return Known::Go;
         }
     }
@@ -242,7 +254,7 @@ fn known(packet: &mut Packet) -> Known {
 /// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT. A fragment behind that has its flags,
 /// and is not.
 #[inline(always)]
-fn opens(transport: &Transport) -> bool {
+pub fn opens(transport: &Transport) -> bool {
     transport.protocol.has_connections()
         && transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
         && transport.part != Part::Later
@@ -254,6 +266,9 @@ fn reply(packet: &mut Packet) -> Reason {
     packet.now = now();
     packet.set_tuple(0);
     if table::find_reply() == 0 || !table::copy(packet) {
+        if packet.transport.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK {
+            packet.begins = LATE;
+        }
         return Reason::NoFlow;
     }
     if packet.transport.ttl <= 1 {
@@ -262,6 +277,14 @@ fn reply(packet: &mut Packet) -> Reason {
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
     packet.send_to_client(info.address);
+    let first = packet.transport.tcp_flags & (TCP_SYN | TCP_RST) != 0 && packet.place.word.is_unanswered();
+    if first && packet.flow.flags & Flow::WATCHED != 0 {
+        if packet.transport.tcp_flags & TCP_RST != 0 {
+            packet.begins = REFUSED;
+        } else {
+            knock::answered();
+        }
+    }
     Reason::ToClient
 }
 

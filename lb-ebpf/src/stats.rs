@@ -52,6 +52,37 @@ pub fn flow_begun(service_id: u32, backend_id: u32) {
     }
 }
 
+/// Counts a flow that came from another backend.
+#[inline(always)]
+pub fn flow_moved(backend_id: u32) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
+        // SAFETY: as in `count`.
+        unsafe { (*counters).flows += 1 };
+    }
+}
+
+/// Counts a connection that a backend has refused.
+#[inline(always)]
+pub fn refusal(backend_id: u32) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
+        // SAFETY: as in `count`.
+        unsafe { (*counters).refusals += 1 };
+    }
+}
+
+/// Counts a connection that was sent to another backend; `unanswered`: because this one was silent.
+#[inline(always)]
+pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
+    if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
+        // SAFETY: as in `count`.
+        unsafe { (*counters).rescued += 1 };
+    }
+    if unanswered && let Some(counters) = BACKEND_STATS.get_ptr_mut(from) {
+        // SAFETY: as in `count`.
+        unsafe { (*counters).unanswered += 1 };
+    }
+}
+
 /// Counts a client's packet that was answered by the balancer itself.
 #[inline(always)]
 pub fn refused(service_id: u32) {

@@ -9,10 +9,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{Address, Flow, Mode},
-    encap::encapsulate,
+    encap::{Tunnel, encapsulate, encapsulate_icmp},
     flow::TCP_SYN,
     packet::PacketAccess,
-    parse::Part,
+    parse::{Network, Part, Transport},
     rewrite::{lower_ttl, translate},
     verdict::{Action, Reason, Stage, Verdict},
 };
@@ -104,7 +104,19 @@ pub fn depart(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
 /// it cannot be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
+extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
+    hand_on_as(md, encapsulate::<Frame>)
+}
+
+/// The same for ICMP, with what is known of it in the places of a transport header.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hand_on_icmp(md: *mut xdp_md) -> u32 {
+    hand_on_as(md, encapsulate_icmp::<Frame>)
+}
+
+#[inline(always)]
+fn hand_on_as(md: *mut xdp_md, wrap: impl Fn(&mut Frame, &Network, &Transport, &Tunnel) -> Option<()>) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let mut frame = Frame::of(md);
     if lower_ttl(&mut frame, &packet.network, &packet.transport).is_none() {
@@ -113,7 +125,7 @@ pub extern "C" fn hand_on(md: *mut xdp_md) -> u32 {
     if Mode::is_tunnel(packet.flow.mode) {
         let wrapped = frame
             .adjust_head(-(packet.tunnel.growth() as i32))
-            .and_then(|()| encapsulate(&mut frame, &packet.network, &packet.transport, &packet.tunnel));
+            .and_then(|()| wrap(&mut frame, &packet.network, &packet.transport, &packet.tunnel));
         if wrapped.is_none() {
             return 0;
         }
@@ -137,8 +149,9 @@ pub fn next_hop(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     look_up(md, packet, reply)
 }
 
+/// The same without what is kept of the way.
 #[inline(never)]
-fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
+pub fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     request(packet);
     // SAFETY: context and request are valid, and the size is the request's.
     let answer = unsafe { fib_lookup(md.cast(), &mut packet.fib, size_of::<bpf_fib_lookup>() as i32, 0) };

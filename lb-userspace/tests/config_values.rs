@@ -59,6 +59,7 @@ fn what_is_left_out_has_its_default() {
         clients: Clients::default(),
         health,
         timeouts: State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: Quic::default(),
         role: None,
         backends: vec![Backend {

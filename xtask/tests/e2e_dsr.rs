@@ -2,11 +2,7 @@
 
 mod stage;
 
-use stage::{
-    Stage,
-    clients::{Connection, assert_in_turn, curl_names},
-    dsr::prepare_backends,
-};
+use stage::{Stage, clients::assert_balanced, dsr::prepare_backends};
 use xtask::world::{Family, Topology, config::Service, servers::WEB_PORT};
 
 #[test]
@@ -17,13 +13,7 @@ fn dsr_l2_backends_answer_curl_in_turn_and_past_the_balancer() {
     let services = Family::BOTH.map(|family| Service::tcp(family, "dsr-l2", WEB_PORT, vec![0, 1, 2], WEB_PORT));
     let lb = stage.lb(&services);
     for service in &services {
-        let names = curl_names(&stage.world.client, service.listen(), 300);
-        assert_in_turn(&names, &service.hosts());
-        let mut connection = Connection::open(&stage.world.client, service.listen()).unwrap();
-        let first = connection.ask().unwrap();
-        for _ in 0..20 {
-            assert_eq!(connection.ask().unwrap(), first, "a connection stays on its backend");
-        }
+        let _connection = assert_balanced(&stage.world.client, service.listen(), &service.hosts(), 300);
         let flows = lb.json(&["flows", "--service", &service.name, "--limit", "1000"]).unwrap().to_string();
         assert!(flows.contains("established"), "the open connection: {flows}");
         assert!(flows.contains("closing"), "those that curl has ended: {flows}");

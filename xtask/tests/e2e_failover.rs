@@ -47,7 +47,7 @@ fn a_killed_backend_costs_only_its_own_requests_and_comes_back() {
             webs[1].kill().unwrap();
             let left = [service.backend_address(0), service.backend_address(2)];
             let gone = lb.wait_for_backends(&service.name, &left, DETECTED);
-            thread::sleep(Duration::from_secs(1));
+            thread::sleep((killed + DETECTED + Duration::from_secs(1)).saturating_duration_since(Instant::now()));
             let attempts = load.finish();
             gone.unwrap();
             (killed, attempts)

@@ -7,7 +7,7 @@ use std::net::UdpSocket;
 
 use stage::{
     Stage,
-    clients::{Connection, assert_in_turn, curl_names},
+    clients::{assert_balanced, assert_in_turn, curl_names},
     echo::{ECHO_PORT, Echo, ask, udp_client},
     random_file, sha256,
 };
@@ -38,13 +38,7 @@ fn curl_of_one_family_is_answered_by_nginx_of_the_other() {
         let services = tcp(80, &[0, 1, 2]);
         let lb = stage.lb(&services);
         for service in &services {
-            let names = curl_names(&stage.world.client, service.listen(), 300);
-            assert_in_turn(&names, &service.hosts());
-            let mut connection = Connection::open(&stage.world.client, service.listen()).unwrap();
-            let first = connection.ask().unwrap();
-            for _ in 0..20 {
-                assert_eq!(connection.ask().unwrap(), first, "a connection stays on its backend");
-            }
+            assert_balanced(&stage.world.client, service.listen(), &service.hosts(), 300);
             let stats = lb.json(&["stats", &service.name]).unwrap();
             let counted = &stats["services"][0];
             assert_eq!((&counted["flows"], &counted["dropped"]), (&301.into(), &0.into()), "{stats}");
@@ -55,10 +49,10 @@ fn curl_of_one_family_is_answered_by_nginx_of_the_other() {
 
 #[test]
 fn servers_that_have_no_address_of_the_clients_family_serve_it() {
-    for (family, gone) in [(Family::V4, Family::V4), (Family::V6, Family::V6)] {
+    for family in Family::BOTH {
         let stage = Stage::new(&format!("family_only_{family:?}"), Topology::TwoArm, 2);
         let _webs = stage.webs();
-        take_addresses(&stage, gone);
+        take_addresses(&stage, family);
         let services = [Service::tcp(family, "full-nat", 80, vec![0, 1], WEB_PORT).across_families()];
         let _lb = stage.lb(&services);
         assert_in_turn(&curl_names(&stage.world.client, services[0].listen(), 100), &services[0].hosts());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use stage::{
     PATIENCE, Stage,
-    clients::{Connection, assert_in_turn, curl_names},
+    clients::{Connection, assert_balanced, assert_in_turn, curl_names},
     dsr::{Decap, decap, decap_on_all, lb_on, pins, prepare_backends},
 };
 use xtask::{
@@ -84,13 +84,7 @@ fn curl_is_answered_through_tunnels_of_every_kind_and_family() {
                 Family::BOTH.map(|family| decaps.iter().map(|decap| decap.stripped(family).unwrap()).sum::<u64>());
             let mut lb = stage.lb(&services);
             for (service, before) in services.iter().zip(before) {
-                let names = curl_names(&stage.world.client, service.listen(), 200);
-                assert_in_turn(&names, &service.hosts());
-                let mut connection = Connection::open(&stage.world.client, service.listen()).unwrap();
-                let first = connection.ask().unwrap();
-                for _ in 0..20 {
-                    assert_eq!(connection.ask().unwrap(), first, "a connection stays on its backend");
-                }
+                assert_balanced(&stage.world.client, service.listen(), &service.hosts(), 200);
                 assert_all_stripped(&lb, &decaps, service, before);
             }
             lb.stop().unwrap();

@@ -26,7 +26,8 @@ pub struct ServiceCounters {
     pub refused: u64,
     /// Packets for the service that were dropped.
     pub dropped: u64,
-    pub reserved: u64,
+    /// Times that a connection was sent to another backend, because one refused it or did not answer.
+    pub rescued: u64,
 }
 
 /// Value of `backend_stats`, indexed by backend id; zeroed by the agent when the id is given to
@@ -40,7 +41,10 @@ pub struct BackendCounters {
     pub flows: u64,
     /// Flows ended by the data path (closed, evicted); the agent counts those that it ages.
     pub ended: u64,
-    pub reserved: [u64; 2],
+    /// Connections that it refused: a reset in answer to a SYN.
+    pub refusals: u64,
+    /// Connections that were sent to another backend because it did not answer.
+    pub unanswered: u64,
 }
 
 /// Value of `verdict_stats`, indexed by [`crate::verdict::Reason`].

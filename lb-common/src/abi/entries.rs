@@ -83,7 +83,10 @@ pub struct ServiceValue {
     pub quic_server_id: u8,
     /// [`ServiceValue::TRACKED`]: the [`HashedBy`] that finds the slot of a flow without an entry.
     pub stable_hash: u8,
-    pub reserved: [u8; 2],
+    /// Other backends that a TCP connection is sent to when one refuses it or does not answer; at most
+    /// [`KNOCK_TRIES`](super::limits::KNOCK_TRIES) less one.
+    pub retries: u8,
+    pub reserved: u8,
     /// [`ServiceValue::TRACKED`]: slots whose stable half counts, otherwise 0.
     pub stable_len: u32,
 }
@@ -99,6 +102,8 @@ impl ServiceValue {
     /// With `TRACKED`, of clients: they were moved less than their timeout ago, and those without an
     /// entry are still where their flows without an entry are.
     pub const CLIENTS_STAY: u8 = 4;
+    /// It is noted how backends answer the first packets of TCP connections.
+    pub const WATCHED: u8 = 8;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {
@@ -131,7 +136,8 @@ impl ServiceValue {
         client_prefix_v6: 128,
         quic_server_id: 0,
         stable_hash: 0,
-        reserved: [0; 2],
+        retries: 0,
+        reserved: 0,
         stable_len: 0,
     };
 }
@@ -223,10 +229,11 @@ impl Mode {
         number > Self::DsrL2 as u8
     }
 
-    /// Whether backends may be of another address family than the service. Of a number as above.
+    /// Whether backends may be of another address family than the service: where the host itself is
+    /// what they get packets from. Of a number as above.
     #[inline(always)]
     pub const fn joins_families(number: u8) -> bool {
-        number == Self::FullNat as u8 || Self::is_tunnel(number)
+        Self::needs_source(number)
     }
 
     /// Whether the host's source address towards the backend is needed. Of a number as above.
@@ -397,6 +404,8 @@ impl Flow {
     pub const COUNTED: u8 = 2;
     /// `full-nat`: client and backend are of different address families.
     pub const ACROSS_FAMILIES: u8 = 16;
+    /// Its service is [`ServiceValue::WATCHED`].
+    pub const WATCHED: u8 = 64;
 
     /// Whether the flow is one of its backend's, and no client.
     #[inline(always)]

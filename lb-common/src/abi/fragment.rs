@@ -15,7 +15,22 @@ pub struct FragmentKey {
     pub id: u32,
     /// IPv4: the protocol number. IPv6: 0, fragments may name different next headers.
     pub protocol: u8,
-    pub zero: [u8; 3],
+    /// [`FragmentKey::DATAGRAM`] or [`FragmentKey::SENDER`].
+    pub kind: u8,
+    pub zero: [u8; 2],
+}
+
+impl FragmentKey {
+    /// Of one datagram.
+    pub const DATAGRAM: u8 = 0;
+    /// Of all that a sender sends in pieces to one address: what the last of them told.
+    pub const SENDER: u8 = 1;
+
+    /// The sender's, of one of its datagrams.
+    #[inline(always)]
+    pub const fn of_sender(self) -> Self {
+        Self { id: 0, kind: Self::SENDER, ..self }
+    }
 }
 
 /// Value of the map `fragments`.
@@ -36,5 +51,7 @@ pub struct FragmentFlow {
     pub seen: u32,
     /// Not 0: no service has the port, and the host gets the others too.
     pub passed: u8,
-    pub zero: [u8; 3],
+    /// Not 0: the first fragment has not come by yet, and this is what the sender's last datagram told.
+    pub guessed: u8,
+    pub zero: [u8; 2],
 }

@@ -39,6 +39,15 @@ pub const FRAGMENTS: u32 = 16_384;
 /// 64 KiB at 100 kbit/s. Identifications come again the sooner the faster a sender is (RFC 4963), so
 /// this is less than the 15 s to 60 s for which receivers wait (RFC 791, 3.2; RFC 8200, 4.5).
 pub const FRAGMENT_TICKS: u32 = 37;
+/// Connections that are remembered until their backend answers, so that another can have them: a power
+/// of two. Of more, some are forgotten.
+pub const KNOCKS: u32 = 16_384;
+/// Backends that one connection is sent to at most.
+pub const KNOCK_TRIES: usize = 4;
+/// Connections taken away from a backend that are remembered, so that its late answer is refused.
+pub const MOVED: u32 = 8192;
+/// Nanoseconds after its SYN before which no other packet counts as the same SYN sent again.
+pub const KNOCK_AGAIN_NS: u64 = 10_000_000;
 /// Bytes of the ring buffer `events`: a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 65_536;
 

@@ -10,6 +10,7 @@ pub mod decap;
 mod entries;
 mod events;
 mod fragment;
+mod knock;
 pub mod limits;
 pub mod names;
 mod slot;
@@ -23,6 +24,7 @@ pub use entries::{
 };
 pub use events::{Event, EventKind};
 pub use fragment::{FragmentFlow, FragmentKey};
+pub use knock::{Handshakes, Knock, MovedKey, Silence};
 pub use slot::Slot;
 pub use vlan::{VlanKey, VlanLink, VlanTag, VlanTags, vlan_bit};
 
@@ -61,5 +63,9 @@ assert_size! {
     BackendCounters = 64,
     VerdictCounters = 16,
     Event = 32,
+    Knock = 184,
+    Silence = 64,
+    MovedKey = 36,
+    Handshakes = 256,
     decap::Settings = 8,
 }

@@ -1,5 +1,7 @@
 //! ICMP between the families: types, codes, pointers and MTUs (RFC 7915, 4.2 and 5.2).
 
+use crate::icmp::{kinds::*, too_big::IPV6_MTU_MIN};
+
 /// An ICMP message's first eight bytes, checksum aside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Message {
@@ -16,27 +18,13 @@ pub struct Mtus {
     pub v6: u32,
 }
 
+impl Mtus {
+    /// Nothing is known of either way.
+    pub const ANY: Self = Self { v4: u32::MAX, v6: u32::MAX };
+}
+
 /// The header of IPv6 is that much longer.
-const DIFFERENCE: u32 = 20;
-/// What every IPv6 link takes (RFC 8200, 5).
-const V6_MTU_MIN: u32 = 1280;
-
-/// ICMPv4.
-const V4_ECHO_REPLY: u8 = 0;
-const V4_UNREACHABLE: u8 = 3;
-const V4_ECHO_REQUEST: u8 = 8;
-const V4_TIME_EXCEEDED: u8 = 11;
-const V4_PARAMETER_PROBLEM: u8 = 12;
-const V4_FRAGMENTATION_NEEDED: u8 = 4;
-
-/// ICMPv6.
-const V6_UNREACHABLE: u8 = 1;
-const V6_TOO_BIG: u8 = 2;
-const V6_TIME_EXCEEDED: u8 = 3;
-const V6_PARAMETER_PROBLEM: u8 = 4;
-const V6_ECHO_REQUEST: u8 = 128;
-const V6_ECHO_REPLY: u8 = 129;
-
+pub const DIFFERENCE: u32 = 20;
 /// Where a next header field is that names what the receiver does not know.
 const V6_NEXT_HEADER: u8 = 6;
 
@@ -66,7 +54,6 @@ impl Message {
     const fn unreachable_to_v6(self, mtus: &Mtus, quoted_len: u16) -> Option<Self> {
         const NO_ROUTE: u8 = 0;
         const PROHIBITED: u8 = 1;
-        const PORT: u8 = 4;
         const UNKNOWN_NEXT_HEADER: u8 = 1;
         let code = match self.code {
             // Protocol unreachable.
@@ -79,7 +66,7 @@ impl Message {
                 return Some(Self::new(V6_TOO_BIG, 0, mtu_to_v6(told, mtus, quoted_len).to_be_bytes()));
             }
             0 | 1 | 5 | 6 | 7 | 8 | 11 | 12 => NO_ROUTE,
-            3 => PORT,
+            V4_PORT => V6_PORT,
             9 | 10 | 13 | 15 => PROHIBITED,
             _ => return None,
         };
@@ -96,8 +83,7 @@ impl Message {
             (V6_UNREACHABLE, 0 | 2 | 3) => Some(Self::new(V4_UNREACHABLE, 1, [0; 4])),
             // Administratively prohibited.
             (V6_UNREACHABLE, 1) => Some(Self::new(V4_UNREACHABLE, 10, [0; 4])),
-            // Port.
-            (V6_UNREACHABLE, 4) => Some(Self::new(V4_UNREACHABLE, 3, [0; 4])),
+            (V6_UNREACHABLE, V6_PORT) => Some(Self::new(V4_UNREACHABLE, V4_PORT, [0; 4])),
             (V6_TOO_BIG, _) => {
                 let [_, _, m0, m1] = mtu_to_v4(u32::from_be_bytes(self.rest), mtus).to_be_bytes();
                 Some(Self::new(V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED, [0, 0, m0, m1]))
@@ -119,7 +105,7 @@ impl Message {
 const fn mtu_to_v6(told: u16, mtus: &Mtus, quoted_len: u16) -> u32 {
     let told = if told == 0 { plateau_below(quoted_len) } else { told };
     let fits = least(told as u32 + DIFFERENCE, least(mtus.v6, mtus.v4.saturating_add(DIFFERENCE)));
-    if fits < V6_MTU_MIN { V6_MTU_MIN } else { fits }
+    if fits < IPV6_MTU_MIN { IPV6_MTU_MIN } else { fits }
 }
 
 /// RFC 7915, 5.2.

@@ -1,6 +1,6 @@
 //! Rules for ICMP errors: those that come, and those that are written.
 
-use super::{Arena, PREFIX, sum, translation};
+use super::{Arena, PREFIX, family, sum, translation};
 use crate::{
     abi::Protocol,
     icmp::{
@@ -29,6 +29,7 @@ pub(super) fn check(original: &[u8], network: &Network, prefix: &[u8; PREFIX]) {
     if Protocol::from_number(quoted.protocol).is_none() {
         return;
     }
+    family::check_error(original, &icmp, &quoted, prefix);
     let to = translation(network.v4, prefix);
     error::translate(&mut arena.frame(), &icmp, &quoted, &to.source, &to.destination, &to).expect("all was read");
     let after = arena.into_frame();

@@ -54,8 +54,7 @@ pub fn translate_quoted<P: PacketAccess>(
     let (start, transport) = (kept(quoted.start), kept(quoted.transport));
     let addresses =
         Delta::ZERO.address(&quoted.network.source, &to.source).address(&quoted.network.destination, &to.destination);
-    let ports = Delta::ZERO.port(quoted.source_port, to.source_port).port(quoted.destination_port, to.destination_port);
-    let mut change = addresses.and(ports);
+    let mut change = addresses;
     if quoted.network.v4 {
         let check: [u8; 2] = frame.read(start + IPV4_CHECK)?;
         let mended = addresses.apply(check);
@@ -67,6 +66,21 @@ pub fn translate_quoted<P: PacketAccess>(
         frame.write(start + 8, words(&to.source))?;
         frame.write(start + 24, words(&to.destination))?;
     }
+    Some(change.and(translate_segment(frame, quoted, transport, end, addresses, to)?))
+}
+
+/// Writes the ports into the quoted segment, which is at `transport` by now, and mends its checksum where
+/// that is before `end`, also for addresses that changed by `addresses`. Returns the change.
+#[inline(always)]
+pub(crate) fn translate_segment<P: PacketAccess>(
+    frame: &mut P,
+    quoted: &Quoted,
+    transport: usize,
+    end: usize,
+    addresses: Delta,
+    to: &Translation,
+) -> Option<Delta> {
+    let ports = Delta::ZERO.port(quoted.source_port, to.source_port).port(quoted.destination_port, to.destination_port);
     let [a, b] = to.source_port.to_wire();
     let [c, d] = to.destination_port.to_wire();
     frame.write(transport, [a, b, c, d])?;
@@ -74,11 +88,11 @@ pub fn translate_quoted<P: PacketAccess>(
     let tcp = quoted.protocol == Protocol::Tcp as u8;
     let at = transport + if tcp { TCP_CHECK } else { UDP_CHECK };
     if at + 2 > end {
-        return Some(change);
+        return Some(ports);
     }
     let check: [u8; 2] = frame.read(at)?;
     let segment = addresses.and(ports);
     let mended = if tcp { segment.apply(check) } else { segment.apply_udp(check) };
     frame.write(at, mended)?;
-    Some(change.field(u16::from_ne_bytes(check), u16::from_ne_bytes(mended)))
+    Some(ports.field(u16::from_ne_bytes(check), u16::from_ne_bytes(mended)))
 }

@@ -2,25 +2,16 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use super::kinds::*;
 use crate::{
     abi::{Address, Port, Protocol, limits::EXTENSION_HEADERS},
+    numbers::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6},
     packet::PacketAccess,
-    parse::{AUTHENTICATION, FRAGMENT, ICMP, ICMPV6, NETWORK_OFFSET, Network, is_extension},
+    parse::{NETWORK_OFFSET, Network, is_extension},
 };
 
 /// Length of the header before the quotation.
 pub(crate) const ICMP_LEN: usize = 8;
-
-/// Destination unreachable, and its code "fragmentation needed".
-pub(crate) const UNREACHABLE: u8 = 3;
-pub(crate) const FRAGMENTATION_NEEDED: u8 = 4;
-const TIME_EXCEEDED: u8 = 11;
-const PARAMETER_PROBLEM: u8 = 12;
-
-const UNREACHABLE_V6: u8 = 1;
-pub(crate) const PACKET_TOO_BIG: u8 = 2;
-const TIME_EXCEEDED_V6: u8 = 3;
-const PARAMETER_PROBLEM_V6: u8 = 4;
 
 /// An ICMP error: unreachable, too big, time exceeded or parameter problem. (A redirect is for the
 /// host alone, and a source quench for nobody: RFC 6633.)
@@ -93,10 +84,10 @@ fn of_v4<P: PacketAccess>(frame: &P, network: &Network) -> Result<IcmpError, NoE
         return Err(NoError::Malformed);
     }
     let [kind, code, _, _, _, words, high, low]: [u8; ICMP_LEN] = frame.read(offset).ok_or(NoError::Malformed)?;
-    if !matches!(kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM) {
+    if !matches!(kind, V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM) {
         return Err(NoError::Other);
     }
-    let too_big = kind == UNREACHABLE && code == FRAGMENTATION_NEEDED;
+    let too_big = kind == V4_UNREACHABLE && code == V4_FRAGMENTATION_NEEDED;
     let mtu = if too_big { u16::from_be_bytes([high, low]) as u32 } else { 0 };
     let end = end(frame, offset, packet_len, words as usize * 4)?;
     Ok(IcmpError { outer: *network, ttl: header.ttl, too_big, mtu, packet_len, offset: offset as u16, end })
@@ -112,12 +103,12 @@ fn of_v6<P: PacketAccess>(frame: &P, network: &Network) -> Result<IcmpError, NoE
     let packet_len = payload_len.checked_add(size_of::<Ipv6Hdr>() as u16).ok_or(NoError::Malformed)?;
     let offset = NETWORK_OFFSET + size_of::<Ipv6Hdr>();
     let [kind, _, _, _, a, b, c, d]: [u8; ICMP_LEN] = frame.read(offset).ok_or(NoError::Malformed)?;
-    if !matches!(kind, UNREACHABLE_V6 | PACKET_TOO_BIG | TIME_EXCEEDED_V6 | PARAMETER_PROBLEM_V6) {
+    if !matches!(kind, V6_UNREACHABLE | V6_TOO_BIG | V6_TIME_EXCEEDED | V6_PARAMETER_PROBLEM) {
         return Err(NoError::Other);
     }
-    let too_big = kind == PACKET_TOO_BIG;
+    let too_big = kind == V6_TOO_BIG;
     let mtu = if too_big { u32::from_be_bytes([a, b, c, d]) } else { 0 };
-    let quoted = if matches!(kind, UNREACHABLE_V6 | TIME_EXCEEDED_V6) { a as usize * 8 } else { 0 };
+    let quoted = if matches!(kind, V6_UNREACHABLE | V6_TIME_EXCEEDED) { a as usize * 8 } else { 0 };
     let end = end(frame, offset, packet_len, quoted)?;
     Ok(IcmpError { outer: *network, ttl: header.hop_limit, too_big, mtu, packet_len, offset: offset as u16, end })
 }

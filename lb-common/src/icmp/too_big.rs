@@ -1,10 +1,11 @@
 //! "Fragmentation needed" (RFC 1191, 4) and "packet too big" (RFC 4443, 3.2), written anew.
 
-use super::quote::{FRAGMENTATION_NEEDED, ICMP_LEN, PACKET_TOO_BIG, UNREACHABLE};
+use super::{kinds::*, quote::ICMP_LEN};
 use crate::{
     abi::Address,
-    answer::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, write_ipv4, write_ipv6},
+    answer::{write_ipv4, write_ipv6},
     checksum::Sum,
+    numbers::{ICMP, ICMPV6},
     packet::PacketAccess,
     parse::NETWORK_OFFSET,
 };
@@ -12,7 +13,11 @@ use crate::{
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 /// Every node has at least this MTU (RFC 8200, 5), and none believes in less (RFC 8201, 4).
-const IPV6_MTU_MIN: u32 = 1280;
+pub(crate) const IPV6_MTU_MIN: u32 = 1280;
+
+/// The longest error over IPv6 and over IPv4, in bytes (RFC 4443, 2.4 (c); RFC 1812, 4.3.2.3): an index is
+/// whether it is IPv4.
+pub(crate) const PACKET_MAX: [u16; 2] = [1280, 576];
 
 /// Bytes before the quotation, without the link-layer header.
 #[inline(always)]
@@ -25,7 +30,7 @@ pub const fn headers(v4: bool) -> usize {
 /// do (RFC 9000, 14.2.1), find what they need in it.
 #[inline(always)]
 pub const fn quotation(v4: bool, len: usize) -> usize {
-    let most = if v4 { 576 - headers(true) } else { 1280 - headers(false) };
+    let most = PACKET_MAX[v4 as usize] as usize - headers(v4);
     if len < most { len } else { most }
 }
 
@@ -44,13 +49,13 @@ pub fn write<P: PacketAccess>(
     let icmp = NETWORK_OFFSET + headers(v4) - ICMP_LEN;
     let length = (ICMP_LEN + quotation) as u16;
     let (kind, code, mtu, sum) = if v4 {
-        write_ipv4(frame, source, destination, PROTOCOL_ICMP, IPV4_LEN as u16 + length)?;
+        write_ipv4(frame, source, destination, ICMP, IPV4_LEN as u16 + length)?;
         let mtu = if mtu < u16::MAX as u32 { mtu } else { u16::MAX as u32 };
-        (UNREACHABLE, FRAGMENTATION_NEEDED, mtu, Sum::ZERO)
+        (V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED, mtu, Sum::ZERO)
     } else {
-        write_ipv6(frame, source, destination, PROTOCOL_ICMPV6, length)?;
+        write_ipv6(frame, source, destination, ICMPV6, length)?;
         let mtu = if mtu > IPV6_MTU_MIN { mtu } else { IPV6_MTU_MIN };
-        (PACKET_TOO_BIG, 0, mtu, Sum::ZERO.pseudo_header(source, destination, PROTOCOL_ICMPV6, length))
+        (V6_TOO_BIG, 0, mtu, Sum::ZERO.pseudo_header(source, destination, ICMPV6, length))
     };
     let [a, b, c, d] = mtu.to_be_bytes();
     let quoted = frame.sum(icmp + ICMP_LEN, quotation)?;

@@ -2,12 +2,13 @@
 //! off and leaves the packet to the stack.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::packet::PacketAccess;
+use lb_common::{abi::Protocol, numbers::IPIP, packet::PacketAccess};
 
 use crate::ctx::Frame;
 
-/// IPv4 in IPv4 (RFC 2003).
-const IPIP: u8 = 4;
+const UDP: u8 = Protocol::Udp as u8;
+/// Where GUE goes when nothing else is configured (draft-ietf-intarea-gue, section 4).
+const GUE_PORT: [u8; 2] = 6080u16.to_be_bytes();
 
 #[xdp]
 pub fn decap(ctx: XdpContext) -> u32 {
@@ -21,10 +22,13 @@ pub fn decap(ctx: XdpContext) -> u32 {
 fn unpack(frame: &mut Frame) -> Option<()> {
     let ethernet: [u8; 14] = frame.read(0)?;
     let version: u8 = frame.read(14)?;
-    let protocol: u8 = frame.read(23)?;
-    if ethernet[12] != 8 || ethernet[13] != 0 || version != 0x45 || protocol != IPIP {
+    if ethernet[12] != 8 || ethernet[13] != 0 || version != 0x45 {
         return None;
     }
-    frame.adjust_head(20)?;
+    match frame.read::<u8>(23)? {
+        IPIP => frame.adjust_head(20)?,
+        UDP if frame.read::<[u8; 2]>(36)? == GUE_PORT => frame.adjust_head(28)?,
+        _ => return None,
+    }
     frame.write(0, ethernet)
 }

@@ -3,6 +3,8 @@
 use lb_common::{
     abi::{Address, AddressRoles, Port, ServiceKey},
     hash::address_bit,
+    parse::Network,
+    verdict::Reason,
 };
 
 use crate::{
@@ -23,6 +25,43 @@ pub fn maybe_ours(address: &Address) -> bool {
 pub fn roles(address: &Address) -> AddressRoles {
     // SAFETY: values of this map are replaced as a whole, and one word is read.
     unsafe { ADDRESSES.get(address) }.copied().unwrap_or(AddressRoles(0))
+}
+
+/// Which way a packet between two addresses may go through us, whatever it carries.
+#[derive(Clone, Copy)]
+pub struct Directions {
+    /// Roles of its destination.
+    pub to: AddressRoles,
+    /// From a backend to a client. Not asked of a packet to a service.
+    pub is_reply: bool,
+}
+
+impl Directions {
+    #[inline(always)]
+    pub fn of(network: &Network) -> Self {
+        let to = roles(&network.destination);
+        let is_reply = to.has(AddressRoles::SOURCE)
+            || !to.has(AddressRoles::SERVICE) && roles(&network.source).has(AddressRoles::NAT_BACKEND);
+        Self { to, is_reply }
+    }
+
+    /// From a client to a service.
+    #[inline(always)]
+    pub fn is_forward(&self) -> bool {
+        self.to.has(AddressRoles::SERVICE)
+    }
+
+    /// Neither.
+    #[inline(always)]
+    pub fn is_foreign(&self) -> bool {
+        !self.is_forward() && !self.is_reply
+    }
+}
+
+/// Why the way of a malformed packet to such an address ends.
+#[inline(always)]
+pub const fn malformed(to: AddressRoles) -> Reason {
+    if to.has(AddressRoles::SERVICE) { Reason::Malformed } else { Reason::MalformedPassed }
 }
 
 /// Finds the service of the packet's own port.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Mode, Port, Protocol, limits::BACKEND_ATTEMPTS},
+    abi::{Address, Backend, BackendState, Flow, Mode, Port, Protocol, ServiceValue, limits::BACKEND_ATTEMPTS},
     flow::Word,
     verdict::Reason,
 };
@@ -49,8 +49,10 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     let word = table::first_word(packet);
     table::publish(index, packet.now, word);
     packet.place = Place { index, word };
-    // A connection was counted by its first packet.
-    if packet.adopted == 0 || packet.transport.protocol == Protocol::Udp {
+    // A connection was counted by its first packet; one that is rescued counts with each backend once.
+    if packet.rescue.counted != 0 {
+        stats::flow_moved(packet.flow.backend_id);
+    } else if packet.adopted == 0 || packet.transport.protocol == Protocol::Udp {
         stats::flow_begun(packet.flow.service_id, packet.flow.backend_id);
     }
     load::changed(&packet.flow, Word::EMPTY, word);
@@ -140,6 +142,12 @@ fn across_families(packet: &Packet, backend: &Backend) -> u8 {
     if full_nat && backend.address.is_v4() != packet.network.v4 { Flow::ACROSS_FAMILIES } else { 0 }
 }
 
+/// [`Flow::WATCHED`] where the service is.
+#[inline(always)]
+fn watched(packet: &Packet) -> u8 {
+    if packet.service.has(ServiceValue::WATCHED) { Flow::WATCHED } else { 0 }
+}
+
 /// Fills in the flow; source and source port are those of the reply tuple.
 #[inline(always)]
 fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) {
@@ -156,7 +164,10 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         backend_generation: backend.generation,
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
-        flags: Flow::CLIENT_MAC_KNOWN | load::flag(packet.service.scheduler) | across_families(packet, backend),
+        flags: Flow::CLIENT_MAC_KNOWN
+            | load::flag(packet.service.scheduler)
+            | across_families(packet, backend)
+            | watched(packet),
         granularity: packet.sought as u8,
     };
 }

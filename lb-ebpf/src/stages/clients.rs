@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::{
     begin::begin,
-    fragment, select,
+    fragment, knock, select,
     table::{self, NO_PLACE},
 };
 use crate::{
@@ -25,6 +25,9 @@ use crate::{
 pub fn run(md: *mut xdp_md) -> Verdict {
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
     let reason = if assign(packet) { begin(md, packet) } else { Reason::NoBackend };
+    if reason == Reason::ToBackend {
+        knock::keep(md);
+    }
     let verdict = carry_out(md, packet, reason);
     fragment::settled(md, packet, verdict)
 }

@@ -11,41 +11,33 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{AddressRoles, BackendState, Granularity, Mode, Protocol},
+    abi::{Flow, Mode, Protocol},
     icmp::{
         error::translate,
         quote::{IcmpError, NoError, Quoted},
     },
+    numbers::{IPIP, IPV6},
     packet::HEADERS_MAX,
     parse::{Network, Part, Transport},
     rewrite::Translation,
     verdict::{Action, Reason, Verdict},
 };
 
-use super::{admit, select, table, tunnel_error};
-use crate::{
-    ctx::Frame,
-    maps::{BACKENDS, SERVICE_INFO},
-    opaque::opaque,
-    packet::{NO_BACKEND, Packet},
-    pipeline::now,
-    transmit,
+use super::{
+    admit::{self, Directions},
+    family_error, owner, table, tunnel_error,
 };
-
-/// Protocol numbers of IPv4 and IPv6 in a tunnel.
-pub const IPIP: u8 = 4;
-pub const IPV6: u8 = 41;
+use crate::{ctx::Frame, maps::SERVICE_INFO, opaque::opaque, packet::Packet, pipeline::now, transmit};
 
 /// Brings an error where it belongs. ICMP of other kinds, and errors that are about no flow, are the
 /// host's.
 #[inline(always)]
-pub fn run(md: *mut xdp_md, network: &Network, to: AddressRoles) -> Verdict {
+pub fn run(md: *mut xdp_md, network: &Network, directions: Directions) -> Verdict {
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
-    let (is_forward, is_reply) = directions(network, to);
-    let (other, malformed) = match (is_forward, is_reply) {
-        (true, _) => (Reason::NotTransport, Reason::Malformed),
-        (false, true) => (Reason::NotTransport, Reason::MalformedPassed),
-        (false, false) => (Reason::NotForUs, Reason::NotForUs),
+    let (other, malformed) = if directions.is_foreign() {
+        (Reason::NotForUs, Reason::NotForUs)
+    } else {
+        (Reason::NotTransport, admit::malformed(directions.to))
     };
     match IcmpError::of(&Frame::of(md), network) {
         Ok(error) => packet.error = error,
@@ -59,27 +51,20 @@ pub fn run(md: *mut xdp_md, network: &Network, to: AddressRoles) -> Verdict {
     {
         return Verdict::of(malformed);
     }
-    let reason = decide(md, packet, to, is_forward);
+    let reason = decide(md, packet, directions);
     match reason.action() {
         Action::Forward => transmit::leave(packet, reason),
-        Action::Pass if reason == Reason::NoFlow && !is_reply => {
-            Verdict::of(if is_forward { Reason::NoService } else { Reason::NotForUs })
+        Action::Pass if reason == Reason::NoFlow && !directions.is_reply => {
+            Verdict::of(if directions.is_forward() { Reason::NoService } else { Reason::NotForUs })
         }
         Action::Pass if reason == Reason::NotTransport => Verdict::of(other),
         _ => Verdict::of(reason),
     }
 }
 
-#[inline(always)]
-fn directions(network: &Network, to: AddressRoles) -> (bool, bool) {
-    let is_forward = to.has(AddressRoles::SERVICE);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    (is_forward, is_reply)
-}
-
 /// Finds out what the error is about, and sends it on. [`Reason::NoFlow`]: about nothing of ours.
 #[inline(always)]
-fn decide(md: *mut xdp_md, packet: &mut Packet, to: AddressRoles, is_forward: bool) -> Reason {
+fn decide(md: *mut xdp_md, packet: &mut Packet, directions: Directions) -> Reason {
     packet.now = now();
     let Some(protocol) = Protocol::from_number(packet.quoted.protocol) else {
         return match packet.quoted.protocol {
@@ -101,7 +86,7 @@ fn decide(md: *mut xdp_md, packet: &mut Packet, to: AddressRoles, is_forward: bo
         offset: packet.error.offset,
         packet_len: packet.error.packet_len,
     };
-    if is_forward && admit::any_service(packet, to) {
+    if directions.is_forward() && admit::any_service(packet, directions.to) {
         return to_backend(md, packet);
     }
     let reason = to_client(md, packet);
@@ -131,38 +116,14 @@ pub extern "C" fn read_quoted(md: *mut xdp_md, v4: u32, start: u32, end: u32) ->
     }
 }
 
-/// Finds whose the client's packet is that `packet` describes: sets its flow. This is the place for
-/// services whose flows may live without an entry in the table.
-///
-/// Of a client whose packets are scheduled one by one, nothing tells which backend sent the reply:
-/// one that would have the client's next packet gets the error, so that in turn all of them learn.
-#[inline(always)]
-pub fn find_owner(packet: &mut Packet) -> bool {
-    packet.backend_id = NO_BACKEND;
-    if packet.service.granularity == Granularity::Packet as u8 {
-        packet.backend_id = select::pick(0);
-        if packet.backend_id == NO_BACKEND {
-            return false;
-        }
-    }
-    packet.set_tuple(packet.backend_id.wrapping_add(1));
-    table::find_forward() != 0 && table::copy(packet)
-}
-
 /// An error about a reply. `nat` keeps its sender, which is of the network that its backends see; in
 /// `full-nat` they see nothing but the balancer, so it is the sender (RFC 5508, REQ-5, of that side).
 #[inline(always)]
 fn to_backend(md: *mut xdp_md, packet: &mut Packet) -> Reason {
-    if !find_owner(packet) {
-        return Reason::ErrorOfNoFlow;
+    match owner::find(packet) {
+        Some(_) => send(md, packet, false),
+        None => Reason::ErrorOfNoFlow,
     }
-    let Some(backend) = BACKENDS.get(packet.flow.backend_id) else { return Reason::ErrorOfNoFlow };
-    let same = backend.generation == packet.flow.backend_generation;
-    if !same || backend.state != BackendState::Live as u8 {
-        return Reason::ErrorOfNoFlow;
-    }
-    packet.send_to_backend(backend);
-    send(md, packet, false)
 }
 
 /// An error about a client's packet. Its sender is the service, whoever it was (RFC 5508, REQ-5):
@@ -183,13 +144,23 @@ fn send(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
     if packet.error.ttl <= 1 {
         return Reason::TtlExpired;
     }
-    match transmit::next_hop(md, packet, reply) {
+    let across = packet.flow.flags & Flow::ACROSS_FAMILIES != 0;
+    let hop = if across { family_error::prepare(md, packet, reply) } else { transmit::next_hop(md, packet, reply) };
+    match hop {
         Reason::ToBackend | Reason::ToClient => {}
         // An error is never answered with one.
         Reason::TooBig => return Reason::Unanswerable,
         reason => return reason,
     }
-    let sent = if Mode::is_one_sided(packet.flow.mode) { transmit::hand_on(md) } else { readdress(md, reply as u32) };
+    let sent = if across {
+        family_error::write_across(md)
+    } else if Mode::is_one_sided(packet.flow.mode) {
+        // It goes as it is: what is in the tunnel is the error and not what that quotes.
+        packet.network = packet.error.outer;
+        transmit::hand_on_icmp(md)
+    } else {
+        readdress(md, reply as u32)
+    };
     match (sent, reply) {
         (0, _) => Reason::Internal,
         (_, false) => Reason::ErrorToBackend,

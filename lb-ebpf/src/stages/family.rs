@@ -6,7 +6,7 @@ use lb_common::{
     family,
     packet::PacketAccess,
     parse::Part,
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use crate::{ctx::Frame, packet::Packet, sum, transmit};
@@ -25,6 +25,11 @@ pub fn run(md: *mut xdp_md) -> Verdict {
         if reason.action() == Action::Forward && (complete(md) == 0 || translate(md) == 0) {
             reason = Reason::Internal;
         }
+    }
+    if reason == Reason::TooBig {
+        // Its sender knows it as it came.
+        packet.transport.packet_len = packet.header.replaced_len();
+        return Verdict::go_on(Stage::TooBig);
     }
     transmit::conclude(packet, reason)
 }

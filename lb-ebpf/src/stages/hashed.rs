@@ -90,10 +90,9 @@ const fn join((a, b): (Port, Port)) -> [u8; 4] {
 /// its flow is to be begun at a certain backend, the packet is scheduled to that.
 #[inline(always)]
 pub fn unlisted(packet: &mut Packet, opens: bool) -> Unlisted {
-    let slot = packet.slot;
+    let stable = stable(packet.slot);
     let paired = packet.service.has(ServiceValue::PAIRED);
-    let stable = if slot.is_clean() { slot.current() } else { slot.stable() };
-    if paired && stable == slot.current() && go(packet, stable, opens) {
+    if paired && stable == packet.slot.current() && go(packet, stable, opens) {
         return Unlisted::Sent;
     }
     if opens && !packet.service.has(ServiceValue::CLIENTS_STAY) {
@@ -114,9 +113,22 @@ pub fn unlisted(packet: &mut Packet, opens: bool) -> Unlisted {
     }
 }
 
+/// Finds the backend of the packet's flow, if that began before and has no entry: the same as [`unlisted`],
+/// of a packet that comes by now, and nothing begins. Whether the backend lives.
+#[inline(always)]
+pub fn began_unlisted(packet: &mut Packet) -> bool {
+    go(packet, stable(packet.slot), false)
+}
+
+/// The backend of the slot's flows that have no entry.
+#[inline(always)]
+fn stable(slot: Slot) -> u32 {
+    if slot.is_clean() { slot.current() } else { slot.stable() }
+}
+
 /// The packet goes to this backend without an entry, if that lives.
 #[inline(always)]
-fn go(packet: &mut Packet, id: u32, opens: bool) -> bool {
+pub fn go(packet: &mut Packet, id: u32, opens: bool) -> bool {
     let Some(backend) = BACKENDS.get(id) else { return false };
     if backend.state != BackendState::Live as u8 {
         return false;
@@ -126,6 +138,7 @@ fn go(packet: &mut Packet, id: u32, opens: bool) -> bool {
     packet.flow.source_port = packet.transport.source_port;
     packet.flow.service_port = packet.transport.destination_port;
     packet.flow.mode = packet.service.mode;
+    packet.flow.flags = 0;
     packet.flow.service_id = packet.service.id;
     packet.flow.backend_id = id;
     packet.send_to_backend(backend);

@@ -1,7 +1,6 @@
 //! ICMP and ICMPv6: a program of its own, see `lb_icmp`.
 
 use lb_common::{
-    abi::AddressRoles,
     answer::answerable,
     icmp::{echo, is_echo_request},
     packet::PacketAccess,
@@ -10,7 +9,7 @@ use lb_common::{
 };
 use network_types::eth::EthHdr;
 
-use super::{admit, errors};
+use super::{admit::Directions, errors};
 use crate::ctx::Frame;
 
 /// Answers an echo request to a service's address, and brings errors about flows where they belong;
@@ -20,9 +19,9 @@ pub fn run(frame: &mut Frame) -> Verdict {
     let (Ok(network), Some(ethernet)) = (parse::network(frame), frame.read::<EthHdr>(0)) else {
         return Verdict::of(Reason::MalformedPassed);
     };
-    let to = admit::roles(&network.destination);
-    if !to.has(AddressRoles::SERVICE) || !is_echo_request(frame, &network) || !answerable(&ethernet, &network) {
-        return errors::run(frame.md(), &network, to);
+    let directions = Directions::of(&network);
+    if !directions.is_forward() || !is_echo_request(frame, &network) || !answerable(&ethernet, &network) {
+        return errors::run(frame.md(), &network, directions);
     }
     match echo(frame, &network) {
         Some(()) => Verdict::transmit(Reason::Echo),

@@ -46,6 +46,42 @@ pub extern "C" fn pick(attempt: u32) -> u32 {
     at(packet, turn % len)
 }
 
+/// The id of a live backend that the packet's connection was not sent to yet, or [`NO_BACKEND`]: the next
+/// one in turn, of as many slots as are compared otherwise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn another() -> u32 {
+    let Some(packet) = Packet::current() else { return NO_BACKEND };
+    let len = packet.service.selection_len;
+    if len == 0 {
+        return NO_BACKEND;
+    }
+    let turn = next_turn(packet);
+    for step in 0..LEAST_SCAN {
+        if step >= len {
+            break;
+        }
+        let id = untried(turn.wrapping_add(step) % len);
+        if id != NO_BACKEND {
+            return id;
+        }
+    }
+    NO_BACKEND
+}
+
+/// The backend of a slot, if it lives and was not tried.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn untried(slot: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return NO_BACKEND };
+    let id = at(packet, slot);
+    if packet.rescue.tried.contains(&id) {
+        return NO_BACKEND;
+    }
+    let lives = BACKENDS.get(id).is_some_and(|backend| backend.state == BackendState::Live as u8);
+    if lives { id } else { NO_BACKEND }
+}
+
 /// The next number in turn.
 ///
 /// Each CPU takes its own turns, so that CPUs share no cache line, and each begins at another slot:

@@ -2,8 +2,9 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Address, AddressRoles, Mode},
+    abi::{Address, AddressRoles, Flow, Mode},
     answer::answerable,
+    family::icmp::DIFFERENCE,
     icmp::too_big,
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Part},
@@ -58,11 +59,15 @@ fn answer(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if written.is_some() { Reason::TooBig } else { Reason::Internal }
 }
 
-/// What the way takes, less the headers of the tunnel. The lookup has left it where the length was.
+/// What the way takes, less the headers of the tunnel, or with the sender's header instead of the other
+/// family's (RFC 7915, 1.4). The lookup has left it where the length was.
 #[inline(always)]
 fn mtu(packet: &Packet) -> u32 {
     // SAFETY: plain integers, both of the same size.
     let mtu = unsafe { packet.fib.__bindgen_anon_1.mtu_result } as u32;
+    if packet.flow.flags & Flow::ACROSS_FAMILIES != 0 {
+        return if packet.network.v4 { too_big::within(mtu, DIFFERENCE) } else { mtu + DIFFERENCE };
+    }
     let tunnel = if Mode::is_tunnel(packet.flow.mode) { packet.tunnel.growth() as u32 } else { 0 };
     too_big::within(mtu, tunnel)
 }

@@ -4,8 +4,9 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{AddressRoles, Mode, Port, Protocol},
+    abi::{Address, AddressRoles, Mode, Port, Protocol},
     icmp::too_big,
+    numbers::{ICMPV6, IPIP},
     packet::{HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Part, Transport},
     verdict::Reason,
@@ -13,19 +14,13 @@ use lb_common::{
 
 use super::{
     admit,
-    errors::{IPIP, find_owner, read_quoted},
+    errors::read_quoted,
+    owner,
     refuse::{cut, icmp_allowed},
 };
-use crate::{
-    ctx::Frame,
-    maps::{BACKENDS, SERVICE_INFO},
-    opaque::opaque,
-    packet::Packet,
-    transmit,
-};
+use crate::{ctx::Frame, maps::SERVICE_INFO, opaque::opaque, packet::Packet, transmit};
 
 const UDP_LEN: usize = 8;
-const ICMPV6: u8 = 58;
 const ETHERTYPE: usize = NETWORK_OFFSET - 2;
 
 /// Tells the client. [`Reason::TunnelError`]: there is none that could be told, or nothing to tell;
@@ -66,8 +61,8 @@ extern "C" fn find_inner(md: *mut xdp_md) -> u32 {
     } else {
         packet.quoted.protocol == IPIP
     };
-    packet.tunnel.destination = packet.quoted.network.destination;
-    packet.tunnel.gue_port = if gue { packet.quoted.destination_port } else { Port::ANY };
+    let to = packet.quoted.network.destination;
+    let port = if gue { packet.quoted.destination_port } else { Port::ANY };
     let end = packet.error.end as u32;
     if read_quoted(md, v4 as u32, start as u32, end) == 0 {
         return 0;
@@ -86,27 +81,25 @@ extern "C" fn find_inner(md: *mut xdp_md) -> u32 {
         offset: inner.transport,
         packet_len: (too_big::headers(v4) + quotation) as u16,
     };
-    has_flow(packet) as u32
+    has_flow(packet, &to, port) as u32
 }
 
 /// Whether the packet in the tunnel is one that we have sent: of a flow whose backend is at the tunnel's
 /// end. Sets the flow.
 #[inline(always)]
-fn has_flow(packet: &mut Packet) -> bool {
+fn has_flow(packet: &mut Packet, end: &Address, port: Port) -> bool {
     let to = admit::roles(&packet.network.destination);
-    if !to.has(AddressRoles::SERVICE) || !admit::any_service(packet, to) || !find_owner(packet) {
+    if !to.has(AddressRoles::SERVICE) || !admit::any_service(packet, to) {
         return false;
     }
-    let Some(backend) = BACKENDS.get(packet.flow.backend_id) else { return false };
-    Mode::is_tunnel(packet.flow.mode)
-        && backend.address == packet.tunnel.destination
-        && backend.tunnel_port == packet.tunnel.gue_port
+    let Some(backend) = owner::find(packet) else { return false };
+    Mode::is_tunnel(packet.flow.mode) && backend.address == *end && backend.tunnel_port == port
 }
 
 /// Whether the error has come through undamaged: what is written anew gets a right checksum. 0: no.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_right(md: *mut xdp_md) -> u32 {
+pub extern "C" fn is_right(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let error = &packet.error;
     let offset = opaque(error.offset as usize) & (HEADERS_MAX - 1);

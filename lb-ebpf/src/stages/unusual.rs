@@ -3,13 +3,15 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::AddressRoles,
     icmp,
     parse::{self, NotOurs, Problem},
     verdict::{Reason, Stage, Verdict},
 };
 
-use super::{admit, fragment, tagged};
+use super::{
+    admit::{self, Directions},
+    fragment, tagged,
+};
 use crate::{ctx::Frame, packet::Packet, pipeline};
 
 /// Takes VLAN tags off, finds out where a fragment belongs, and goes the whole way. Sets `bytes` as
@@ -23,7 +25,10 @@ pub fn run(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
     }
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
     *bytes = Frame::of(md).bytes();
-    let reason = pipeline::decide(md, packet);
+    let mut reason = pipeline::decide(md, packet);
+    if fragment::begins_by_guess(packet) {
+        (packet.begins, reason) = (0, Reason::FragmentEarly);
+    }
     let verdict = pipeline::go(md, packet, reason);
     fragment::settled(md, packet, verdict)
 }
@@ -45,9 +50,8 @@ extern "C" fn meet(md: *mut xdp_md) -> u32 {
         Err(NotOurs::NotIp | NotOurs::Tagged) => return Reason::NotIp as u32,
         Err(NotOurs::Short) => return Reason::MalformedPassed as u32,
     };
-    let to = admit::roles(&network.destination);
-    let is_reply = to.has(AddressRoles::SOURCE) || admit::roles(&network.source).has(AddressRoles::NAT_BACKEND);
-    if !to.has(AddressRoles::SERVICE) && !is_reply {
+    let directions = Directions::of(&network);
+    if directions.is_foreign() {
         // Errors about flows come from anywhere.
         return if icmp::is_icmp(&frame, &network) { ICMP } else { Reason::NotForUs as u32 };
     }
@@ -57,16 +61,10 @@ extern "C" fn meet(md: *mut xdp_md) -> u32 {
         Err(Problem::Icmp) => return ICMP,
         Err(Problem::Fragment) => {
             packet.network = network;
-            return fragment::meet_fragment(md, to.0);
+            return fragment::meet_fragment(md, directions.to.0);
         }
-        Err(Problem::Malformed) => return malformed(to) as u32,
+        Err(Problem::Malformed) => return admit::malformed(directions.to) as u32,
     };
     (packet.network, packet.transport) = (network, transport);
     ON_ITS_WAY
-}
-
-/// Why the way of a malformed packet ends.
-#[inline(always)]
-pub const fn malformed(to: AddressRoles) -> Reason {
-    if to.has(AddressRoles::SERVICE) { Reason::Malformed } else { Reason::MalformedPassed }
 }

@@ -146,6 +146,11 @@ impl<D: Dataplane> Engine<D> {
         self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
+    /// Whether packets to one backend may take different ways.
+    pub fn routes_vary(&mut self, vary: bool) {
+        self.take_in([Input::RoutesVary(vary)]);
+    }
+
     /// A walk over the flow table.
     pub fn census(&mut self, census: FlowCensus, took: Duration) {
         self.live_flows = census.live;

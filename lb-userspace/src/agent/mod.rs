@@ -30,6 +30,7 @@ mod outside;
 pub mod publisher;
 mod pulse;
 mod reload;
+mod route_watch;
 pub mod run_loop;
 pub mod service_manager;
 pub mod start;

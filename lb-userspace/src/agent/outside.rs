@@ -3,12 +3,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     host_queue::HostQueue,
     host_task::{self, HostJob},
+    route_watch,
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
@@ -28,8 +32,10 @@ const WAITING: usize = 1024;
 pub struct World {
     prober: Prober,
     host: HostQueue,
+    /// Whose ways are looked at.
+    ways: watch::Sender<BTreeSet<IpAddr>>,
     sweeps: SweepThread,
-    _tasks: [AbortOnDropHandle<()>; 3],
+    _tasks: [AbortOnDropHandle<()>; 4],
 }
 
 impl World {
@@ -49,14 +55,16 @@ impl World {
         let (outcomes, results) = mpsc::channel(WAITING);
         let (probed, probes) = mpsc::channel(WAITING);
         let (jobs, inbox) = mpsc::channel(WAITING);
+        let (ways, backends) = watch::channel(BTreeSet::new());
         let spawn = |task| AbortOnDropHandle::new(task);
         let tasks = [
             spawn(tokio::spawn(stamp(results, probed))),
+            spawn(tokio::spawn(route_watch::run(host.netlink(), backends, findings.clone()))),
             spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
         let host = HostQueue::new(jobs, findings);
-        Ok((Self { prober: Prober::new(outcomes), host, sweeps, _tasks: tasks }, probes))
+        Ok((Self { prober: Prober::new(outcomes), host, ways, sweeps, _tasks: tasks }, probes))
     }
 }
 
@@ -84,6 +92,7 @@ impl Outside for World {
     }
 
     fn warm(&mut self, backends: BTreeSet<IpAddr>) {
+        self.ways.send_replace(backends.clone());
         self.host.ask(HostJob::Warm(backends));
     }
 

@@ -54,6 +54,8 @@ pub struct Probed {
 pub enum Finding {
     /// The host's source address towards each backend that was asked for.
     Sources(Vec<(IpAddr, Option<IpAddr>)>),
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     /// A walk over the flow table ended.
     Swept(Result<Swept, String>),
     /// The data path asks for a next hop's link-layer address.
@@ -100,7 +102,8 @@ pub trait Outside {
     fn place(&mut self, config: Arc<Config>);
     /// Take off the service addresses that the configuration placed last does not have.
     fn prune(&mut self);
-    /// Keep the next hops towards these backends resolved.
+    /// Keep the next hops towards these backends resolved, and follow whether the ways to them vary:
+    /// answered by [`Finding::RoutesVary`], now and whenever the host's routes have changed.
     fn warm(&mut self, backends: BTreeSet<IpAddr>);
     /// Resolve one next hop now.
     fn resolve(&mut self, ifindex: u32, next_hop: IpAddr);
@@ -220,6 +223,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
     fn found(&mut self, finding: Finding) {
         match finding {
             Finding::Sources(found) => self.engine.sources(found),
+            Finding::RoutesVary(vary) => self.engine.routes_vary(vary),
             Finding::Swept(swept) => self.swept(swept),
             Finding::NeighbourMissing { ifindex, next_hop } => {
                 // Each packet to it may have asked.

@@ -153,9 +153,7 @@ async fn bring_up(
     if options.replace {
         loaded.replace_others();
     }
-    let mut dataplane = KernelDataplane::open(&options.pin_dir)?;
-    let backends = config.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip());
-    dataplane.set_routes_vary(host.netlink().routes_vary(backends).await?)?;
+    let dataplane = KernelDataplane::open(&options.pin_dir)?;
     let facts =
         Facts { config_path: options.config.display().to_string(), started: timestamp(), interfaces: Vec::new() };
     let mut engine = Engine::new(facts, clock, Arc::clone(config), layer, dataplane)?;
@@ -163,6 +161,7 @@ async fn bring_up(
     engine.beat()?;
     let (netlink, excluded) = (host.netlink(), host.managed_addresses());
     engine.sources(host_task::sources(&netlink, engine.wanted_sources(), &excluded).await);
+    engine.routes_vary(netlink.routes_vary(engine.backend_addresses()).await?);
     engine.publish();
     if let Some(failed) = engine.last_error() {
         anyhow::bail!("the maps cannot be written: {}", failed.error);

@@ -11,7 +11,7 @@ use super::{
     form::{Flag, OneOf, Shaped, Time, Whole},
     health_keys::HEALTH,
     model::{MssClamp, PortRange, Tunnel, TunnelSource, XdpMode},
-    quic,
+    passive, quic,
     reader::{Key, LeftOut, Nested, Section},
     role_keys, shape,
     timeouts::{self, TIMEOUTS_TABLE},
@@ -20,7 +20,7 @@ use super::{
 
 /// Every kind of table, in the order of the reference.
 pub(super) fn sections() -> impl Iterator<Item = &'static Section> {
-    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &BACKEND].into_iter()
+    [&TOP, &LIMITS, &SERVICE, &HEALTH, &timeouts::TIMEOUTS, &passive::PASSIVE, &BACKEND].into_iter()
 }
 
 pub(super) static TOP: Section = Section {
@@ -183,6 +183,7 @@ pub(super) static SERVICE: Section = Section {
         &role_keys::ON_MULTIPLE_PRIMARIES,
         &HEALTH_TABLE,
         &TIMEOUTS_TABLE,
+        &passive::PASSIVE_TABLE,
         &MSS_CLAMP,
         &BACKENDS_TABLE,
     ],

@@ -21,6 +21,7 @@ mod keys;
 mod load;
 mod merge;
 mod model;
+mod passive;
 mod prime;
 mod probes;
 mod quic;
@@ -49,8 +50,8 @@ pub use init::{InitLink, InitWish, init};
 pub use keys::{MAX_TIER, MAX_WEIGHT};
 pub use load::{Loaded, load, parse, parse_files};
 pub use model::{
-    AgentHealth, Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Quic, Service, Tunnel, TunnelSource,
-    XdpMode,
+    AgentHealth, Backend, Clients, Config, Health, Limits, MssClamp, Passive, PortRange, Quic, Service, Tunnel,
+    TunnelSource, XdpMode,
 };
 pub(crate) use prime::is_prime;
 pub use probes::{

@@ -127,11 +127,46 @@ pub struct Service {
     pub health: Health,
     /// How long silent flows are kept.
     pub timeouts: Timeouts,
+    pub passive: Passive,
     pub quic: Quic,
     /// Which backends get flows by their role; `None`: roles do not matter.
     pub role: Option<RolePolicy>,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
+}
+
+/// What follows from how backends answer the connections of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passive {
+    /// Backends that do not answer are taken out of turn.
+    pub enabled: bool,
+    /// Other backends that a connection is sent to.
+    pub retries: u8,
+    /// Different clients that must have been refused or not answered.
+    pub clients: u8,
+    /// Of the service's backends.
+    pub max_suspended_percent: u8,
+    /// Below this share of backends that are up nobody is taken out of turn.
+    pub panic_percent: u8,
+    /// After a false alarm.
+    pub back_off: Duration,
+}
+
+impl Passive {
+    pub const DEFAULT: Self = Self {
+        enabled: true,
+        retries: 2,
+        clients: 3,
+        max_suspended_percent: 50,
+        panic_percent: 50,
+        back_off: Duration::from_secs(5),
+    };
+}
+
+impl Default for Passive {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
 }
 
 /// How a service's tunnels to its backends are; without meaning in modes that have none.

@@ -14,7 +14,8 @@ use super::{
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     health, keys,
-    model::{Backend, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
+    model::{Backend, Clients, Config, Health, Limits, MssClamp, Passive, PortRange, Service, Tunnel, XdpMode},
+    passive,
     prime::is_prime,
     quic,
     reader::Table,
@@ -68,6 +69,7 @@ pub(super) struct ServiceDraft {
     pub(super) clients: Read<Clients>,
     pub(super) health: Read<Health>,
     timeouts: Read<Timeouts>,
+    passive: Read<Passive>,
     pub(super) quic_length: quic::LengthDraft,
     pub(super) role: Read<Option<RolePolicy>>,
     pub(super) backends: Vec<Read<BackendDraft>>,
@@ -186,6 +188,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let health = health::read(findings, table, &protocol, &listen, role.as_ref().is_ok_and(Option::is_some));
     let role = role_keys::fitting(findings, role, &health);
     let timeouts = timeouts::read(findings, table, &protocol);
+    let passive = passive::read(findings, table, &protocol, &mode);
     let quic_length = quic::read_length(findings, table);
     let backends = table
         .tables(findings, &keys::BACKENDS_TABLE)
@@ -206,6 +209,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         clients,
         health,
         timeouts,
+        passive,
         role,
         mss_clamp,
         quic_length,
@@ -281,6 +285,7 @@ impl ServiceDraft {
             clients: self.clients?,
             health: self.health?,
             timeouts: self.timeouts?,
+            passive: self.passive?,
             quic: quic::finish(self.quic_length, &self.backends)?,
             role: self.role?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,

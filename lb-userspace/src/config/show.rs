@@ -14,9 +14,11 @@ use super::{
     keys,
     load::{self, parse_files},
     model::Service,
+    passive::PASSIVE_TABLE,
     reader::Describe,
     report::ConfigError,
     source::Source,
+    timeouts::TIMEOUTS_TABLE,
 };
 
 /// What operators decided, in words, by service name.
@@ -96,6 +98,12 @@ impl Writer<'_> {
                 self.settings(&mut text, &keys, health, None);
             }
             None => text.push_str(&format!("# {} is left out: its defaults\n", HEALTH.header)),
+        }
+        for nested in [&TIMEOUTS_TABLE, &PASSIVE_TABLE] {
+            if let Some(own) = table.get(nested.name).and_then(|own| own.get_ref().as_table()) {
+                text.push_str(&format!("\n{}\n", nested.section.header));
+                self.settings(&mut text, nested.section.keys, own, None);
+            }
         }
         for (table, backend) in tables_of(table, keys::BACKENDS_TABLE.name).zip(&service.backends) {
             let nothing = BackendNotes::default();

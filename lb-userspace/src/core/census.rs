@@ -49,6 +49,7 @@ impl Core {
                 self.dirty.insert(*me);
             }
         }
+        self.expire_suspicions(now);
         self.walked_at = now;
         self.ledger.walked(census);
     }

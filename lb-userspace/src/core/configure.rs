@@ -14,6 +14,7 @@ use super::{
     election::RoleState,
     health::Health,
     service::{Leave, Member, Probes, Service, ServiceRef, probes},
+    suspicion,
 };
 use crate::config::{self, Config};
 
@@ -178,6 +179,7 @@ impl Core {
             self.tell(&config.name, Some(member.address), text);
             self.member_joins(me, member);
         }
+        suspicion::forget(member);
         let paused = member.admin == Admin::Maintenance;
         member.weight = wanted.weight;
         member.tier = wanted.tier;
@@ -309,6 +311,7 @@ mod tests {
             clients: config::Clients::default(),
             health: config::Health { check: config::Check::Tcp, ..config::Health::default() },
             timeouts: State::TIMEOUTS,
+            passive: config::Passive::default(),
             quic: config::Quic::default(),
             role: None,
             backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],

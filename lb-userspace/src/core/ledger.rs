@@ -180,6 +180,10 @@ impl Ledger {
         }
     }
 
+    pub(super) fn set_routes_vary(&mut self, vary: bool) {
+        self.changed |= std::mem::replace(&mut self.desired.routes_vary, vary) != vary;
+    }
+
     pub(super) fn set_backend(&mut self, id: u32, backend: Backend) {
         if self.desired.backends.insert(id, backend) != Some(backend) {
             self.mark(Element::Backend(id));

@@ -37,6 +37,7 @@ mod roles;
 mod rotation;
 mod service;
 mod state;
+mod suspicion;
 mod touched;
 mod tracked;
 mod tunnel;
@@ -120,13 +121,37 @@ pub enum Input {
         backend: IpAddr,
         source: Option<IpAddr>,
     },
+    /// Whether packets to one backend may take different ways.
+    RoutesVary(bool),
     Flows(FlowCensus),
+    /// The data path has seen a backend refuse, or not answer, the connections of clients.
+    Suspect(Suspect),
     /// The maps hold this generation of [`Core::desired`] (see [`reconcile::ReconcileReport`]).
     /// Nothing that has left the tables is handed out again, and nothing that is leaving goes, before
     /// this has been said: send it after every step that succeeded.
     Published {
         generation: u32,
     },
+}
+
+/// What the data path has seen of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Of the maps.
+    pub backend_id: u32,
+    pub seen: SuspectFor,
+    /// How many clients it happened to, at least.
+    pub clients: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuspectFor {
+    /// Connections were refused, and none was answered meanwhile.
+    Refused,
+    /// No connection was answered for so long, and the oldest one waits for it.
+    Silent { waited: Duration },
+    /// Clients sent their first packet again, where answers are not seen.
+    Repeated,
 }
 
 /// A change worth telling: for the log and for `lb events`.
@@ -159,6 +184,8 @@ pub struct BackendView {
     pub role: Option<RoleView>,
     /// What its own agent said last, in words.
     pub agent: Option<String>,
+    /// What the data path has seen speaks against it: new flows go elsewhere until probes have decided.
+    pub suspended: bool,
     /// Whether new flows reach it.
     pub used: bool,
     /// Why or why not, in words: `tier 0 serves`, `health down (L4CON 2/2)`, `standby: tier 0 serves`.

@@ -4,6 +4,7 @@
 //! | step | why here |
 //! | --- | --- |
 //! | live and dead backends | one write each, and the fastest way to stop traffic to a dead one |
+//! | whether routes vary | concerns every packet, and nothing depends on it |
 //! | generation | never below the generation of a service: an agent that restarts counts on from it |
 //! | port pools | ready before a backend names them |
 //! | roles that replies need | the first reply may follow the first packet at once |
@@ -72,6 +73,7 @@ impl<'a> Pair<'a> {
 #[derive(Default)]
 struct Steps {
     flips: Vec<Op>,
+    ways: Vec<Op>,
     generation: Vec<Op>,
     pools: Vec<Op>,
     reply_roles: Vec<Op>,
@@ -106,6 +108,9 @@ impl Steps {
         for (&address, old, new) in pair.each(|tables| &tables.addresses, |scope| &scope.addresses) {
             steps.roles(address, old.copied(), new.copied());
         }
+        if pair.actual.routes_vary != pair.desired.routes_vary {
+            steps.ways.push(Op::SetRoutesVary(pair.desired.routes_vary));
+        }
         if pair.actual.generation != pair.desired.generation {
             steps.generation.push(Op::SetGeneration(pair.desired.generation));
         }
@@ -115,6 +120,7 @@ impl Steps {
     fn in_order(self) -> Vec<Op> {
         let creations = [
             self.flips,
+            self.ways,
             self.generation,
             self.pools,
             self.reply_roles,
@@ -331,6 +337,7 @@ mod tests {
             selection: [(4, slots(&[0]))].into(),
             port_pools: [(0, Vec::new())].into(),
             quic_ids: [(QuicKey::new(0, [7; 16]), 0)].into(),
+            routes_vary: true,
         }
     }
 
@@ -350,6 +357,7 @@ mod tests {
         assert_eq!(
             built,
             [
+                "SetRoutesVary",
                 "SetGeneration",
                 "SetPortPool",
                 "SetAddress",
@@ -366,6 +374,7 @@ mod tests {
         assert_eq!(
             taken_down,
             [
+                "SetRoutesVary",
                 "DeleteAddress",
                 "DeleteAddress",
                 "DeleteService",

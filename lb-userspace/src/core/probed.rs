@@ -1,6 +1,8 @@
 //! What follows from probes: health, roles, the agents' words.
 
-use super::{Core, HealthState, Notice, Now, ProbeKey, ProbeOutcome, Role, election::RoleState, service::Member};
+use super::{
+    Core, HealthState, Notice, Now, ProbeKey, ProbeOutcome, Role, election::RoleState, service::Member, suspicion,
+};
 use crate::config::WantedRole;
 
 impl Core {
@@ -11,6 +13,7 @@ impl Core {
             let Some(config) = &service.config else { continue };
             let (name, has_roles) = (config.name.clone(), config.role.is_some());
             let (fall, rise) = (config.health.fall, config.health.rise);
+            let (passive, health) = (config.passive, config.health.clone());
             let mut answered = Vec::new();
             for member in &mut service.members {
                 let mut texts = Vec::new();
@@ -21,6 +24,12 @@ impl Core {
                 }
                 if member.probes.health.as_ref() == Some(key) {
                     texts.extend(member.health.record(outcome, fall, rise, now));
+                    let (text, over) = suspicion::judge(member, outcome.up, rise, &passive, now);
+                    texts.extend(text);
+                    if over {
+                        let wanted = suspicion::member_probes(member, &health);
+                        self.indexes.set_probes(me, member, wanted);
+                    }
                     if has_roles {
                         texts.extend(record_role(member, outcome, rise, now));
                         self.elections.insert(me);

@@ -7,7 +7,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        AddressRoles, BackendState, Granularity, HashedBy, Mode, QuicKey, Scheduler, ServiceInfo, ServiceValue, Slot,
+        AddressRoles, BackendState, Granularity, HashedBy, Mode, Protocol, QuicKey, Scheduler, ServiceInfo,
+        ServiceValue, Slot,
     },
     flow::seconds,
 };
@@ -465,6 +466,11 @@ fn value(id: u32, me: ServiceRef, service: &Service) -> ServiceValue {
         quic_server_id: service.config.as_ref().map_or(0, |config| config.quic.server_id_length),
         ..ServiceValue::EMPTY
     };
+    if let Some(config) = service.config.as_ref().filter(|config| config.protocol == Protocol::Tcp) {
+        value.retries = config.passive.retries;
+        let watched = config.passive.enabled || config.passive.retries != 0;
+        value.flags |= if watched { ServiceValue::WATCHED } else { 0 };
+    }
     if let Some(hash) = shape.hash {
         let stay = service.tracked.as_ref().is_some_and(Tracked::clients_stay);
         value.stable_hash = hash.by as u8;

@@ -102,6 +102,7 @@ impl Reconciler {
 fn note(tables: &mut Tables, op: &Op) {
     match op {
         Op::SetGeneration(generation) => tables.generation = *generation,
+        Op::SetRoutesVary(vary) => tables.routes_vary = *vary,
         Op::SetPortPool { pool, ports } => _ = tables.port_pools.insert(*pool, ports.clone()),
         Op::ClearPortPool { pool } => _ = tables.port_pools.remove(pool),
         Op::SetBackend { id, backend } => _ = tables.backends.insert(*id, *backend),

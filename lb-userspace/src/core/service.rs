@@ -15,6 +15,7 @@ use super::{
     extents::Extent,
     health::Health,
     maglev::Turn,
+    suspicion::Suspicion,
     tracked::{Hash, Tracked},
     tunnel::Tunnel,
 };
@@ -233,6 +234,8 @@ pub(super) struct Member {
     /// Whether its service's policy on roles lets it have new flows; true where there is none.
     pub elected: bool,
     pub agent: AgentWord,
+    /// What the data path has seen of it.
+    pub suspicion: Suspicion,
     /// Set while it has an element of the map `backends`.
     pub place: Option<Place>,
     /// `full-nat` and tunnels: the route to it was lost.
@@ -285,6 +288,7 @@ impl Member {
             role: RoleState::default(),
             elected: true,
             agent: AgentWord::default(),
+            suspicion: Suspicion::default(),
             place: None,
             no_route: false,
             live_flows: 0,
@@ -294,7 +298,11 @@ impl Member {
 
     /// Whether new flows may go to it, if its tier serves.
     pub(super) fn ready(&self) -> bool {
-        self.leaving.is_none() && self.place.is_some() && !self.no_route && self.willing()
+        self.leaving.is_none()
+            && self.place.is_some()
+            && !self.no_route
+            && self.suspicion.suspended.is_none()
+            && self.willing()
     }
 
     /// Ready as far as operator, agent, weight, health and role go.

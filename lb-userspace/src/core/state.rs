@@ -14,6 +14,7 @@ use super::{
     ledger::Ledger,
     publish::{Outcome, Round},
     service::{Service, ServiceRef},
+    suspicion,
 };
 use crate::{config::Config, dataplane::Tables};
 
@@ -92,7 +93,9 @@ impl Core {
                 Input::Operator(layer) => self.operate(layer, now),
                 Input::Probe { key, outcome } => self.probed(&key, &outcome, now),
                 Input::Source { backend, source } => self.source_found(backend, source),
+                Input::RoutesVary(vary) => self.ledger.set_routes_vary(vary),
                 Input::Flows(census) => self.walked(census, now),
+                Input::Suspect(suspect) => self.suspected(&suspect, now),
                 Input::Published { generation } => self.ledger.publish(generation, now),
             }
         }
@@ -153,6 +156,11 @@ impl Core {
             let keeps_key = self.keeps_key(me);
             let Some(service) = self.services.get_mut(&me) else { continue };
             self.published_services += 1;
+            for address in suspicion::lift(service) {
+                let text = "in turn again while suspected: too few others are".to_owned();
+                let service = service.name().to_owned();
+                self.notices.push(Notice { service, backend: Some(address), text });
+            }
             let held = service.holds_address;
             let mut round = Round {
                 ledger: &mut self.ledger,

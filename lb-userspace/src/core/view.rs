@@ -59,6 +59,7 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         last_probe: member.last_probe.clone(),
         role: service.config.as_ref().and_then(|config| config.role.as_ref()).map(|_| role(&member.role)),
         agent: member.agent.shown(),
+        suspended: member.suspicion.suspended.is_some(),
         used,
         used_reason: used_reason(service, member, used, unlisted),
         leaving: member.leaving.is_some(),
@@ -91,6 +92,9 @@ fn used_reason(service: &Service, member: &Member, used: bool, unlisted: bool) -
     }
     if member.health.state != HealthState::Up {
         return format!("health {} ({})", word(member.health.state), member.health.reason);
+    }
+    if let Some(why) = &member.suspicion.suspended {
+        return format!("suspended: {why}");
     }
     if let Some(refused) = member.agent.refuses() {
         return refused;

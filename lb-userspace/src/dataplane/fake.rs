@@ -16,6 +16,7 @@ use crate::config::{DeadMan, Limits, PortRange};
 pub struct FakeDataplane {
     limits: Limits,
     generation: u32,
+    routes_vary: bool,
     addresses: BTreeMap<Address, AddressRoles>,
     services: BTreeMap<ServiceKey, ServiceValue>,
     service_info: BTreeMap<u32, ServiceInfo>,
@@ -57,6 +58,7 @@ impl FakeDataplane {
             selection: vec![Slot::clean(0); limits.selection_slots as usize],
             port_pools: BTreeMap::new(),
             quic_ids: BTreeMap::new(),
+            routes_vary: false,
             census: FlowCensus::default(),
             beats: Vec::new(),
             ops: Vec::new(),
@@ -179,6 +181,7 @@ impl Dataplane for FakeDataplane {
         let limits = self.limits;
         match op {
             Op::SetGeneration(generation) => self.generation = *generation,
+            Op::SetRoutesVary(vary) => self.routes_vary = *vary,
             Op::SetPortPool { pool, ports } => {
                 within("port pool", *pool, limits.port_pools, "port-pools")?;
                 self.port_pools.insert(*pool, ports.clone());
@@ -239,6 +242,7 @@ impl Dataplane for FakeDataplane {
             selection: published.map(slots).collect(),
             port_pools: self.port_pools.clone(),
             quic_ids: self.quic_ids.clone(),
+            routes_vary: self.routes_vary,
         })
     }
 

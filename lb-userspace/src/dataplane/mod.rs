@@ -29,6 +29,8 @@ pub struct Tables {
     pub port_pools: BTreeMap<u32, Vec<PortRange>>,
     /// Backend ids by server ids in QUIC connection IDs.
     pub quic_ids: BTreeMap<QuicKey, u32>,
+    /// Packets to one backend may take different ways, so the way of each is asked for.
+    pub routes_vary: bool,
 }
 
 /// One change of the maps. Each is carried out as a whole or not at all as far as a packet can see,
@@ -36,6 +38,7 @@ pub struct Tables {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     SetGeneration(u32),
+    SetRoutesVary(bool),
     /// Makes the pool hand out these ports. Ports that live flows use stay in use.
     SetPortPool {
         pool: u32,

@@ -72,4 +72,4 @@ pub use routes::Route;
 pub use sysctl::Sysctl;
 pub use undo::Undone;
 pub use vlans::VlanDevice;
-pub use watch::LinkEvents;
+pub use watch::{LinkEvents, RouteEvents};

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
-    route::{RouteAttribute, RouteFlags},
+    route::{RouteAttribute, RouteFlags, RouteMessage},
     rule::{RuleAttribute, RuleMessage},
 };
 use rtnetlink::{IpVersion, RouteMessageBuilder};
@@ -45,13 +45,7 @@ impl Netlink {
         question.header.flags |= RouteFlags::FibMatch;
         match self.handle.route().get(question).execute().try_next().await.map_err(to_io) {
             Ok(None) => Ok(false),
-            Ok(Some(route)) => {
-                let several = |attribute: &RouteAttribute| match attribute {
-                    RouteAttribute::MultiPath(hops) => hops.len() > 1,
-                    _ => false,
-                };
-                Ok(route.attributes.iter().any(several))
-            }
+            Ok(Some(route)) => Ok(several_next_hops(&route)),
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 let what = format!("cannot ask for the route to {backend}");
                 Err(HostError::Kernel { what, error })
@@ -60,6 +54,19 @@ impl Netlink {
             Err(_) => Ok(false),
         }
     }
+}
+
+/// A route by a next hop object may be told by the object's number alone (`nexthop_compat_mode` 0):
+/// it is taken for a group.
+fn several_next_hops(route: &RouteMessage) -> bool {
+    let by = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops.len() > 1),
+        RouteAttribute::Oif(_) => Some(false),
+        _ => None,
+    };
+    let told: Vec<bool> = route.attributes.iter().filter_map(by).collect();
+    let by_object = route.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::NhId(_)));
+    told.contains(&true) || told.is_empty() && by_object
 }
 
 /// The kernel's own rules and those about interfaces, destinations and marks (the data path sets
@@ -72,4 +79,53 @@ fn looks_beyond_the_destination(rule: &RuleMessage) -> bool {
         )
     };
     rule.header.src_len > 0 || rule.attributes.iter().any(by_attribute)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::route::{RouteAddress, RouteNextHop};
+
+    use super::*;
+
+    fn route(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.attributes = attributes;
+        route
+    }
+
+    #[test]
+    fn a_route_varies_with_two_next_hops_and_not_with_one() {
+        let via = RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::new(192, 0, 2, 1)));
+        let hops = |count| RouteAttribute::MultiPath(vec![RouteNextHop::default(); count]);
+        assert!(!several_next_hops(&route(vec![via.clone(), RouteAttribute::Oif(2)])));
+        assert!(!several_next_hops(&route(vec![hops(1)])));
+        assert!(several_next_hops(&route(vec![via, hops(2)])));
+    }
+
+    #[test]
+    fn a_next_hop_object_that_is_not_spelt_out_may_be_a_group() {
+        let object = RouteAttribute::NhId(7);
+        assert!(several_next_hops(&route(vec![object.clone()])));
+        assert!(!several_next_hops(&route(vec![object.clone(), RouteAttribute::Oif(2)])));
+        let hops = RouteAttribute::MultiPath(vec![RouteNextHop::default(); 2]);
+        assert!(several_next_hops(&route(vec![object, hops])));
+    }
+
+    #[test]
+    fn a_rule_varies_by_what_is_not_the_same_for_all_packets_to_a_backend() {
+        let rule = |attribute: Option<RuleAttribute>, src_len| {
+            let mut rule = RuleMessage::default();
+            rule.header.src_len = src_len;
+            rule.attributes.extend(attribute);
+            rule
+        };
+        assert!(!looks_beyond_the_destination(&rule(None, 0)));
+        for same in [RuleAttribute::Iifname("eth0".to_owned()), RuleAttribute::FwMark(1), RuleAttribute::Priority(5)] {
+            assert!(!looks_beyond_the_destination(&rule(Some(same), 0)));
+        }
+        assert!(looks_beyond_the_destination(&rule(None, 24)));
+        assert!(looks_beyond_the_destination(&rule(Some(RuleAttribute::IpProtocol(17.into())), 0)));
+    }
 }

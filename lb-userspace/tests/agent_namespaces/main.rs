@@ -2,6 +2,8 @@
 //! and leaves nothing behind.
 
 mod hotplug;
+mod routes;
+mod sctp;
 mod service;
 mod silent;
 mod upgrade;

@@ -77,6 +77,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
             ..Health::default()
         },
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         role: None,
         backends: backends.iter().map(backend).collect(),

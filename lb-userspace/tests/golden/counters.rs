@@ -41,10 +41,13 @@ impl Counters {
             number(format!("service {id} flows"), b.flows, a.flows);
             number(format!("service {id} refused"), b.refused, a.refused);
             number(format!("service {id} dropped"), b.dropped, a.dropped);
+            number(format!("service {id} rescued"), b.rescued, a.rescued);
         }
         for (id, (b, a)) in self.backends.iter().zip(&after.backends).enumerate() {
             number(format!("backend {id} flows"), b.flows, a.flows);
             number(format!("backend {id} ended"), b.ended, a.ended);
+            number(format!("backend {id} refusals"), b.refusals, a.refusals);
+            number(format!("backend {id} unanswered"), b.unanswered, a.unanswered);
         }
         let mut direction = |what: String, b: DirectionCounters, a: DirectionCounters| {
             if a != b {

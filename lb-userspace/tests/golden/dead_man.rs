@@ -80,7 +80,7 @@ fn a_sign_of_life_changes_nothing_else_in_the_settings() {
     lab(|lab| {
         lab.set_routes_vary(true);
         falls_silent(lab, DeadManPolicy::Drop);
-        lab.data.set_routes_vary(false).unwrap();
+        lab.set_routes_vary(false);
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
         assert_eq!(send(lab, &served, 40_000, TCP_SYN).exit, "drop", "and the other way round");
     });

@@ -21,7 +21,7 @@ use lb_userspace::{
 
 use crate::{
     frames::{Packet, Segment, mark, tunnelled},
-    lab::{KINDS, assert_frame, client, ip_batch, packet, run, vip},
+    lab::{KINDS, assert_frame, client, ip_batch, packet, run, run_in_parts, vip},
 };
 
 const GUE_PORT: u16 = 6080;
@@ -163,6 +163,72 @@ fn every_family_comes_out_of_every_tunnel() {
                     let n = frame.len();
                     let counted = [format!("{name} 1 x {n}"), format!("{} 1 x {n}", vip(v4))];
                     backend.expect(&frame, "pass", &inner, &[&counted[0], &counted[1]]);
+                }
+            }
+        }
+    });
+}
+
+/// The frame with these tags.
+fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
+    [&frame[..12], tags.as_flattened(), &frame[12..]].concat()
+}
+
+const VLAN: [u8; 4] = [0x81, 0, 0, 7];
+const OUTER_VLAN: [u8; 4] = [0x88, 0xa8, 0xe0, 200];
+
+#[test]
+fn tagged_frames_are_stripped_and_keep_their_tags() {
+    backend(rules(), |backend| {
+        for tags in [&[VLAN][..], &[OUTER_VLAN, VLAN]] {
+            for (v4, outer_v4, gue) in [(true, true, None), (false, true, Some(true)), (true, false, Some(true))] {
+                let plain = tcp(v4);
+                let frame = wrapped(&plain, outer_v4, gue);
+                let (name, n) = (if gue.is_some() { "gue" } else { "ipip" }, frame.len());
+                let counted = [format!("{name} 1 x {n}"), format!("{} 1 x {n}", vip(v4))];
+                backend.expect(&tagged(&frame, tags), "pass", &tagged(&plain, tags), &[&counted[0], &counted[1]]);
+            }
+            // What is not ours leaves as it came; what is wrong is dropped.
+            let n = tcp(true).len();
+            let other = tagged(&tcp(true), tags);
+            backend.expect(&other, "pass", &other, &[&format!("not_tunnel 1 x {n}")]);
+            let mut torn = wrapped(&tcp(true), true, None);
+            torn[IP + 3] += 1;
+            let (before, bytes) = (backend.state(), torn.len());
+            let (exit, _) = run(&backend.program, backend.ifindex, &tagged(&torn, tags));
+            assert_eq!((exit, changes(&before, &backend.state())), ("drop", vec![format!("malformed 1 x {bytes}")]));
+        }
+        let deep = tagged(&wrapped(&tcp(true), true, None), &[OUTER_VLAN, VLAN, VLAN]);
+        backend.passes(&deep, "not_tunnel");
+        let short = tagged(&[2; 14], &[VLAN]);
+        backend.passes(&short, "not_tunnel");
+    });
+}
+
+#[test]
+fn jumbo_frames_in_several_buffers_are_stripped() {
+    backend(rules(), |backend| {
+        ip_batch(&format!("link set {INTERFACE} mtu 9100\n"));
+        for (v4, protocol) in KINDS {
+            for gue in [None, Some(true)] {
+                for tags in [&[][..], &[OUTER_VLAN, VLAN]] {
+                    let mut inner = request(v4, protocol);
+                    match &mut inner.segment {
+                        Segment::Tcp { payload, .. } | Segment::Udp { payload, .. } => *payload = vec![0x5a; 8_900],
+                        Segment::Other { .. } => unreachable!("no kind of these"),
+                    }
+                    let inner = inner.frame();
+                    let frame = wrapped(&inner, v4, gue);
+                    let (name, n) = (if gue.is_some() { "gue" } else { "ipip" }, frame.len());
+                    let counted = [format!("{name} 1 x {n}"), format!("{} 1 x {n}", vip(v4))];
+                    let (frame, left) = (tagged(&frame, tags), tagged(&inner, tags));
+                    backend.expect(&frame, "pass", &left, &[&counted[0], &counted[1]]);
+                    // Only the headers in the first buffer, where the kernel makes such frames.
+                    let before = backend.state();
+                    if let Some((exit, out)) = run_in_parts(&backend.program, backend.ifindex, &frame, 192) {
+                        assert_eq!((exit, changes(&before, &backend.state())), ("pass", counted.to_vec()));
+                        assert_frame(&out, &left);
+                    }
                 }
             }
         }

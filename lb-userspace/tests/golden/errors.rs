@@ -37,6 +37,13 @@ fn asker(v4: bool) -> SocketAddr {
     (client(v4), 40_000).into()
 }
 
+/// What a router on the clients' side says about a reply, of which it quotes so many bytes behind the IP
+/// headers.
+fn about_reply(v4: bool, protocol: Protocol, kind: Kind, behind: usize) -> Packet {
+    let reply = packet(service(v4), asker(v4), 57, protocol, TCP_ACK);
+    error(far_router(v4), vip(v4), kind, &quote(&reply, behind))
+}
+
 /// A packet with everything between the addresses and the ports that a packet may have.
 fn laden(packet: Packet, v4: bool) -> Packet {
     if v4 {
@@ -123,8 +130,7 @@ fn errors_about_replies_travel_to_backends_that_answer_themselves_as_packets_do(
                 let served = lab.serve(Spec { backend_port: 0, ..Spec::new(v4, protocol, mode) });
                 begin(lab, &served);
                 for (kind, behind) in ERRORS.iter().flat_map(|kind| QUOTED.map(|behind| (*kind, behind))) {
-                    let reply = quote(&packet(service(v4), asker(v4), 57, protocol, TCP_ACK), behind);
-                    let told = error(far_router(v4), vip(v4), kind, &reply);
+                    let told = about_reply(v4, protocol, kind, behind);
                     let onward = lab.to_backend(1, &lowered(told.clone()));
                     let frame = from_client(&told);
                     let sent = lab.send(Side::Front, &frame);
@@ -170,8 +176,7 @@ fn a_damaged_error_stays_damaged() {
     lab(|lab| {
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
         begin(lab, &served);
-        let reply = quote(&packet(service(true), asker(true), 57, Protocol::Tcp, TCP_ACK), 20);
-        let mut frame = from_client(&error(far_router(true), vip(true), Kind::TimeExceeded, &reply));
+        let mut frame = from_client(&about_reply(true, Protocol::Tcp, Kind::TimeExceeded, 20));
         // The ICMP checksum.
         frame[36] ^= 0x40;
         let sent = lab.send(Side::Front, &frame);
@@ -224,8 +229,7 @@ fn errors_about_packets_scheduled_one_by_one_go_to_a_backend_of_the_client() {
             lab.send(Side::Front, &from_client(&request(&served, 40_000, 0)));
         }
         assert_eq!(lab.flows().len(), 2);
-        let reply = quote(&packet(service(true), asker(true), 57, Protocol::Udp, 0), 8);
-        let frame = from_client(&error(far_router(true), vip(true), Kind::TooBig(1400), &reply));
+        let frame = from_client(&about_reply(true, Protocol::Udp, Kind::TooBig(1400), 8));
         let told: std::collections::BTreeSet<Vec<u8>> = (0..2)
             .map(|_| {
                 let sent = lab.send(Side::Front, &frame);
@@ -265,7 +269,7 @@ fn errors_about_no_flow_are_dropped_or_the_hosts() {
                 // Quoting what nobody there can have sent.
                 let other_sender = from_far(vip(v4), &of((far_router(v4), 80).into(), asker(v4)));
                 assert_untouched(lab, Side::Front, &other_sender, "drop", "malformed");
-                let short = from_far(vip(v4), &quote(&packet(service(v4), asker(v4), 57, protocol, 0), 7));
+                let short = from_client(&about_reply(v4, protocol, Kind::PortUnreachable, 7));
                 assert_untouched(lab, Side::Front, &short, "drop", "malformed");
                 // About our own answer to a ping.
                 let kind = if v4 { 1 } else { 58 };
@@ -315,8 +319,7 @@ fn errors_about_flows_of_dead_backends_end_here() {
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
         begin(lab, &served);
         lab.set_state(&served, 1, BackendState::Dead);
-        let reply = quote(&packet(service(true), asker(true), 57, Protocol::Tcp, TCP_ACK), 8);
-        let told = from_client(&error(far_router(true), vip(true), Kind::TooBig(1400), &reply));
+        let told = from_client(&about_reply(true, Protocol::Tcp, Kind::TooBig(1400), 8));
         assert_untouched(lab, Side::Front, &told, "drop", "error_of_no_flow");
     });
 }
@@ -329,8 +332,7 @@ fn an_error_neither_ends_nor_prolongs_a_flow() {
         lab.send(Side::Front, &from_client(&request(&served, 40_000, TCP_RST)));
         let before = lab.flow();
         std::thread::sleep(std::time::Duration::from_millis(300));
-        let reply = quote(&packet(service(true), asker(true), 57, Protocol::Tcp, TCP_ACK), 8);
-        let told = from_client(&error(far_router(true), vip(true), Kind::PortUnreachable, &reply));
+        let told = from_client(&about_reply(true, Protocol::Tcp, Kind::PortUnreachable, 8));
         assert_eq!(lab.send(Side::Front, &told).exit, "redirect");
         let after = lab.flow();
         assert_eq!((after.state, after.client), (before.state, before.client));
@@ -361,8 +363,7 @@ fn an_error_on_its_last_hop_is_the_kernels() {
     lab(|lab| {
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
         begin(lab, &served);
-        let reply = quote(&packet(service(true), asker(true), 57, Protocol::Tcp, TCP_ACK), 8);
-        let mut told = error(far_router(true), vip(true), Kind::TooBig(1400), &reply);
+        let mut told = about_reply(true, Protocol::Tcp, Kind::TooBig(1400), 8);
         told.ttl = 1;
         assert_untouched(lab, Side::Front, &from_client(&told), "pass", "ttl_expired");
     });

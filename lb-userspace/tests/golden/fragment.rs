@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
     abi::{Granularity, Mode, Protocol},
-    flow::{TCP_ACK, TCP_SYN, seconds},
+    flow::{TCP_ACK, TCP_SYN, Word, seconds},
+    verdict::Reason,
 };
 use lb_userspace::dataplane::{Dataplane as _, Op};
 
@@ -44,6 +45,13 @@ fn send_all(lab: &mut Lab, side: Side, pieces: &[Vec<u8>], reason: &str) -> Vec<
         out.push(sent.frame);
     }
     out
+}
+
+impl Lab {
+    /// Fragments that were sent on before their first.
+    fn guessed(&self) -> u64 {
+        self.stats().verdicts().unwrap()[&Reason::FragmentGuessed].packets
+    }
 }
 
 #[track_caller]
@@ -237,8 +245,10 @@ fn a_fragment_before_its_first_is_dropped_and_counted() {
             assert_dropped(lab, &pieces[1], "fragment_early");
             send_all(lab, Side::Front, &pieces[..1], "to_backend");
             send_all(lab, Side::Front, &pieces[1..], "to_backend");
-            // Another datagram.
-            assert_dropped(lab, &asked(&served, 40_000, 0, ID + 1)[1], "fragment_early");
+            // Of a client that has sent none in pieces before.
+            let mut stranger = long(request(&served, 40_000, 0));
+            stranger.source = backend(v4, 9);
+            assert_dropped(lab, &fragments(&from_client(&stranger), CHUNK, ID + 1)[1], "fragment_early");
         });
     }
 }
@@ -327,5 +337,122 @@ fn a_first_fragment_whose_ttl_is_used_up_tells_nothing() {
         assert_passed(lab, Side::Front, &pieces[0], "ttl_expired");
         assert_dropped(lab, &pieces[1], "fragment_early");
         assert!(lab.flows().is_empty());
+    });
+}
+
+#[test]
+fn fragments_before_their_first_go_where_their_sender_s_last_datagram_went() {
+    for (v4, protocol) in KINDS {
+        for mode in [Mode::Nat, Mode::FullNat] {
+            lab(move |lab| {
+                let served = lab.serve(Spec { backends: 3, ..Spec::new(v4, protocol, mode) });
+                lab.send(Side::Front, &from_client(&request(&served, 40_000, TCP_SYN)));
+                send_all(lab, Side::Front, &asked(&served, 40_000, TCP_ACK, ID), "to_backend");
+                let last = reassembled(&send_all(lab, Side::Front, &asked(&served, 40_000, TCP_ACK, 1), "to_backend"));
+                let mut guessed = 0;
+                for (datagram, order) in [[2, 1, 0], [1, 0, 2], [2, 0, 1]].into_iter().enumerate() {
+                    let pieces = asked(&served, 40_000, TCP_ACK, ID + 1 + datagram as u32);
+                    let pieces = order.map(|at| pieces[at].clone());
+                    let out = send_all(lab, Side::Front, &pieces, "to_backend");
+                    guessed += order.iter().position(|at| *at == 0).unwrap() as u64;
+                    assert_eq!(lab.guessed(), guessed);
+                    // One identification for all pieces, and the same flow.
+                    let (whole, id) = reassembled(&out);
+                    verified(&whole);
+                    assert_frame(&whole, &last.0);
+                    assert_ne!(id, last.1);
+                }
+                assert_eq!(lab.flows().len(), 1);
+            });
+        }
+    }
+}
+
+#[test]
+fn in_dsr_fragments_before_their_first_follow_without_an_entry_in_the_flow_table() {
+    lab(|lab| {
+        let spec = Spec { backends: 3, backend_port: 0, ..Spec::new(true, Protocol::Udp, Mode::DsrL2) };
+        let served = lab.serve(spec);
+        send_all(lab, Side::Front, &asked(&served, 40_000, 0, ID), "to_backend");
+        let mut pieces = asked(&served, 40_000, 0, ID + 1);
+        pieces.reverse();
+        let (whole, id) = reassembled(&send_all(lab, Side::Front, &pieces, "to_backend"));
+        verified(&whole);
+        assert_eq!((lab.guessed(), id), (2, ID + 1));
+    });
+}
+
+#[test]
+fn a_wrong_guess_costs_the_early_fragments_only() {
+    lab(|lab| {
+        let served = lab.serve(Spec { backends: 2, ..Spec::new(true, Protocol::Udp, Mode::Nat) });
+        let backend_of = |frame: &[u8]| frame[30..34].to_vec();
+        let one = send_all(lab, Side::Front, &asked(&served, 40_000, 0, ID), "to_backend");
+        let other = send_all(lab, Side::Front, &asked(&served, 40_001, 0, ID + 1), "to_backend");
+        assert_ne!(backend_of(&one[0]), backend_of(&other[0]));
+        // The client's other flow: what comes first goes the last one's way, the rest its own.
+        let pieces = asked(&served, 40_000, 0, ID + 2);
+        let out = send_all(lab, Side::Front, &[1, 0, 2].map(|at: usize| pieces[at].clone()), "to_backend");
+        let to: Vec<_> = out.iter().map(|frame| backend_of(frame)).collect();
+        assert_eq!(to, [backend_of(&other[0]), backend_of(&one[0]), backend_of(&one[0])]);
+        assert_eq!(out[1][18..20], out[2][18..20]);
+        assert_ne!(out[0][18..20], out[1][18..20], "the two backends are never given one number");
+        assert_eq!((lab.flows().len(), lab.guessed()), (2, 1));
+    });
+}
+
+#[test]
+fn a_guess_begins_no_flow() {
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::FullNat));
+        let pieces = asked(&served, 40_000, 0, ID);
+        send_all(lab, Side::Front, &pieces, "to_backend");
+        lab.set_every_word(Word::EMPTY);
+        assert_dropped_at(lab, &asked(&served, 40_000, 0, ID + 1)[1], "fragment_early");
+        assert!(lab.flows().is_empty());
+        assert_eq!(lab.guessed(), 0);
+        send_all(lab, Side::Front, &asked(&served, 40_000, 0, ID + 1)[..1], "to_backend");
+        assert_eq!(lab.flows().len(), 1);
+    });
+}
+
+#[test]
+fn fragments_of_many_senders_to_one_source_of_full_nat_are_not_guessed() {
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::FullNat));
+        lab.send(Side::Front, &from_client(&request(&served, 40_000, 0)));
+        let flow = lab.flow();
+        let server = (backend(true, 1), 8080).into();
+        let answer =
+            |id| fragments(&from_backend(1, &long(packet(server, flow.source, 64, Protocol::Udp, 0))), CHUNK, id);
+        send_all(lab, Side::Back, &answer(ID), "to_client");
+        assert_passed(lab, Side::Back, &answer(ID + 1)[1], "fragment");
+    });
+    // In `nat` the client's address is in it.
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::Nat));
+        lab.send(Side::Front, &from_client(&request(&served, 40_000, 0)));
+        let flow = lab.flow();
+        let server = (backend(true, 1), 8080).into();
+        let answer =
+            |id| fragments(&from_backend(1, &long(packet(server, flow.source, 64, Protocol::Udp, 0))), CHUNK, id);
+        send_all(lab, Side::Back, &answer(ID), "to_client");
+        let mut pieces = answer(ID + 1);
+        pieces.reverse();
+        verified(&reassembled(&send_all(lab, Side::Back, &pieces, "to_client")).0);
+        assert_eq!(lab.guessed(), 2);
+    });
+}
+
+#[test]
+fn early_fragments_for_the_host_follow_those_that_reached_it() {
+    lab(|lab| {
+        let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::FullNat));
+        let mut other = long(request(&served, 40_000, 0));
+        other.segment = Segment::udp(40_000, 81, &[7; 2_500]);
+        for piece in fragments(&from_client(&other), CHUNK, ID) {
+            assert_passed(lab, Side::Front, &piece, "no_service");
+        }
+        assert_passed(lab, Side::Front, &fragments(&from_client(&other), CHUNK, ID + 1)[2], "no_service");
     });
 }

@@ -8,21 +8,20 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    path::Path,
     process::{self, Command},
-    sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
 use aya::{
     TestRun as _,
-    maps::{Array, Map, MapData},
+    maps::MapData,
     programs::{ProgramError, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, Settings, Slot, limits::WAYS, names,
+        ServiceKey, ServiceValue, Slot, limits::WAYS, names,
     },
     flow::{Word, ticks},
 };
@@ -30,10 +29,7 @@ use lb_userspace::{
     config::{Limits, PortRange, XdpMode},
     dataplane::{
         Dataplane as _, Op,
-        kernel::{
-            FlowFilter, FlowRecord, Flows, KernelDataplane, LoadOptions, Loaded, Pins, SharedArray, Stats, Vlans,
-            detach, load,
-        },
+        kernel::{FlowFilter, FlowRecord, Flows, KernelDataplane, Pins, SharedArray, Stats, Vlans},
     },
 };
 
@@ -42,6 +38,7 @@ use lb_userspace::host::VlanDevice;
 use crate::{
     counters::Counters,
     frames::{Packet, Segment},
+    pool::{self, Shared},
 };
 
 /// The interface a frame comes from or leaves by.
@@ -117,10 +114,9 @@ pub const PORTS: [PortRange; 2] = [PortRange { first: 1024, last: 56_903 }, Port
 
 pub struct Lab {
     limits: Limits,
-    loaded: Loaded,
+    shared: Shared,
     pub data: KernelDataplane,
     stats: Stats,
-    pin_dir: PinDir,
     served: u32,
     /// VLAN interfaces of the host, once they are told.
     pub vlans: Vec<VlanDevice>,
@@ -195,7 +191,9 @@ pub fn lab_with(limits: Limits, test: impl FnOnce(&mut Lab) + Send + 'static) {
     let result = thread::spawn(move || {
         // SAFETY: has no arguments.
         pin_to(unsafe { libc::sched_getcpu() } as usize);
-        test(&mut Lab::new(limits));
+        let mut lab = Lab::new(limits);
+        test(&mut lab);
+        lab.end();
     })
     .join();
     if let Err(panic) = result {
@@ -205,7 +203,6 @@ pub fn lab_with(limits: Limits, test: impl FnOnce(&mut Lab) + Send + 'static) {
 
 impl Lab {
     fn new(limits: Limits) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         // SAFETY: no preconditions.
         let uid = unsafe { libc::geteuid() };
         assert_eq!(uid, 0, "golden packets need the kernel's verifier and a network namespace: run them as root");
@@ -217,17 +214,20 @@ impl Lab {
                 std::fs::write(format!("/proc/sys/net/{family}/conf/{interface}/forwarding"), "1").unwrap();
             }
         }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pin_dir = PinDir(Path::new("/sys/fs/bpf").join(format!("lb-golden-{}-{number}", process::id())));
-        lb_userspace::host::ensure_bpffs(Path::new("/sys/fs/bpf")).expect("a bpf file system");
-        let mut loaded =
-            load(&LoadOptions { pin_dir: &pin_dir.0, limits: &limits, debug_log: false }).expect("the program loads");
+        let mut shared = pool::take(limits);
         for interface in ["front", "back"] {
-            loaded.attach(interface, XdpMode::Native).expect("the program attaches");
+            shared.loaded.attach(interface, XdpMode::Native).expect("the program attaches");
         }
-        let data = KernelDataplane::open(&pin_dir.0).expect("the maps open");
-        let stats = Stats::open(&pin_dir.0).expect("the counters open");
-        Self { limits, loaded, data, stats, pin_dir, served: 0, vlans: vec![] }
+        let data = KernelDataplane::open(&shared.pin_dir.0).expect("the maps open");
+        let stats = Stats::open(&shared.pin_dir.0).expect("the counters open");
+        Self { limits, shared, data, stats, served: 0, vlans: vec![] }
+    }
+
+    /// Leaves the program to the next test.
+    fn end(self) {
+        let Self { shared, data, stats, .. } = self;
+        drop((data, stats));
+        pool::give_back(shared);
     }
 
     /// Publishes a service whose backends are all ready.
@@ -329,7 +329,7 @@ impl Lab {
 
     /// Tells the program what VLAN interfaces there are.
     pub fn tell_vlans(&self) {
-        Vlans::open(&self.pin_dir.0).unwrap().reconcile(&self.vlans).unwrap();
+        Vlans::open(&self.shared.pin_dir.0).unwrap().reconcile(&self.vlans).unwrap();
     }
 
     pub fn apply(&mut self, op: Op) {
@@ -338,7 +338,7 @@ impl Lab {
 
     /// Live flows, in the order of the table.
     pub fn flows(&self) -> Vec<FlowRecord> {
-        Flows::open(&self.pin_dir.0).unwrap().iter(&FlowFilter::default()).collect()
+        Flows::open(&self.shared.pin_dir.0).unwrap().iter(&FlowFilter::default()).collect()
     }
 
     /// Ticks of the clock that the program reads.
@@ -350,12 +350,8 @@ impl Lab {
     }
 
     /// Says whether packets to one backend may take different ways.
-    pub fn set_routes_vary(&self, vary: bool) {
-        let map = MapData::from_pin(Pins::new(&self.pin_dir.0).map(names::SETTINGS)).unwrap();
-        let mut map: Array<_, Settings> = Array::try_from(Map::Array(map)).unwrap();
-        let settings = map.get(&0, 0).unwrap();
-        let flags = if vary { Settings::ROUTES_VARY } else { 0 };
-        map.set(0, Settings { flags, ..settings }, 0).unwrap();
+    pub fn set_routes_vary(&mut self, vary: bool) {
+        self.data.apply(&Op::SetRoutesVary(vary)).unwrap();
     }
 
     /// Waits for the next tick of the program's clock.
@@ -368,7 +364,7 @@ impl Lab {
 
     /// Writes the whole flow table.
     pub fn set_every_word(&self, word: Word) {
-        let map = MapData::from_pin(Pins::new(&self.pin_dir.0).map(names::FLOW_WORDS)).unwrap();
+        let map = MapData::from_pin(Pins::new(&self.shared.pin_dir.0).map(names::FLOW_WORDS)).unwrap();
         let buckets = SharedArray::<[u64; WAYS]>::map(&map).unwrap();
         for bucket in 0..buckets.len() {
             buckets.write(bucket, &[word.0; WAYS]).unwrap();
@@ -385,13 +381,13 @@ impl Lab {
     /// Runs the program on a frame.
     pub fn send(&mut self, side: Side, frame: &[u8]) -> Sent {
         let before = Counters::read(&self.stats, &self.limits);
-        let (exit, out) = run(self.loaded.program().expect("the program"), ifindex(side), frame);
+        let (exit, out) = run(self.shared.loaded.program().expect("the program"), ifindex(side), frame);
         Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) }
     }
 
     /// Runs the program on a frame, without a look at the counters.
     pub fn run(&mut self, side: Side, frame: &[u8]) -> (&'static str, Vec<u8>) {
-        run(self.loaded.program().expect("the program"), ifindex(side), frame)
+        run(self.shared.loaded.program().expect("the program"), ifindex(side), frame)
     }
 
     pub fn stats(&self) -> &Stats {
@@ -402,7 +398,8 @@ impl Lab {
     /// takes test frames in no such parts.
     pub fn send_in_parts(&mut self, side: Side, frame: &[u8], first: usize) -> Option<Sent> {
         let before = Counters::read(&self.stats, &self.limits);
-        let (exit, out) = run_in_parts(self.loaded.program().expect("the program"), ifindex(side), frame, first)?;
+        let (exit, out) =
+            run_in_parts(self.shared.loaded.program().expect("the program"), ifindex(side), frame, first)?;
         Some(Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) })
     }
 
@@ -414,7 +411,7 @@ impl Lab {
         frames: impl Fn(usize) -> Vec<Vec<u8>> + Sync,
     ) -> BTreeMap<&'static str, usize> {
         let ifindex = ifindex(side);
-        let program = self.loaded.program().expect("the program");
+        let program = self.shared.loaded.program().expect("the program");
         let cpus = cpus();
         // Threads started from here are in this thread's network namespace.
         let work = |cpu: usize| {
@@ -450,13 +447,13 @@ impl Lab {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         };
-        let program = self.loaded.program().expect("the program");
+        let program = self.shared.loaded.program().expect("the program");
         program.test_run(options).expect("the kernel runs the program").return_value
     }
 
     /// Where the maps are pinned.
     pub fn pin_dir(&self) -> &Path {
-        &self.pin_dir.0
+        &self.shared.pin_dir.0
     }
 
     /// Flows begun so far towards each backend of a service.
@@ -472,17 +469,6 @@ impl Lab {
     /// What a frame is that leaves for the client.
     pub fn to_client(&self, packet: &Packet) -> Vec<u8> {
         framed(ROUTER_MAC, FRONT_MAC, packet)
-    }
-}
-
-/// Takes everything off and away at the end, also when a lab could not be finished.
-struct PinDir(PathBuf);
-
-impl Drop for PinDir {
-    fn drop(&mut self) {
-        if let Err(error) = detach(&self.0) {
-            eprintln!("cleaning up {}: {error:#}", self.0.display());
-        }
     }
 }
 
@@ -524,7 +510,7 @@ pub fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>)
     run_in_parts(program, ifindex, frame, frame.len()).expect("the kernel runs the program")
 }
 
-fn run_in_parts(program: &Xdp, ifindex: u32, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
+pub fn run_in_parts(program: &Xdp, ifindex: u32, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
     let mut out = vec![0xee; frame.len() + 1024];
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let mut context = [0u8; 24];

@@ -7,12 +7,14 @@ mod decap;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
 mod frames;
 mod lab;
+mod pool;
 
 mod clients;
 mod dead_man;
 mod dsr;
 mod errors;
 mod family;
+mod family_errors;
 mod flows;
 mod forward;
 mod fragment;
@@ -22,11 +24,14 @@ mod icmp_wire;
 mod jumbo;
 mod mss;
 mod mutated;
+mod owner;
 mod passed;
 mod ports;
 mod quic;
 mod reconcile;
 mod refused;
+mod rescue;
+
 mod scale;
 mod schedule;
 mod schedulers;

@@ -1,15 +1,19 @@
 //! Frames that no host would send: the loaded programs never abort, never lose count, and hand what
 //! they pass to the host's stack untouched. The seed of a failure is printed.
 
+use std::net::SocketAddr;
+
 use lb_common::{
     abi::{Granularity, Mode, Protocol},
     flow::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     verdict::Reason,
 };
+use lb_userspace::dataplane::kernel::FlowRecord;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     frames::{Packet, Segment, authentication, extension, fragment, routing},
+    icmp_wire::{self, KINDS as KINDS_OF_ERRORS, quote},
     lab::{KINDS, Lab, Served, Side, Spec, backend, client, from_backend, from_client, lab, packet, request, vip},
 };
 
@@ -20,12 +24,12 @@ const HEADERS: usize = 140;
 
 #[test]
 fn mutated_frames_never_abort_and_are_counted_once() {
-    for mode in Mode::ALL {
-        let mode = *mode;
+    let across = [(Mode::FullNat, true)];
+    for (mode, across) in Mode::ALL.iter().map(|mode| (*mode, false)).chain(across) {
         lab(move |lab| {
             let seed: u64 = rand::random();
-            println!("{}: seed {seed}", mode.name());
-            let seeds = seeds(lab, mode);
+            println!("{}, across families {across}: seed {seed}", mode.name());
+            let seeds = seeds(lab, mode, across);
             assert_counted_once(lab, &seeds, &mut StdRng::seed_from_u64(seed));
         });
     }
@@ -47,19 +51,23 @@ fn assert_counted_once(lab: &mut Lab, seeds: &[(Side, Vec<u8>)], random: &mut St
     assert_eq!(verdicts, FRAMES as u64, "each frame has one verdict");
 }
 
+/// Counted beside the verdict of a packet.
+const NO_VERDICTS: [Reason; 2] = [Reason::Evicted, Reason::FragmentGuessed];
+
 impl Lab {
     /// Verdicts counted so far.
     fn verdicts(&self) -> u64 {
         let verdicts = self.stats().verdicts().unwrap();
-        verdicts.iter().filter(|(reason, _)| **reason != Reason::Evicted).map(|(_, counted)| counted.packets).sum()
+        verdicts.iter().filter(|(reason, _)| !NO_VERDICTS.contains(reason)).map(|(_, counted)| counted.packets).sum()
     }
 }
 
-/// Frames of every kind, some of flows that have begun.
-fn seeds(lab: &mut Lab, mode: Mode) -> Vec<(Side, Vec<u8>)> {
+/// Frames of every kind, some of flows that have begun. `across`: to backends of the other family.
+fn seeds(lab: &mut Lab, mode: Mode, across: bool) -> Vec<(Side, Vec<u8>)> {
     let mut seeds = Vec::new();
     for (v4, protocol) in KINDS {
-        let mut served = vec![lab.serve(Spec { backends: 3, ..Spec::new(v4, protocol, mode) })];
+        let mut served =
+            vec![lab.serve(Spec { backends: 3, backends_v4: v4 != across, ..Spec::new(v4, protocol, mode) })];
         if protocol == Protocol::Udp {
             let spec = Spec { granularity: Granularity::Packet, port: 0, ..served[0].spec };
             served.push(lab.serve(spec));
@@ -92,12 +100,13 @@ fn of_service(lab: &mut Lab, served: &Served) -> Vec<(Side, Vec<u8>)> {
     seeds.push((Side::Front, tagged(&whole, &[0x8100])));
     seeds.push((Side::Front, tagged(&whole, &[0x88a8, 0x8100])));
     seeds.push((Side::Front, from_client(&error(v4, &whole[14..]))));
-    for flow in lab.flows().iter().filter(|flow| flow.protocol == served.spec.protocol) {
+    for flow in lab.flows().into_iter().filter(|flow| flow.protocol == served.spec.protocol) {
         for flags in [TCP_SYN | TCP_ACK, TCP_ACK, TCP_ACK | TCP_FIN, TCP_RST] {
             let from = (backend(flow.source.is_ipv4(), 1), 8080).into();
             let reply = packet(from, flow.source, 64, flow.protocol, flags);
             seeds.push((Side::Back, from_backend(1, &reply)));
         }
+        seeds.extend(errors_about(&flow));
     }
     seeds
 }
@@ -110,6 +119,22 @@ fn tagged(frame: &[u8], ethertypes: &[u16]) -> Vec<u8> {
     }
     out.extend(&frame[12..]);
     out
+}
+
+/// Errors about a reply and about a client's packet of a flow, as routers send them.
+fn errors_about(flow: &FlowRecord) -> Vec<(Side, Vec<u8>)> {
+    let (to, source) = (flow.client, flow.source);
+    let service: SocketAddr = (vip(to.is_ipv4()), 80).into();
+    let server: SocketAddr = (backend(source.is_ipv4(), 1), 8080).into();
+    KINDS_OF_ERRORS
+        .into_iter()
+        .flat_map(|kind| {
+            let about = |from, to| quote(&packet(from, to, 60, flow.protocol, TCP_ACK), 20);
+            let of_reply = icmp_wire::error(to.ip(), service.ip(), kind, &about(service, to));
+            let of_packet = icmp_wire::error(server.ip(), source.ip(), kind, &about(source, server));
+            [(Side::Front, from_client(&of_reply)), (Side::Back, from_backend(1, &of_packet))]
+        })
+        .collect()
 }
 
 /// "Fragmentation needed" or "packet too big" that quotes a packet, with a checksum that is wrong.

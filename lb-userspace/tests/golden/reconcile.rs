@@ -171,6 +171,7 @@ fn config(random: &mut StdRng) -> Config {
         mss_clamp: config::MssClamp::Off,
         clients: config::Clients::default(),
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: config::Passive::default(),
         quic: config::Quic::default(),
         health: Health {
             check: Check::Tcp,

@@ -54,6 +54,7 @@ fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
         clients: Clients::default(),
         health,
         timeouts: State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: Quic::default(),
         role: None,
         backends: backends

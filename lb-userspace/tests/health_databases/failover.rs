@@ -81,6 +81,7 @@ fn config(check: &Check, backends: [std::net::SocketAddr; 2]) -> Config {
         mss_clamp: lb_userspace::config::MssClamp::Off,
         clients: lb_userspace::config::Clients::default(),
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         health: Health {
             check: check.clone(),

@@ -49,6 +49,7 @@ pub fn service(listen: &str) -> Service {
         mss_clamp: MssClamp::Off,
         clients: Clients::default(),
         timeouts: lb_common::flow::State::TIMEOUTS,
+        passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         health: Health { check: Check::Tcp, ..Health::default() },
         role: None,

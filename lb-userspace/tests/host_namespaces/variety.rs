@@ -36,9 +36,9 @@ fn a_route_with_several_next_hops_or_a_rule_about_sources_makes_ways_vary() {
         ip(&format!("{family} rule add from {from} lookup main"));
         assert!(vary(&world), "a rule about sources");
         ip(&format!("{family} rule del from {from} lookup main"));
-        ip(&format!("{family} rule add ipproto tcp dport 443 lookup main"));
+        ip(&format!("{family} rule add ipproto 6 dport 443 lookup main"));
         assert!(vary(&world), "a rule about ports");
-        ip(&format!("{family} rule del ipproto tcp dport 443 lookup main"));
+        ip(&format!("{family} rule del ipproto 6 dport 443 lookup main"));
         assert!(!vary(&world));
     }
 }

@@ -22,14 +22,15 @@ pub fn count(pins: &PinDir, service: u32, backend: u32) {
         flows: n,
         refused: 3 * n,
         dropped: 4 * n,
-        reserved: 0,
+        rescued: 6 * n,
     });
     set(pins, names::BACKEND_STATS, backend, |n| BackendCounters {
         forward: direction(n),
         reply: direction(2 * n),
         flows: n,
         ended: 5 * n,
-        reserved: [0; 2],
+        refusals: 7 * n,
+        unanswered: 8 * n,
     });
 }
 
@@ -53,10 +54,10 @@ fn counters_are_summed_over_the_cpus() {
     let n = sum();
     let (forward, reply) =
         (DirectionCounters { packets: n, bytes: 100 * n }, DirectionCounters { packets: 2 * n, bytes: 200 * n });
-    let service = ServiceCounters { forward, reply, flows: n, refused: 3 * n, dropped: 4 * n, reserved: 0 };
+    let service = ServiceCounters { forward, reply, flows: n, refused: 3 * n, dropped: 4 * n, rescued: 6 * n };
     assert_eq!(stats.service(2).unwrap(), service);
     assert_eq!(stats.service(3).unwrap(), ServiceCounters::default());
-    let backend = BackendCounters { forward, reply, flows: n, ended: 5 * n, reserved: [0; 2] };
+    let backend = BackendCounters { forward, reply, flows: n, ended: 5 * n, refusals: 7 * n, unanswered: 8 * n };
     assert_eq!(stats.backend(5).unwrap(), backend);
     assert_eq!(stats.backend(6).unwrap(), BackendCounters::default());
     assert!(stats.service(LIMITS.services).is_err());

@@ -138,6 +138,7 @@ fn change(from: &Tables, to: &Tables) -> Vec<Op> {
     ops.extend(to.services.iter().map(|(key, value)| Op::SetService { key: *key, value: *value }));
     ops.extend(to.addresses.iter().map(|(address, roles)| Op::SetAddress { address: *address, roles: *roles }));
     ops.push(Op::SetGeneration(to.generation));
+    ops.push(Op::SetRoutesVary(to.routes_vary));
     ops
 }
 
@@ -154,9 +155,10 @@ fn any_tables() -> impl Strategy<Value = Tables> {
     let infos = btree_map(0..LIMITS.services, any_info(), 0..LIMITS.services as usize);
     let backends = btree_map(0..LIMITS.backends, any_backend(), 0..LIMITS.backends as usize);
     let pools = btree_map(0..LIMITS.port_pools, any_ranges(), 0..LIMITS.port_pools as usize);
-    (any::<u32>(), services, addresses, infos, backends, pools).prop_map(
-        |(generation, wanted, addresses, service_info, backends, port_pools)| {
-            let mut tables = Tables { generation, addresses, service_info, backends, port_pools, ..Tables::default() };
+    ((any::<u32>(), any::<bool>()), services, addresses, infos, backends, pools).prop_map(
+        |((generation, routes_vary), wanted, addresses, service_info, backends, port_pools)| {
+            let mut tables =
+                Tables { generation, routes_vary, addresses, service_info, backends, port_pools, ..Tables::default() };
             let mut base = 0;
             for (key, (id, slots, mode)) in wanted {
                 let slots: Vec<Slot> = (0..slots as u32).map(|slot| any_slot(slot * 7 + id)).collect();

@@ -26,13 +26,7 @@ pub(super) const MARK: &str = "@lb-vm ";
 ///
 /// # Errors
 /// A program is missing or the disk is full.
-pub(super) fn build(
-    name: &str,
-    machine: &Machine,
-    modules: &[Module],
-    suites: &[Suite],
-    filter: Option<&str>,
-) -> Result<PathBuf> {
+pub(super) fn build(name: &str, machine: &Machine, modules: &[Module], suites: &[Suite]) -> Result<PathBuf> {
     let folder = cache().join("images");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(format!("{name}.cpio"));
@@ -47,7 +41,7 @@ pub(super) fn build(
     for module in modules {
         archive.file(&module_path(module), &module.bytes)?;
     }
-    archive.file(Path::new("/init"), script(modules, suites, filter).as_bytes())?;
+    archive.file(Path::new("/init"), script(modules, suites).as_bytes())?;
     add_programs(&mut archive, suites)?;
     archive.finish().with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
@@ -106,7 +100,7 @@ fn module_path(module: &Module) -> PathBuf {
 
 /// The first program: brings up what a system has, then runs the suites one after the other.
 /// Results go to the second serial line, so that no word of the kernel is in them.
-fn script(modules: &[Module], suites: &[Suite], filter: Option<&str>) -> String {
+fn script(modules: &[Module], suites: &[Suite]) -> String {
     let mut script = String::from(PREPARE);
     script.insert_str("#!/bin/busybox sh\n".len(), &format!("say() {{ echo \"{MARK}$*\"; }}\n"));
     for module in modules {
@@ -114,7 +108,7 @@ fn script(modules: &[Module], suites: &[Suite], filter: Option<&str>) -> String 
     }
     script.push_str("ip link set lo up\nsay kernel \"$($b uname -r)\"\nset +e\n");
     for suite in suites {
-        let words: Vec<_> = suite.command(filter).iter().map(|word| quoted(word)).collect();
+        let words: Vec<_> = suite.command().iter().map(|word| quoted(word)).collect();
         let name = &suite.name;
         script.push_str(&format!("say begin {name}\n{}\nsay end {name} $?\n", words.join(" ")));
     }

@@ -21,7 +21,7 @@ use self::{
     emulator::{Emulator, End},
     packages::{KernelPackage, Machine},
     results::Results,
-    suites::Suite,
+    suites::{Choice, Suite},
 };
 use crate::{
     setup::{self, Apt, Level, Report},
@@ -31,13 +31,19 @@ use crate::{
 /// The oldest that is promised, and the newest that Debian 12 has.
 const KERNELS: [&str; 2] = ["6.1", "6.12"];
 /// For one kernel; it takes about a fifth of this when nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 #[derive(Args, Debug)]
 pub struct VmArguments {
     /// A series of which apt offers the newest, such as 6.1; again for more. Without it: 6.1 and 6.12
     #[arg(long = "kernel", value_name = "SERIES", value_parser = series)]
     pub kernels: Vec<String>,
+    /// Only this suite; again for more. Without it: all that there are
+    #[arg(long = "suite", value_name = "NAME")]
+    pub suites: Vec<String>,
+    /// Also the tests that take long under emulation
+    #[arg(long)]
+    pub all: bool,
     /// Only tests whose name contains this
     pub filter: Option<String>,
 }
@@ -62,11 +68,11 @@ pub fn vm(arguments: &VmArguments) -> Result<ExitCode> {
     let default = KERNELS.map(str::to_owned);
     let series = if arguments.kernels.is_empty() { &default[..] } else { &arguments.kernels };
     let (machine, kernels) = fetch(series, &mut Report::new(false))?;
-    let filter = arguments.filter.as_deref();
-    let suites = suites::suites(filter)?;
+    let VmArguments { suites, all, filter, .. } = arguments;
+    let suites = suites::suites(&Choice { suites, filter: filter.as_deref(), all: *all })?;
     let mut all = Vec::new();
     for kernel in &kernels {
-        all.push(run(&machine, kernel, &suites, filter)?);
+        all.push(run(&machine, kernel, &suites)?);
     }
     println!();
     for results in &all {
@@ -83,9 +89,9 @@ fn fetch(series: &[String], report: &mut Report) -> Result<(Machine, Vec<KernelP
     Ok((machine, kernels))
 }
 
-fn run(machine: &Machine, kernel: &KernelPackage, suites: &[Suite], filter: Option<&str>) -> Result<Results> {
+fn run(machine: &Machine, kernel: &KernelPackage, suites: &[Suite]) -> Result<Results> {
     let modules = modules::modules(kernel)?;
-    let image = image::build(&kernel.release, machine, &modules, suites, filter)?;
+    let image = image::build(&kernel.release, machine, &modules, suites)?;
     let console = image.with_extension("console.log");
     println!("\n     Booting Linux {} (its console: {})", kernel.release, console.display());
     let mut results = Results::new(suites);

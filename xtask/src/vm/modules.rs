@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use super::packages::KernelPackage;
 use crate::shell;
 
-/// What Debian does not build in and the tests need.
-const WANTED: &[&str] = &["veth", "bridge", "8021q", "ipip", "sit", "ip6_tunnel", "fou"];
+/// What Debian does not build in and the tests need. SCTP asks for CRC32c by the name of the algorithm, which
+/// no module tells.
+const WANTED: &[&str] = &["veth", "bridge", "8021q", "ipip", "sit", "ip6_tunnel", "fou", "crc32c_generic", "sctp"];
 
 /// A module, ready to be loaded.
 pub(super) struct Module {

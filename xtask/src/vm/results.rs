@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 use super::{image::MARK, suites::Suite};
 use crate::suite::Sum;
 
-/// Printed by the test that loads the data path.
-const VERIFIER: (&str, &str) = ("the verifier walked ", " instructions");
+/// Printed for each program by the test of the verifier's work: `verifier, Linux 6.1: lb 250320 instructions`.
+const VERIFIER: &str = "verifier, Linux ";
 
 /// One kernel's.
 pub(super) struct Results {
     begun: Instant,
     /// As the kernel names itself, and how long it took to get there.
     kernel: Option<(String, Duration)>,
-    verified: Option<u64>,
+    /// Instructions that the verifier walked, by program.
+    verified: Vec<(String, u64)>,
     suites: Vec<SuiteResult>,
     /// All suites have run.
     done: bool,
@@ -43,7 +44,7 @@ impl Results {
         Self {
             begun: Instant::now(),
             kernel: None,
-            verified: None,
+            verified: Vec::new(),
             suites: suites.collect(),
             done: false,
             trouble: None,
@@ -80,10 +81,11 @@ impl Results {
 
     /// A line of a test program.
     fn printed(&mut self, line: &str) {
-        if let Some(rest) = line.strip_prefix(VERIFIER.0)
-            && let Some((number, _)) = rest.split_once(VERIFIER.1)
+        if let Some((_, rest)) = line.strip_prefix(VERIFIER).and_then(|rest| rest.split_once(": "))
+            && let [program, number, "instructions,", ..] = rest.split(' ').collect::<Vec<_>>()[..]
+            && let Ok(number) = number.parse()
         {
-            self.verified = number.parse().ok();
+            self.verified.push((program.to_owned(), number));
         }
         if let Some(suite) = self.suites.iter_mut().find(|suite| suite.begun.is_some() && suite.status.is_none()) {
             suite.sum.read(line);
@@ -106,9 +108,12 @@ impl Results {
             Some((name, after)) => format!("Linux {name}: up after {:.1} s", after.as_secs_f32()),
             None => "a kernel that did not come up".to_owned(),
         };
-        match self.verified {
-            Some(count) => text.push_str(&format!("; its verifier walked {count} instructions of 1,000,000\n")),
-            None => text.push_str("; the test that tells the verifier's work was not run\n"),
+        match self.verified.iter().map(|(program, count)| format!("{program} {count}")).collect::<Vec<_>>()[..] {
+            [] => text.push_str("; the test that tells the verifier's work was not run\n"),
+            ref programs => text.push_str(&format!(
+                "; of 1,000,000 instructions for each program its verifier walked: {}\n",
+                programs.join(", ")
+            )),
         }
         for suite in &self.suites {
             text.push_str(&suite.tell());
@@ -170,7 +175,7 @@ mod tests {
         text.lines().for_each(|line| results.read(line));
     }
 
-    const GOOD: &str = "@lb-vm kernel 6.1.0\n@lb-vm begin s0\nthe verifier walked 123 instructions of 1,000,000\n\
+    const GOOD: &str = "@lb-vm kernel 6.1.0\n@lb-vm begin s0\nverifier, Linux 6.1: lb 123 instructions, not written down\n\
                         test result: ok. 2 passed; 0 failed; 0 ignored; finished in 1.00s\n@lb-vm end s0 0\n";
 
     #[test]
@@ -180,7 +185,7 @@ mod tests {
         read(&mut results, "@lb-vm begin s1\nsome words\n@lb-vm end s1 0\n@lb-vm done\n");
         assert!(results.are_good());
         let told = results.tell();
-        assert!(told.starts_with("Linux 6.1.0: up after ") && told.contains("walked 123 instructions"), "{told}");
+        assert!(told.starts_with("Linux 6.1.0: up after ") && told.contains("walked: lb 123\n"), "{told}");
         assert!(told.contains("2 passed, 0 failed") && told.contains("1 passed, 0 failed"), "{told}");
     }
 

@@ -92,6 +92,21 @@ impl Connection {
     }
 }
 
+/// So many requests reach the backends in turn, and a connection keeps its backend; it is left open.
+///
+/// # Panics
+/// They do not.
+#[track_caller]
+pub fn assert_balanced(client: &Namespace, service: SocketAddr, backends: &[String], requests: u32) -> Connection {
+    assert_in_turn(&curl_names(client, service, requests), backends);
+    let mut connection = Connection::open(client, service).unwrap();
+    let first = connection.ask().unwrap();
+    for _ in 0..20 {
+        assert_eq!(connection.ask().unwrap(), first, "a connection stays on its backend");
+    }
+    connection
+}
+
 /// Requests one after the other until told to stop, on a thread of their own.
 pub struct Load<'scope> {
     stop: &'scope AtomicBool,

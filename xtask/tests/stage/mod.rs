@@ -5,6 +5,7 @@
 pub mod clients;
 pub mod dsr;
 pub mod echo;
+pub mod narrow;
 pub mod tunnel_end;
 
 use std::{

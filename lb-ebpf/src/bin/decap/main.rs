@@ -17,10 +17,11 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    abi::decap::Settings,
+    abi::{VlanTags, decap::Settings},
     checksum::Sum,
     decap::{self, Fate, Inner, Outcome, Outer},
     packet::{Field, PacketAccess},
+    vlan,
 };
 
 use crate::{
@@ -28,12 +29,15 @@ use crate::{
     maps::{Headers, OWN, SCRATCH, SETTINGS, SOURCES, STATS, VIP_STATS, VIPS},
 };
 
-/// Frames in several buffers too: all headers are in the first.
+/// Frames in several buffers too: all headers are in the first. Of tagged frames the tags stay; they
+/// are counted nowhere, as a card that takes them off would not count them.
 #[xdp(frags)]
 pub fn lb_decap(ctx: XdpContext) -> u32 {
     let mut frame = Whole::new(&ctx);
+    take_tags_off(&mut frame);
     let bytes = frame.len as u64;
     let outcome = run(&mut frame);
+    let outcome = put_tags_on(&mut frame, outcome);
     if let Some(counters) = STATS.get_ptr_mut(outcome as u32) {
         // SAFETY: the pointer is of this CPU's element, and the program is not preempted on it.
         unsafe {
@@ -47,13 +51,43 @@ pub fn lb_decap(ctx: XdpContext) -> u32 {
     }
 }
 
+/// Notes the frame's tags and goes on without them, so that headers are where they are expected.
+#[inline(always)]
+fn take_tags_off(frame: &mut Whole) {
+    let Some(headers) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: as in `run`.
+    let tags = unsafe { &mut (*headers).tags };
+    *tags = VlanTags::NONE;
+    let (Some(found), Some(addresses)) = (vlan::tags(frame), vlan::link_addresses(frame)) else { return };
+    if frame.adjust_head(found.bytes() as i32).is_some() {
+        *tags = found;
+        // The kernel leaves no frame shorter than an Ethernet header, so there is room.
+        let _ = vlan::write(frame, addresses, &VlanTags::NONE);
+    }
+}
+
+/// Puts them on again, for the stack.
+#[inline(always)]
+fn put_tags_on(frame: &mut Whole, outcome: Outcome) -> Outcome {
+    let Some(headers) = SCRATCH.get_ptr_mut(0) else { return Outcome::Internal };
+    // SAFETY: as in `run`.
+    let tags = unsafe { &(*headers).tags };
+    let bytes = tags.bytes();
+    if bytes == 0 || outcome.fate() == Fate::Dropped {
+        return outcome;
+    }
+    let Some(addresses) = vlan::link_addresses(frame) else { return Outcome::Internal };
+    let tagged = frame.adjust_head(-(bytes as i32)).and_then(|()| vlan::write(frame, addresses, tags));
+    if tagged.is_some() { outcome } else { Outcome::Internal }
+}
+
 /// Looks at the packet from outside to inside, and touches it only when all is well.
 #[inline(always)]
 fn run(frame: &mut Whole) -> Outcome {
     let (Some(settings), Some(headers)) = (SETTINGS.get(0), SCRATCH.get_ptr_mut(0)) else { return Outcome::Internal };
     // SAFETY: this CPU's element, on which the program is not preempted; any bytes are a value once
     // they were written as one, and zeros are.
-    let Headers { outer, inner } = unsafe { &mut *headers };
+    let Headers { outer, inner, .. } = unsafe { &mut *headers };
     match look(frame, settings, outer, inner) {
         Ok(vip) => {
             let bytes = frame.len as u64;
@@ -103,10 +137,9 @@ fn count(vip: u32, bytes: u64) {
 #[inline(always)]
 fn strip(frame: &mut Whole, outer: &Outer, inner: &Inner) -> Outcome {
     let growth = outer.growth() as i32;
-    if decap::hand_over(frame, outer, inner).is_none() || frame.frame.adjust_head(growth).is_none() {
+    if decap::hand_over(frame, outer, inner).is_none() || frame.adjust_head(growth).is_none() {
         return Outcome::Internal;
     }
-    frame.len -= growth as usize;
     if outer.is_gue() && !decap::checksum_fits(frame, outer, inner) {
         return Outcome::BadChecksum;
     }
@@ -130,6 +163,14 @@ impl Whole {
         // SAFETY: the context is valid.
         let len = unsafe { bpf_xdp_get_buff_len(frame.md()) } as usize;
         Self { frame, len }
+    }
+
+    /// As that of [`Frame`].
+    #[inline(always)]
+    fn adjust_head(&mut self, delta: i32) -> Option<()> {
+        self.frame.adjust_head(delta)?;
+        self.len = self.len.wrapping_sub(delta as isize as usize);
+        Some(())
     }
 }
 

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    abi::{Address, DirectionCounters, VerdictCounters, decap},
+    abi::{Address, DirectionCounters, VerdictCounters, VlanTags, decap},
     decap::{Inner, Outcome, Outer},
 };
 
@@ -30,6 +30,7 @@ pub static VIP_STATS: PerCpuArray<DirectionCounters, { decap::VIPS_MAX as usize 
 /// What is known of the packet under way.
 #[repr(C)]
 pub struct Headers {
+    pub tags: VlanTags,
     pub outer: Outer,
     pub inner: Inner,
 }

@@ -77,8 +77,12 @@ pub fn reply_buckets(limits: &Limits) -> u32 {
 pub(crate) fn capacity(name: &str, limits: &Limits) -> Option<(u32, &'static str)> {
     Some(match name {
         names::ADDRESSES => (limits.addresses, "addresses"),
-        names::SERVICES | names::SERVICE_INFO | names::CURSORS | names::SERVICE_STATS => (limits.services, "services"),
-        names::BACKENDS | names::BACKEND_LOAD | names::BACKEND_STATS | names::QUIC_IDS => (limits.backends, "backends"),
+        names::SERVICES | names::SERVICE_INFO | names::CURSORS | names::SERVICE_STATS | names::HANDSHAKES => {
+            (limits.services, "services")
+        }
+        names::BACKENDS | names::BACKEND_LOAD | names::BACKEND_STATS | names::QUIC_IDS | names::SILENCES => {
+            (limits.backends, "backends")
+        }
         names::SELECTION => (limits.selection_slots, "selection-slots"),
         names::FLOW_WORDS => (flow_buckets(limits), "flows"),
         names::REPLY_WORDS => (reply_buckets(limits), "flows"),

@@ -50,7 +50,7 @@ impl Stats {
                 flows: sum.flows.wrapping_add(cpu.flows),
                 refused: sum.refused.wrapping_add(cpu.refused),
                 dropped: sum.dropped.wrapping_add(cpu.dropped),
-                reserved: 0,
+                rescued: sum.rescued.wrapping_add(cpu.rescued),
             }
         }))
     }
@@ -66,7 +66,8 @@ impl Stats {
                 reply: add(sum.reply, cpu.reply),
                 flows: sum.flows.wrapping_add(cpu.flows),
                 ended: sum.ended.wrapping_add(cpu.ended),
-                reserved: [0; 2],
+                refusals: sum.refusals.wrapping_add(cpu.refusals),
+                unanswered: sum.unanswered.wrapping_add(cpu.unanswered),
             }
         }))
     }

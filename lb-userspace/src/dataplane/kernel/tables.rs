@@ -89,22 +89,10 @@ impl KernelDataplane {
         self.table.loads.of(id)
     }
 
-    /// Says whether packets to one backend may take different ways: then the data path asks the
-    /// kernel's tables for each packet.
-    ///
-    /// # Errors
-    /// The settings could not be written.
-    pub fn set_routes_vary(&mut self, vary: bool) -> Result<(), DataplaneError> {
-        let what = "writing the settings";
+    /// The agent is the only one that writes them.
+    fn change_settings(&mut self, what: &str, change: impl FnOnce(&mut Settings)) -> Result<(), DataplaneError> {
         let mut settings = self.settings.map.get(&0, 0).map_err(|error| kernel(what, error))?;
-        settings.flags = settings.flags & !Settings::ROUTES_VARY | if vary { Settings::ROUTES_VARY } else { 0 };
-        self.settings.map.set(0, settings, 0).map_err(|error| kernel(what, error))
-    }
-
-    fn set_generation(&mut self, generation: u32) -> Result<(), DataplaneError> {
-        let what = "writing the generation";
-        let mut settings = self.settings.map.get(&0, 0).map_err(|error| kernel(what, error))?;
-        settings.generation = generation;
+        change(&mut settings);
         self.settings.map.set(0, settings, 0).map_err(|error| kernel(what, error))
     }
 
@@ -178,7 +166,13 @@ impl KernelDataplane {
 impl Dataplane for KernelDataplane {
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
         match op {
-            Op::SetGeneration(generation) => self.set_generation(*generation),
+            Op::SetGeneration(generation) => {
+                self.change_settings("writing the generation", |settings| settings.generation = *generation)
+            }
+            Op::SetRoutesVary(vary) => self.change_settings("writing whether routes vary", |settings| {
+                settings.flags =
+                    settings.flags & !Settings::ROUTES_VARY | if *vary { Settings::ROUTES_VARY } else { 0 };
+            }),
             Op::SetPortPool { pool, ports } => self.set_port_pool(*pool, ports),
             Op::ClearPortPool { pool } => self.clear_port_pool(*pool),
             Op::SetBackend { id, backend } => self.set_backend(*id, backend),
@@ -222,6 +216,7 @@ impl Dataplane for KernelDataplane {
         let backends = read(&self.backends, "reading the backends")?;
         Ok(Tables {
             generation: settings.generation,
+            routes_vary: settings.flags & Settings::ROUTES_VARY != 0,
             addresses: self.addresses.read_all().map_err(failed("reading the addresses"))?.into_iter().collect(),
             services: services.into_iter().collect(),
             service_info: service_info.into_iter().filter(|(_, info)| info.protocol != 0).collect(),
