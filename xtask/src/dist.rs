@@ -27,6 +27,9 @@ pub struct DistArguments {
 
 /// Name of the package, of its program and of its user.
 const NAME: &str = "lb";
+/// Of packages that are given away, and of those to try.
+const SMALL: &[&str] = &["-Zxz"];
+const QUICK: &[&str] = &["-Zgzip", "-z1"];
 /// Completions: shell, folder, file.
 const SHELLS: &[(&str, &str, &str)] = &[
     ("bash", "usr/share/bash-completion/completions", "lb"),
@@ -42,17 +45,18 @@ pub fn dist(arguments: &DistArguments) -> Result<()> {
     let lb = build::lb(if arguments.dev { Profile::Dev } else { Profile::Release })?;
     let folder = shell::root().join("target/dist");
     fs::create_dir_all(&folder)?;
-    let package = package(&lb, &folder, env!("CARGO_PKG_VERSION"))?;
+    let compression = if arguments.dev { QUICK } else { SMALL };
+    let package = package(&lb, &folder, env!("CARGO_PKG_VERSION"), compression)?;
     fs::copy(&package, folder.join("lb.deb")).context("the copy for deploy/Containerfile")?;
     println!("{}", package.display());
     if arguments.tried {
-        let next = self::package(&lb, &folder, concat!(env!("CARGO_PKG_VERSION"), "+next"))?;
+        let next = self::package(&lb, &folder, concat!(env!("CARGO_PKG_VERSION"), "+next"), QUICK)?;
         try_out(&folder, &package, &next)?;
     }
     Ok(())
 }
 
-fn package(lb: &Path, folder: &Path, version: &str) -> Result<PathBuf> {
+fn package(lb: &Path, folder: &Path, version: &str, compression: &[&str]) -> Result<PathBuf> {
     let tree = folder.join("tree");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
@@ -78,7 +82,9 @@ fn package(lb: &Path, folder: &Path, version: &str) -> Result<PathBuf> {
     made_by(lb, &tree)?;
     control(&root, &tree, version)?;
     let package = folder.join(format!("{NAME}_{version}_{}.deb", architecture()?));
-    shell::run(shell::tool("dpkg-deb").args(["--root-owner-group", "--build"]).arg(&tree).arg(&package))?;
+    shell::run(
+        shell::tool("dpkg-deb").arg("--root-owner-group").args(compression).arg("--build").arg(&tree).arg(&package),
+    )?;
     Ok(package)
 }
 
