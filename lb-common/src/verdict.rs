@@ -1,5 +1,7 @@
 //! What the data path does with a packet, and why. Every packet ends in exactly one counted reason.
 
+use crate::abi::EndCause;
+
 /// What happens to the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub enum Action {
@@ -145,6 +147,28 @@ reasons! {
     AgentSilentPassed = 37, Pass, "agent_silent_passed";
     /// Of a new flow, while the agent is silent and `dead-man` is `drop`.
     AgentSilentDropped = 38, Drop, "agent_silent_dropped";
+    /// The flow's backend has lost the role that its service asks for.
+    BackendDemoted = 39, Refuse, "backend_demoted";
+    /// The drain of the flow's backend has ended before the flow.
+    BackendDrained = 40, Refuse, "backend_drained";
+    /// The flow's backend was removed from its service.
+    BackendRemoved = 41, Refuse, "backend_removed";
+    /// Would begin a flow while the service is frozen: the client tries again.
+    Parked = 42, Drop, "parked";
+}
+
+impl Reason {
+    /// Why packets of flows are refused that were over with their backend; `cause` is an
+    /// [`EndCause`] as it stands in the maps.
+    #[inline(always)]
+    pub const fn of_end(cause: u8) -> Self {
+        match EndCause::from_number(cause) {
+            Some(EndCause::Demoted) => Self::BackendDemoted,
+            Some(EndCause::Drained) => Self::BackendDrained,
+            Some(EndCause::Removed) => Self::BackendRemoved,
+            Some(EndCause::None | EndCause::Down) | None => Self::BackendDead,
+        }
+    }
 }
 
 /// How a packet leaves.

@@ -17,7 +17,7 @@ use crate::{
     stages::{
         admit::{self, Directions},
         begin::begin,
-        dead_man,
+        dead_man, ending,
         hashed::{self, Unlisted},
         knock, quic,
         refuse::refuse,
@@ -153,15 +153,19 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.sought = Granularity::Flow as u32;
     let opens = opens(&packet.transport);
     let tracked = packet.service.has(ServiceValue::TRACKED);
-    // What needs no entry would begin unseen.
-    if tracked
-        && opens
-        && let Some(refused) = dead_man::says()
-    {
-        return refused;
-    }
-    if tracked && hashed::settled(opens as u32) != 0 {
-        return Reason::ToBackend;
+    if tracked {
+        // What needs no entry would begin unseen.
+        if opens {
+            if let Some(refused) = dead_man::says() {
+                return refused;
+            }
+            if parked(packet) {
+                return Reason::Parked;
+            }
+        }
+        if hashed::settled(opens as u32) != 0 {
+            return Reason::ToBackend;
+        }
     }
     if packet.service.granularity == Granularity::Packet as u8 {
         if let Some(refused) = dead_man::says() {
@@ -190,14 +194,17 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if table::find_forward() != 0 {
         match known(packet) {
             Known::Go => return Reason::ToBackend,
-            Known::Refuse => return Reason::BackendDead,
+            Known::Ended => match ending::forward(opens as u32) {
+                ending::OVER => {}
+                reason => return Reason::from_number(reason),
+            },
             Known::Over => {}
         }
     }
     if tracked {
         match hashed::unlisted(packet, opens) {
             Unlisted::Sent => return Reason::ToBackend,
-            Unlisted::Dead => return Reason::BackendDead,
+            Unlisted::Dead => return ending::unlisted(packet),
             Unlisted::Unknown => return unknown(&packet.transport),
             Unlisted::Begin => {}
         }
@@ -206,6 +213,9 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     if packet.sought == Granularity::Flow as u32 && !packet.service.has(ServiceValue::PAIRED) {
         hashed::set_hash();
+    }
+    if packet.adopted == 0 && parked(packet) {
+        return Reason::Parked;
     }
     let continues = packet.adopted != 0 && packet.transport.protocol.has_connections();
     let of_client = packet.service.granularity == Granularity::Client as u8 && !continues;
@@ -223,8 +233,8 @@ fn unknown(transport: &Transport) -> Reason {
 #[derive(PartialEq, Eq)]
 enum Known {
     Go,
-    /// The backend is dead: tell the client.
-    Refuse,
+    /// The flow is over with its backend.
+    Ended,
     /// The flow is gone; the packet may begin another.
     Over,
 }
@@ -236,7 +246,10 @@ fn known(packet: &mut Packet) -> Known {
     }
     let Some(backend) = BACKENDS.get(packet.flow.backend_id) else { return Known::Over };
     let same = backend.generation == packet.flow.backend_generation;
-    if same && backend.state == BackendState::Live as u8 {
+    if same && !BackendState::keeps_flows(backend.state) {
+        return Known::Ended;
+    }
+    if same {
         // A connection that begins where another was closed: the client uses its port again.
         if packet.place.word.state() != State::Closed || !opens(&packet.transport) {
             packet.send_to_backend(backend);
@@ -247,8 +260,14 @@ fn known(packet: &mut Packet) -> Known {
         }
     }
     table::end();
-    let dead = same && backend.state == BackendState::Dead as u8;
-    if dead && !opens(&packet.transport) { Known::Refuse } else { Known::Over }
+    Known::Over
+}
+
+/// Whether what would begin a flow is to wait.
+#[inline(always)]
+fn parked(packet: &Packet) -> bool {
+    packet.service.has(ServiceValue::PARKED)
+        && SERVICE_INFO.get(packet.service.id).is_some_and(|info| info.is_parked(packet.now))
 }
 
 /// Whether the packet is a connection's first: TCP's SYN, SCTP's INIT. A fragment behind that has its flags,
@@ -265,7 +284,8 @@ pub fn opens(transport: &Transport) -> bool {
 fn reply(packet: &mut Packet) -> Reason {
     packet.now = now();
     packet.set_tuple(0);
-    if table::find_reply() == 0 || !table::copy(packet) {
+    let found = table::find_reply();
+    if found == 0 || !table::copy(packet) {
         if packet.transport.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK {
             packet.begins = LATE;
         }
@@ -277,6 +297,9 @@ fn reply(packet: &mut Packet) -> Reason {
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
     packet.send_to_client(info.address);
+    if found == table::ENDED {
+        return Reason::from_number(ending::reply());
+    }
     let first = packet.transport.tcp_flags & (TCP_SYN | TCP_RST) != 0 && packet.place.word.is_unanswered();
     if first && packet.flow.flags & Flow::WATCHED != 0 {
         if packet.transport.tcp_flags & TCP_RST != 0 {

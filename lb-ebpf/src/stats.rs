@@ -83,7 +83,22 @@ pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
     }
 }
 
-/// Counts a client's packet that was answered by the balancer itself.
+/// Counts a flow that was over with its backend: reset, or scheduled anew.
+#[inline(always)]
+pub fn flow_over(backend_id: u32, moved: bool) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
+        // SAFETY: as in `count`.
+        unsafe {
+            if moved {
+                (*counters).moved += 1;
+            } else {
+                (*counters).reset += 1;
+            }
+        }
+    }
+}
+
+/// Counts a packet that was answered by the balancer itself.
 #[inline(always)]
 pub fn refused(service_id: u32) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {

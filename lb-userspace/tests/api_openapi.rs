@@ -95,7 +95,8 @@ impl Operation {
 
     fn url(&self) -> String {
         // A service of its own, so that none of the other calls misses one.
-        self.path.replace("{name}", if self.is_write() { "x" } else { "web" })
+        // The first failover is that of the backend that is drained.
+        self.path.replace("{name}", if self.is_write() { "x" } else { "web" }).replace("{id}", "1")
     }
 
     /// A body as it may be sent; an operation without one here is new, and has to be thought of.
@@ -108,6 +109,7 @@ impl Operation {
                 json!({ "service": "web", "address": A, "command": "drain", "reason": "a test", "forSeconds": 600 }),
             ),
             "post_v1_config" => Some(json!({ "files": [file], "source": "new.toml", "confirmSeconds": 600 })),
+            "post_v1_services_name_freeze" => Some(json!({ "maxMillis": 1000 })),
             "post_v1_config_confirm" | "post_v1_config_rollback" | "post_v1_stop" => Some(json!({})),
             id => {
                 assert!(!self.is_write(), "{id} has no example in this test");

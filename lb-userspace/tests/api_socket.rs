@@ -58,6 +58,7 @@ fn service(name: &str, backend_address: &str) -> ServiceView {
         active_tier: Some(0),
         live_flows: 312,
         tracking: None,
+        frozen_millis: None,
         backends: vec![backend(name, backend_address)],
     }
 }
@@ -88,6 +89,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, seen: mpsc::UnboundedSend
                 }));
             }
             Request::Change { task, .. } => panic!("{task:?}"),
+            Request::Events(_) | Request::Freeze { .. } => panic!("nobody asks for that here"),
             Request::Config(_) => panic!("nobody asks for the configuration here"),
             Request::Stop { peer, reply } => {
                 seen.send(peer).unwrap();
@@ -138,6 +140,7 @@ fn request(change: Change) -> CommandRequest {
         force: false,
         reason: None,
         for_seconds: None,
+        drain_seconds: None,
     }
 }
 

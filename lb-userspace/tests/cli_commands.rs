@@ -13,9 +13,9 @@ use lb_userspace::api::{
     model::{
         AdminView, AgentStatus, Applied, BackendDone, BackendImpactView, BackendStats, BackendView, Change,
         CommandDone, CommandRequest, ConfigStatus, ConfigView, DataPathStatus, DecisionView, Detached, Document,
-        EffectiveView, Failed, FlowImpactView, FlowList, FlowView, HealthCheckView, HealthView, ImpactView,
-        InterfaceStatus, Kind, NoticeView, ProbedChange, ServiceDone, ServiceImpactView, ServiceStats, ServiceSummary,
-        ServiceView, Settled, StatsView, Status, Stopping, Traffic, VerdictStats,
+        EffectiveView, EventFlows, EventView, Failed, FlowImpactView, FlowList, FlowView, HealthCheckView, HealthView,
+        ImpactView, InterfaceStatus, Kind, NoticeView, ProbedChange, ServiceDone, ServiceFrozen, ServiceImpactView,
+        ServiceStats, ServiceSummary, ServiceView, Settled, StatsView, Status, Stopping, Traffic, VerdictStats,
     },
     serve,
 };
@@ -86,9 +86,60 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::Services(reply) => drop(reply.send(vec![service()])),
             Request::Stop { reply, .. } => drop(reply.send(Stopping { pid: 4711 })),
             Request::Config(reply) => drop(reply.send(Box::new(|| Ok(config_view())))),
+            Request::Events(reply) => drop(reply.send(events())),
+            Request::Freeze { name, lasts, reply, options, .. } => {
+                let text = format!("{lasts:?}");
+                let done = ServiceFrozen {
+                    service: name,
+                    text,
+                    frozen_millis: None,
+                    published: true,
+                    dry_run: options.dry_run,
+                };
+                drop(reply.send(Ok(done)));
+            }
             Request::Change { task, options, .. } => change(task, &options),
         }
     }
+}
+
+/// A backend that died and came back, and one that is being drained.
+fn events() -> Vec<EventView> {
+    let at = |second: &str| format!("2026-01-02T03:04:{second}Z");
+    let died = EventView {
+        id: 7,
+        service: "web".to_owned(),
+        backend: address("10.0.0.12:8080"),
+        cause: "down".to_owned(),
+        reason: "L4TOUT, 2 of 2".to_owned(),
+        policy: "reset".to_owned(),
+        last_good: Some(at("04.100")),
+        detected: at("05.200"),
+        switched: Some(at("05.200")),
+        first_good: Some(at("05.212")),
+        back: Some(at("35.000")),
+        detect_micros: Some(1_100_000),
+        switch_micros: Some(420),
+        serve_micros: Some(12_000),
+        serving: vec![address("10.0.0.11:8080")],
+        flows: EventFlows { before: 400, reset: 390, rehomed: 0, kept: 0, left: 10, clients: 12 },
+    };
+    let drained = EventView {
+        id: 8,
+        backend: address("10.0.0.13:8080"),
+        cause: "drain".to_owned(),
+        reason: "drain by alice".to_owned(),
+        policy: "keep".to_owned(),
+        last_good: None,
+        first_good: None,
+        back: None,
+        detect_micros: None,
+        serve_micros: None,
+        serving: Vec::new(),
+        flows: EventFlows { before: 312, kept: 312, ..EventFlows::default() },
+        ..died.clone()
+    };
+    vec![died, drained]
 }
 
 fn command(request: CommandRequest) -> Result<CommandDone, Refusal> {
@@ -208,6 +259,7 @@ fn status() -> Status {
             dead_man: lb_userspace::api::model::DeadManStatus::of(&Default::default()),
         },
         services: vec![ServiceSummary {
+            frozen_millis: Some(4200),
             name: "web".to_owned(),
             listen: address("203.0.113.10:80"),
             protocol: "tcp".to_owned(),
@@ -319,6 +371,7 @@ fn service() -> ServiceView {
         active_tier: Some(0),
         live_flows: 400,
         tracking: None,
+        frozen_millis: None,
         backends: vec![
             backend("10.0.0.11:8080", 0, "up", "L7OK 200", true, "tier 0 serves"),
             backend("10.0.0.12:8080", 1, "down", "L4TOUT", false, "health down (L4TOUT)"),
@@ -462,6 +515,8 @@ fn documents_of_maps_have_their_kind() {
                 reply: traffic,
                 flows: 3,
                 ended: 1,
+                reset: 2,
+                moved: 0,
             }],
         }],
         verdicts: vec![VerdictStats {
@@ -496,6 +551,28 @@ fn documents_of_maps_have_their_kind() {
     insta::assert_snapshot!("json_flow_list", document(flows));
     insta::assert_snapshot!("json_detached", document(detached));
     insta::assert_snapshot!("json_stopping", document(Stopping { pid: 4711 }));
+}
+
+#[test]
+fn failovers_are_listed_and_shown_one_by_one() {
+    let agent = Agent::start();
+    insta::assert_snapshot!("events", agent.shows(&["events"]));
+    insta::assert_snapshot!("events_wide", agent.shows(&["events", "-o", "wide"]));
+    insta::assert_snapshot!("event", agent.shows(&["events", "show", "7"]));
+    insta::assert_snapshot!("json_event", agent.shows(&["events", "show", "8", "-o", "json"]));
+    assert_eq!(agent.shows(&["events", "--limit", "1"]).lines().count(), 2, "a heading and the newest");
+    assert_eq!(agent.shows(&["events", "--service", "other"]).trim(), "no failover yet");
+    let output = lb(&["events", "show", "9"]).env("LB_SOCKET", &agent.socket).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("7 to 8 are kept"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_service_is_frozen_for_the_time_that_is_asked_for() {
+    let agent = Agent::start();
+    assert_eq!(agent.shows(&["service", "freeze", "web"]).trim(), "web Some(5s)");
+    assert_eq!(agent.shows(&["service", "freeze", "web", "--max", "1500ms"]).trim(), "web Some(1.5s)");
+    assert_eq!(agent.shows(&["service", "thaw", "web"]).trim(), "web None");
 }
 
 #[test]

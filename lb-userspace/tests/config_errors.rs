@@ -53,6 +53,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     dsr_with_another_port
     empty_file
     every_port_check_without_a_port
+    flow_policies
     http_settings
     http_settings_on_a_tcp_check
     interface_names

@@ -7,9 +7,10 @@ use lb_common::{
     flow::{State, idle_ticks},
 };
 use lb_userspace::config::{
-    AgentCheck, AgentHealth, Backend, BodyMatch, Check, Clients, Config, EXAMPLE, ExecCheck, HeaderMatch, Health,
-    HttpCheck, HttpMethod, Limits, LoginCheck, MaxLag, MssClamp, OnMultiplePrimaries, PortRange, Quic, RolePolicy,
-    Service, StatusRange, TlsCheck, Trust, Tunnel, TunnelSource, UdpCheck, WantedRole, XdpMode, parse, reference,
+    AgentCheck, AgentHealth, Backend, BodyMatch, Check, Clients, Config, EXAMPLE, ExecCheck, FlowPolicies, FlowPolicy,
+    HeaderMatch, Health, HttpCheck, HttpMethod, Limits, LoginCheck, MaxLag, MssClamp, OnMultiplePrimaries, PortRange,
+    Quic, RolePolicy, Service, StatusRange, TlsCheck, Trust, Tunnel, TunnelSource, UdpCheck, WantedRole, XdpMode,
+    parse, reference,
 };
 
 /// The least that a file can say about a service.
@@ -62,6 +63,7 @@ fn what_is_left_out_has_its_default() {
         passive: lb_userspace::config::Passive::default(),
         quic: Quic::default(),
         role: None,
+        failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: vec![Backend {
             address: "10.0.0.11:8080".parse().expect("an address"),
             weight: 1,
@@ -128,7 +130,7 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
     // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 7 + 6 + 10 + 15 + 6 + 2, "{rows:#?}");
+    assert_eq!(rows.len(), 7 + 6 + 14 + 15 + 6 + 2, "{rows:#?}");
 }
 
 #[test]
@@ -151,6 +153,23 @@ fn tunnels_have_a_source_for_each_family_fixed_or_chosen() {
     let long = tunnel("dsr-ipip", "tunnel-source-entropy = \"2001:db8:77::/120\"");
     assert_eq!(long.source("192.0.2.1".parse().expect("an address")), None);
     assert_eq!(long.sources, [source("2001:db8:77::", 8)]);
+}
+
+#[test]
+fn what_becomes_of_flows_follows_from_protocol_and_role_where_nothing_is_said() {
+    use FlowPolicy::{Keep, Rehome, Reset};
+    let policies = |lines: &str| {
+        let FlowPolicies { on_down, on_demote, on_drain_timeout, on_remove } =
+            accepted(&LEAST.replace("name =", &format!("{lines}\nname ="))).services[0].failover.flows;
+        [on_down, on_demote, on_drain_timeout, on_remove]
+    };
+    let check = "health = { type = \"redis\" }";
+    assert_eq!(policies(""), [Reset, Reset, Reset, Keep]);
+    assert_eq!(policies("protocol = \"udp\"\nhealth = { type = \"none\" }"), [Rehome, Rehome, Rehome, Keep]);
+    assert_eq!(policies(&format!("role = \"primary\"\n{check}")), [Reset, Reset, Reset, Keep]);
+    assert_eq!(policies(&format!("role = \"replica\"\n{check}")), [Reset, Keep, Reset, Keep]);
+    let said = "on-down = \"keep\"\non-drain-timeout = \"keep\"\non-remove = \"reset\"";
+    assert_eq!(policies(said), [Keep, Reset, Keep, Reset]);
 }
 
 /// A check that the key goes with.

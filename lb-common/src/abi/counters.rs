@@ -22,7 +22,7 @@ pub struct ServiceCounters {
     pub reply: DirectionCounters,
     /// Flows begun.
     pub flows: u64,
-    /// Packets of clients answered with a reset or an ICMP error.
+    /// Packets answered with a reset or an ICMP error: of clients, and of backends whose flows are over.
     pub refused: u64,
     /// Packets for the service that were dropped.
     pub dropped: u64,
@@ -41,6 +41,10 @@ pub struct BackendCounters {
     pub flows: u64,
     /// Flows ended by the data path (closed, evicted); the agent counts those that it ages.
     pub ended: u64,
+    /// Flows that were over with their backend and answered with a reset, or an ICMP error.
+    pub reset: u64,
+    /// Flows that were over with their backend and scheduled anew.
+    pub moved: u64,
     /// Connections that it refused: a reset in answer to a SYN.
     pub refusals: u64,
     /// Connections that were sent to another backend because it did not answer.

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     Address, Port,
-    limits::{PORT_POOL_WORDS, PORT_RANGES},
+    limits::{PARK_TICKS, PORT_POOL_WORDS, PORT_RANGES},
 };
 use crate::{
     flow::{State, Timeouts},
@@ -104,6 +104,9 @@ impl ServiceValue {
     pub const CLIENTS_STAY: u8 = 4;
     /// It is noted how backends answer the first packets of TCP connections.
     pub const WATCHED: u8 = 8;
+    /// No flow begins before [`ServiceInfo::parked_until`]: what would begin one is dropped, so that clients
+    /// try again.
+    pub const PARKED: u8 = 16;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {
@@ -158,18 +161,28 @@ pub struct ServiceInfo {
     pub timeouts: Timeouts,
     /// [`Granularity::Client`]: ticks after its last new flow in which a client is remembered.
     pub client_timeout: u32,
-    pub reserved: u32,
+    /// With [`ServiceValue::PARKED`]: the tick from which flows begin again, whatever the flag says.
+    pub parked_until: u32,
 }
 
 impl ServiceInfo {
     /// With the timeouts that nobody changed.
     pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
-        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, reserved: 0 }
+        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, parked_until: 0 }
     }
 
     /// The same service, whatever its timeouts.
     pub fn is_same_service(&self, other: &Self) -> bool {
-        *self == Self { timeouts: self.timeouts, client_timeout: self.client_timeout, ..*other }
+        let Self { timeouts, client_timeout, parked_until, .. } = *self;
+        *self == Self { timeouts, client_timeout, parked_until, ..*other }
+    }
+
+    /// Whether a frozen service is still to be frozen: never for longer than [`PARK_TICKS`], also where
+    /// the clock has wrapped since nobody thawed it.
+    #[inline(always)]
+    pub const fn is_parked(&self, now: u32) -> bool {
+        let left = self.parked_until.wrapping_sub(now) & 0xff_ffff;
+        left.wrapping_sub(1) < PARK_TICKS
     }
 }
 
@@ -325,8 +338,38 @@ abi_enum! {
         Empty = 0 "empty",
         /// Takes the packets of its flows. New flows reach it only through a selection table.
         Live = 1 "live",
-        /// Declared dead: packets of its flows are answered with a reset.
+        /// Its flows are over: their packets, from either side, are answered with a reset.
         Dead = 2 "dead",
+        /// Takes the packets of its flows, and no new ones, not even of clients that it has.
+        Kept = 3 "kept",
+        /// Its flows are over, and scheduled anew with the client's next packet.
+        Moved = 4 "moved",
+    }
+}
+
+impl BackendState {
+    /// Whether packets of a backend's flows reach it. Of a number as it stands in the maps.
+    #[inline(always)]
+    pub const fn keeps_flows(number: u8) -> bool {
+        // Live and kept are the odd ones.
+        number & 1 != 0
+    }
+}
+
+abi_enum! {
+    /// The reason for which a backend takes no new flows, where its service has a policy for those that it
+    /// has.
+    EndCause {
+        /// None of these.
+        None = 0 "none",
+        /// Its health is down.
+        Down = 1 "down",
+        /// It has lost the role that its service asks for.
+        Demoted = 2 "demoted",
+        /// Its drain has ended, and they had not.
+        Drained = 3 "drained",
+        /// It was removed from its service.
+        Removed = 4 "removed",
     }
 }
 
@@ -344,7 +387,8 @@ pub struct Backend {
     pub port: Port,
     /// [`BackendState`]
     pub state: u8,
-    pub zero: u8,
+    /// [`EndCause`]: the reason that decides about the backend's flows.
+    pub cause: u8,
     /// Raised each time the id is given to another backend; a flow remembers it.
     pub generation: u32,
     pub service_id: u32,

@@ -51,6 +51,9 @@ pub const KNOCK_AGAIN_NS: u64 = 10_000_000;
 /// Bytes of the ring buffer `events`: a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 65_536;
 
+/// Ticks (134 ms) for which a service can be frozen: a minute, and the tick that is under way.
+pub const PARK_TICKS: u32 = 449;
+
 /// IPv6 extension headers walked before a packet is called malformed.
 pub const EXTENSION_HEADERS: usize = 6;
 /// Backends tried for one new flow when the chosen one has no port left or the tuple is taken.

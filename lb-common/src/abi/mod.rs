@@ -19,8 +19,8 @@ mod vlan;
 pub use address::{Address, Port, Protocol};
 pub use counters::{BackendCounters, DirectionCounters, ServiceCounters, VerdictCounters};
 pub use entries::{
-    AddressRoles, Backend, BackendState, DontFragment, Flow, Granularity, HashedBy, Interface, Mode, PortPool, QuicKey,
-    Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
+    AddressRoles, Backend, BackendState, DontFragment, EndCause, Flow, Granularity, HashedBy, Interface, Mode,
+    PortPool, QuicKey, Scheduler, ServiceInfo, ServiceKey, ServiceValue, Settings,
 };
 pub use events::{Event, EventKind};
 pub use fragment::{FragmentFlow, FragmentKey};
@@ -60,7 +60,7 @@ assert_size! {
     FragmentFlow = 20,
     DirectionCounters = 16,
     ServiceCounters = 64,
-    BackendCounters = 64,
+    BackendCounters = 80,
     VerdictCounters = 16,
     Event = 32,
     Knock = 184,

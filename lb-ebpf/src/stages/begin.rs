@@ -98,8 +98,10 @@ fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Rea
 fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
     let id = choice(packet, number);
     let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
-    // A backend that died after the selection table was written is passed over.
-    if backend.state != BackendState::Live as u8 {
+    // A backend that died after the selection table was written is passed over. One that keeps its flows
+    // takes those that began earlier.
+    let keeps = packet.adopted != 0 && BackendState::keeps_flows(backend.state);
+    if backend.state != BackendState::Live as u8 && !keeps {
         return Reason::NoBackend;
     }
     if packet.service.mode == Mode::FullNat as u8 {

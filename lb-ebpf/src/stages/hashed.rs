@@ -100,13 +100,14 @@ pub fn unlisted(packet: &mut Packet, opens: bool) -> Unlisted {
     }
     let udp = packet.transport.protocol == Protocol::Udp;
     let state = BACKENDS.get(stable).map_or(BackendState::Empty as u8, |backend| backend.state);
-    if state == BackendState::Live as u8 {
+    if state == BackendState::Live as u8 || !opens && state == BackendState::Kept as u8 {
         packet.backend_id = stable;
         packet.adopted = !opens as u32;
         Unlisted::Begin
     } else if opens || udp {
         Unlisted::Begin
     } else if state == BackendState::Dead as u8 {
+        packet.backend_id = stable;
         Unlisted::Dead
     } else {
         Unlisted::Unknown

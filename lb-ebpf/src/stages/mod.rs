@@ -4,6 +4,7 @@ pub mod admit;
 pub mod begin;
 pub mod clients;
 pub mod dead_man;
+pub mod ending;
 pub mod errors;
 pub mod family;
 pub mod family_error;

@@ -41,7 +41,7 @@ pub fn find(packet: &mut Packet) -> Option<&'static Backend> {
     }
     if table::find_forward() != 0 && table::copy(packet) {
         let backend = BACKENDS.get(packet.flow.backend_id)?;
-        let lives = backend.state == BackendState::Live as u8 && backend.generation == packet.flow.backend_generation;
+        let lives = BackendState::keeps_flows(backend.state) && backend.generation == packet.flow.backend_generation;
         if lives {
             packet.send_to_backend(backend);
         }

@@ -7,7 +7,7 @@
 
 use lb_common::{
     abi::{Address, Backend, BackendState, Flow, Granularity, Mode, Port, limits::WAYS},
-    flow::{ReplyWord, Seen, State, Word, buckets, index, tag},
+    flow::{ReplyWord, Seen, State, TCP_RST, Word, buckets, index, tag},
     hash::tuple_hash,
     verdict::Reason,
 };
@@ -102,6 +102,9 @@ extern "C" fn asks(index: u32) -> u32 {
     asks as u32
 }
 
+/// [`find_reply`]: the flow is over with its backend.
+pub const ENDED: u32 = 2;
+
 /// Finds the flow that a backend's packet belongs to, and sets its place.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -116,9 +119,12 @@ pub extern "C" fn find_reply() -> u32 {
             if reply.tag() == tag(hash) && reply.0 != 0 {
                 let index = reply.index_or_max();
                 let word = word(index);
-                if word.live(packet.now) && answers(index, 0) != 0 {
-                    packet.place = Place { index, word };
-                    return 1;
+                if word.live(packet.now) {
+                    let answers = answers(index, 0);
+                    if answers != 0 {
+                        packet.place = Place { index, word };
+                        return answers;
+                    }
                 }
             }
         }
@@ -126,7 +132,8 @@ pub extern "C" fn find_reply() -> u32 {
     0
 }
 
-/// Whether the packet, or its reply (`of_reply` not 0), is what the flow's backend answers.
+/// Whether the packet, or its reply (`of_reply` not 0), is what the flow's backend answers: not 0, and
+/// [`ENDED`] where the flow is to be reset.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn answers(index: u32, of_reply: u32) -> u32 {
@@ -141,7 +148,7 @@ extern "C" fn answers(index: u32, of_reply: u32) -> u32 {
         && backend.state != BackendState::Empty as u8
         && backend.address == tuple.source
         && backend_port(backend, flow.service_port) == tuple.source_port;
-    answers as u32
+    (answers as u32) << (backend.state == BackendState::Dead as u8) as u32
 }
 
 /// The port a backend listens on, for a client that asked for `service_port`.
@@ -366,7 +373,33 @@ pub extern "C" fn touch(reply: u32) -> u32 {
     0
 }
 
-/// Ends the packet's flow at once, if it is still the one that was found.
+/// Closes the packet's connection, whatever the packet says: its entry stays for the time in which
+/// both ends may still send. Not 0: it was open until now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn close() -> u32 {
+    const RESET: Seen = Seen { tcp: true, reply: true, tcp_flags: TCP_RST };
+    let Some(packet) = Packet::current() else { return 0 };
+    let Some(pointer) = word_ptr(packet.place.index) else { return 0 };
+    let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return 0 };
+    let mut word = packet.place.word;
+    for _ in 0..ATTEMPTS {
+        let after = word.after_under(RESET, packet.now, &info.timeouts);
+        // SAFETY: `pointer` points to an aligned word of a map value.
+        let found = Word(unsafe { compare_exchange(pointer, word.0, after.0) });
+        if found == word {
+            load::changed(&packet.flow, word, after);
+            return word.open() as u32;
+        }
+        if found.tag() != word.tag() || found.state() <= State::Busy {
+            return 0;
+        }
+        word = found;
+    }
+    0
+}
+
+/// Ends the packet's flow at once, if it is still the one that was found. Not 0: it was open until now.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn end() -> u32 {
@@ -382,6 +415,7 @@ pub extern "C" fn end() -> u32 {
     if unsafe { compare_exchange(pointer, current, Word::busy(packet.now).0) } == current {
         forget(index, current);
         publish(index, packet.now, Word::EMPTY);
+        return Word(current).open() as u32;
     }
     0
 }

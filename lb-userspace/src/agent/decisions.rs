@@ -91,6 +91,6 @@ fn view(
     mark: &Mark,
     no_effect: Option<String>,
 ) -> DecisionView {
-    let Mark { by, at, reason, until } = mark.clone();
+    let Mark { by, at, reason, until, .. } = mark.clone();
     DecisionView { service: service.to_owned(), backend, what, by, at, reason, until, no_effect }
 }

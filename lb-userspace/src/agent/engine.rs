@@ -3,13 +3,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-use lb_common::abi::AddressRoles;
+use lb_common::{abi::AddressRoles, flow::idle_ticks};
 use tokio::time::Instant;
 
 use super::{
     clock::{Clock, micros, timestamp},
     notices::Notices,
     publisher::Publisher,
+    receipts::ReceiptBook,
     run_loop::Probed,
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     },
     config::Config,
     core::{Command, CommandError, Core, Input, Mark, Notice, Now, OperatorLayer, ProbeKey},
-    dataplane::{Dataplane, DataplaneError, FlowCensus},
+    dataplane::{Dataplane, DataplaneError, FlowCensus, kernel},
 };
 
 /// Steps in a row when each publication lets the core decide more.
@@ -52,6 +53,7 @@ pub struct Engine<D> {
     core: Core,
     publisher: Publisher<D>,
     pub notices: Notices,
+    pub receipts: ReceiptBook,
     /// A decision that probes made and the maps do not hold yet.
     moving: Option<(Notice, Instant)>,
     last_change: Option<ProbedChange>,
@@ -84,6 +86,7 @@ impl<D: Dataplane> Engine<D> {
             core,
             publisher: Publisher::new(dataplane),
             notices: Notices::default(),
+            receipts: ReceiptBook::default(),
             moving: None,
             last_change: None,
             reload_failed: None,
@@ -91,6 +94,12 @@ impl<D: Dataplane> Engine<D> {
             live_flows: 0,
             sweep_took: Duration::ZERO,
         })
+    }
+
+    /// Goes on with the receipts of an earlier agent.
+    pub fn keep_receipts(&mut self, book: ReceiptBook) {
+        self.core.number_receipts_after(book.last_id());
+        self.receipts = book;
     }
 
     /// Where the program is, once it is.
@@ -156,6 +165,40 @@ impl<D: Dataplane> Engine<D> {
         self.live_flows = census.live;
         self.sweep_took = took;
         self.take_in([Input::Flows(census)]);
+    }
+
+    /// Services whose next new flow a receipt waits for, by id.
+    pub fn awaited_flows(&self) -> BTreeSet<u32> {
+        self.core.awaited_flows()
+    }
+
+    /// A flow of a service began.
+    pub fn flow_begun(&mut self, service_id: u32, at: Instant) {
+        let at = self.clock.at(at);
+        self.take_in([Input::FlowBegun { service_id, at }]);
+    }
+
+    /// No flow of the service begins for so long; `None`: flows begin again.
+    pub fn freeze(&mut self, service: String, lasts: Option<Duration>) {
+        let input = match lasts {
+            Some(lasts) => {
+                let nanos = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
+                let tick = kernel::tick().wrapping_add(idle_ticks(nanos));
+                Input::Freeze { service, lasts, tick }
+            }
+            None => Input::Thaw { service },
+        };
+        self.take_in([input]);
+    }
+
+    /// When [`Engine::tick`] is wanted.
+    pub fn wake_at(&self) -> Option<Now> {
+        self.core.wake_at()
+    }
+
+    /// A time has come that the core waits for.
+    pub fn tick(&mut self) {
+        self.take_in([Input::Tick]);
     }
 
     /// A configuration, a layer or both, already checked against what runs, and stored: one change.
@@ -295,7 +338,10 @@ impl<D: Dataplane> Engine<D> {
 
     /// `config`: where the configuration comes from.
     pub fn status(&self, config: ConfigStatus) -> Status {
+        let now = self.clock.now();
+        let frozen = |until: Now| u64::try_from(until.saturating_sub(now).as_millis()).unwrap_or(u64::MAX);
         let services = self.core.view().into_iter().map(|service| ServiceSummary {
+            frozen_millis: service.frozen_until.map(frozen),
             used: service.backends.iter().filter(|backend| backend.used).count(),
             backends: service.backends.len(),
             active_tier: service.active_tier,
@@ -339,6 +385,9 @@ impl<D: Dataplane> Engine<D> {
     }
 
     fn tell(&mut self, notices: &[Notice]) {
+        for receipt in self.core.take_receipts() {
+            self.receipts.take(&receipt, &self.clock);
+        }
         for notice in notices {
             self.notices.decision(notice);
         }

@@ -108,7 +108,7 @@ impl FirstOverride {
         ];
         let marked = decided.into_iter().filter(|(_, decided)| *decided);
         let marks = marked.map(|(aspect, _)| (aspect, Mark::new(&by, &at))).collect();
-        Override { added_tier, removed, admin, weight, marks }
+        Override { added_tier, removed, admin, drain_over: false, weight, marks }
     }
 }
 

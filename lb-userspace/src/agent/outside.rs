@@ -10,14 +10,17 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    failover_watch::{FlowWatch, ReceiptWriter},
     host_queue::HostQueue,
     host_task::{self, HostJob},
+    receipts::ReceiptFile,
     route_watch,
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
 };
 use crate::{
+    api::model::EventView,
     config::Config,
     core::ProbeKey,
     dataplane::kernel::{DataplaneEvent, Events},
@@ -35,6 +38,8 @@ pub struct World {
     /// Whose ways are looked at.
     ways: watch::Sender<BTreeSet<IpAddr>>,
     sweeps: SweepThread,
+    flows: FlowWatch,
+    receipts: ReceiptWriter,
     _tasks: [AbortOnDropHandle<()>; 4],
 }
 
@@ -46,12 +51,15 @@ impl World {
     /// The pinned maps cannot be opened, or a thread cannot be started.
     pub fn start(
         pin_dir: &Path,
+        state_dir: &Path,
         host: Host,
         findings: mpsc::Sender<Finding>,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Probed>)> {
         let events = Events::open(pin_dir)?;
         let vlans = VlanSync::open(pin_dir)?;
         let sweeps = SweepThread::start(pin_dir, findings.clone())?;
+        let flows = FlowWatch::open(pin_dir, findings.clone())?;
+        let receipts = ReceiptWriter::start(ReceiptFile::new(state_dir))?;
         let (outcomes, results) = mpsc::channel(WAITING);
         let (probed, probes) = mpsc::channel(WAITING);
         let (jobs, inbox) = mpsc::channel(WAITING);
@@ -64,7 +72,7 @@ impl World {
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
         let host = HostQueue::new(jobs, findings);
-        Ok((Self { prober: Prober::new(outcomes), host, ways, sweeps, _tasks: tasks }, probes))
+        Ok((Self { prober: Prober::new(outcomes), host, ways, sweeps, flows, receipts, _tasks: tasks }, probes))
     }
 }
 
@@ -106,6 +114,14 @@ impl Outside for World {
 
     fn audit_ports(&mut self) {
         self.sweeps.ask(SweepJob::Audit);
+    }
+
+    fn await_flow(&mut self, service_id: u32) {
+        self.flows.watch(service_id);
+    }
+
+    fn keep_receipts(&mut self, receipts: Vec<EventView>) {
+        self.receipts.write(receipts);
     }
 }
 

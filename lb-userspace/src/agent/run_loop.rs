@@ -19,6 +19,7 @@ use super::{
     changes::{Author, Candidate, Changes, Effect, Job, Step, Stored},
     clock::Clock,
     engine::{Engine, Revisions},
+    freeze,
     pulse::Pulse,
     service_manager::ServiceManager,
     watch::{CounterWatch, Once, PAUSE},
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     api::{
         Refusal, Request, Task, WriteOptions,
-        model::{InterfaceStatus, Stopping},
+        model::{EventView, InterfaceStatus, Stopping},
     },
     config::Config,
     core::{ProbeKey, ProbeOutcome},
@@ -62,6 +63,8 @@ pub enum Finding {
     NeighbourMissing { ifindex: u32, next_hop: IpAddr },
     /// The data path found no source port towards a backend.
     PortsExhausted { backend_id: u32 },
+    /// A flow of a service began.
+    FlowBegun { service_id: u32, at: Instant },
     /// The agent's own file is to be read again.
     Reload(Author),
     /// A configuration was read and tried, or refused.
@@ -111,6 +114,11 @@ pub trait Outside {
     fn sweep(&mut self) -> bool;
     /// Look for source ports that no flow holds any more.
     fn audit_ports(&mut self);
+    /// Tell the next flow of a service that begins, by its id; answered by [`Finding::FlowBegun`] if one
+    /// does.
+    fn await_flow(&mut self, service_id: u32);
+    /// Keep these receipts on disk, and no others.
+    fn keep_receipts(&mut self, receipts: Vec<EventView>);
 }
 
 /// Where inputs come from.
@@ -142,6 +150,7 @@ pub struct AgentLoop<D, O> {
 struct Asked {
     revisions: Option<Revisions>,
     sources: Vec<IpAddr>,
+    flows: BTreeSet<u32>,
 }
 
 impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
@@ -181,12 +190,17 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
             self.ask_outside();
             let retry = self.engine.retry_at().map(|at| self.clock.instant(at));
             let due = self.changes.state.wake_at();
+            let wake = self.engine.wake_at().map(|at| self.clock.instant(at));
             tokio::select! {
                 // Probes first: they move traffic.
                 biased;
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => {
+                    self.keep_receipts();
+                    return;
+                }
                 1.. = inputs.probes.recv_many(&mut probed, PROBES_AT_ONCE) => self.engine.probed(probed.drain(..)),
                 () = wait_until(retry), if retry.is_some() => self.engine.publish(),
+                () = wait_until(wake), if wake.is_some() => self.engine.tick(),
                 () = wait_until(due), if due.is_some() => {
                     let step = self.changes.due(&mut self.engine);
                     self.follow(step);
@@ -214,6 +228,9 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 self.outside.warm(self.engine.backend_addresses());
             }
         }
+        let awaited = self.engine.awaited_flows();
+        awaited.difference(&self.asked.flows).for_each(|id| self.outside.await_flow(*id));
+        self.asked.flows = awaited;
         if !self.leaving.is_empty() && self.engine.has_left(&self.leaving) {
             self.leaving.clear();
             self.outside.prune();
@@ -232,6 +249,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
             }
             Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
+            Finding::FlowBegun { service_id, at } => self.engine.flow_begun(service_id, at),
             Finding::Reload(author) => self.reload(author),
             Finding::Worked(result) => {
                 let step = self.changes.worked(&mut self.engine, result);
@@ -272,6 +290,11 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 drop(reply.send(self.engine.status(config)));
             }
             Request::Services(reply) => drop(reply.send(self.engine.services())),
+            Request::Events(reply) => drop(reply.send(self.engine.receipts.views())),
+            Request::Freeze { name, lasts, peer, options, reply } => {
+                let answered = freeze::freeze(&mut self.engine, &self.changes.state, name, lasts, peer, &options);
+                drop(reply.send(answered));
+            }
             Request::Config(reply) => drop(reply.send(self.changes.state.printer(&self.engine))),
             Request::Change { task, peer, options } => {
                 let step = self.changes.ask(&mut self.engine, Job { task, author: Author::Peer(peer), options });
@@ -285,7 +308,14 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         }
     }
 
+    fn keep_receipts(&mut self) {
+        if let Some(receipts) = self.engine.receipts.to_store() {
+            self.outside.keep_receipts(receipts);
+        }
+    }
+
     fn sweep(&mut self) {
+        self.keep_receipts();
         // One at a time: a table that takes longer than the interval is walked less often.
         if !self.sweeping {
             self.sweeping = self.outside.sweep();

@@ -26,6 +26,7 @@ use super::{
     layer::LayerFile,
     lock::AgentLock,
     outside::World,
+    receipts::{ReceiptBook, ReceiptFile},
     run_loop::{AgentLoop, Finding, Inputs},
     service_manager::ServiceManager,
     vlan_sync::VlanSync,
@@ -96,8 +97,17 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error),
     };
+    take_receipts(options, &mut data_path.engine);
     tell_configuration(&places, &running, &mut data_path.engine);
     serve(options, signals, socket, host, data_path, (places, running)).await
+}
+
+/// What earlier agents left. Without it the agent can do its work.
+fn take_receipts(options: &Options, engine: &mut Engine<KernelDataplane>) {
+    match ReceiptFile::new(&options.state_dir).load() {
+        Ok(events) => engine.keep_receipts(ReceiptBook::of(events)),
+        Err(error) => engine.notices.warning(format!("receipts of earlier failovers are lost: {error}")),
+    }
 }
 
 /// It runs now: it is the last good one, or it is not the agent's own.
@@ -221,7 +231,7 @@ async fn serve(
     let (findings, found) = mpsc::channel(WAITING);
     let (requests, asked) = mpsc::channel(WAITING);
     let netlink = host.netlink();
-    let (world, probes) = World::start(&options.pin_dir, host, findings.clone())?;
+    let (world, probes) = World::start(&options.pin_dir, &options.state_dir, host, findings.clone())?;
     let _log =
         if options.datapath_log { Some(AbortOnDropHandle::new(tokio::spawn(loaded.debug_log()?))) } else { None };
     let config = engine.config();

@@ -1,6 +1,8 @@
 //! Every path of the API, with what it takes and answers. The routes come from here, and so does the
 //! OpenAPI document.
 
+use std::time::Duration;
+
 use axum::{
     Extension, Json, Router,
     extract::{
@@ -17,8 +19,9 @@ use serde::Deserialize;
 use super::{
     Peer, Refusal, Request, Task, WriteOptions,
     model::{
-        Applied, ApplyRequest, BackendList, CommandDone, CommandRequest, ConfigView, Document, Healthiness, Kind,
-        Nothing, ServiceDone, ServiceList, ServiceRequest, ServiceView, Settled, Status, Stopping,
+        Applied, ApplyRequest, BackendList, CommandDone, CommandRequest, ConfigView, Document, EventList, EventView,
+        FreezeRequest, Healthiness, Kind, Nothing, ServiceDone, ServiceFrozen, ServiceList, ServiceRequest,
+        ServiceView, Settled, Status, Stopping,
     },
     openapi,
     server::Api,
@@ -76,6 +79,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "Adds a service beside those of the file, or removes one.",
         || post(change_service),
     ),
+    write::<FreezeRequest, ServiceFrozen>(
+        "/v1/services/{name}/freeze",
+        "No flow of the service begins for a moment, or flows begin again.",
+        || post(freeze),
+    ),
+    Operation {
+        query: &[("service", "Only failovers of this service.")],
+        ..read::<EventList>("/v1/events", "Receipts of the last failovers, oldest first.", || get(events))
+    },
+    read::<EventView>("/v1/events/{id}", "The receipt of one failover.", || get(event)),
     Operation {
         query: &[("service", "Only backends of this service.")],
         ..read::<BackendList>("/v1/backends", "Backends of all services, or of one.", || get(backends))
@@ -171,6 +184,37 @@ async fn change_service(
 ) -> Answer<ServiceDone> {
     let request = body_of(body)?;
     document(writer.change(&api, |reply| Task::Service { name, request, reply }).await?)
+}
+
+async fn freeze(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    writer: Writer,
+    body: Result<Json<FreezeRequest>, JsonRejection>,
+) -> Answer<ServiceFrozen> {
+    let FreezeRequest { max_millis } = body_of(body)?;
+    let Writer { peer, options } = writer;
+    let lasts = (max_millis > 0).then(|| Duration::from_millis(max_millis));
+    document(api.handle.ask(|reply| Request::Freeze { name, lasts, peer, options, reply }).await??)
+}
+
+async fn events(State(api): State<Api>, query: Result<Query<BackendQuery>, QueryRejection>) -> Answer<EventList> {
+    let Query(BackendQuery { service }) = query.map_err(|e| unreadable(e.status(), &e.body_text()))?;
+    let mut events = api.handle.ask(Request::Events).await?;
+    if let Some(name) = service {
+        events.retain(|event| event.service == name);
+    }
+    document(EventList { events })
+}
+
+async fn event(State(api): State<Api>, Path(id): Path<String>) -> Answer<EventView> {
+    let events = api.handle.ask(Request::Events).await?;
+    let (oldest, newest) = (events.first().map_or(0, |event| event.id), events.last().map_or(0, |event| event.id));
+    let found = events.into_iter().find(|event| event.id.to_string() == id);
+    document(found.ok_or_else(|| {
+        let known = if newest == 0 { "there is none yet".to_owned() } else { format!("{oldest} to {newest} are kept") };
+        Refusal::new(StatusCode::NOT_FOUND, format!("there is no failover with the number {id}"), known, "lb events")
+    })?)
 }
 
 async fn apply(

@@ -1,5 +1,7 @@
 //! What the API asks of the agent's loop, which alone knows the state and alone changes it.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::StatusCode,
@@ -10,8 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Peer,
     model::{
-        Applied, ApplyRequest, CommandDone, CommandRequest, ConfigView, ErrorView, ServiceDone, ServiceRequest,
-        ServiceView, Settled, Status, Stopping,
+        Applied, ApplyRequest, CommandDone, CommandRequest, ConfigView, ErrorView, EventView, ServiceDone,
+        ServiceFrozen, ServiceRequest, ServiceView, Settled, Status, Stopping,
     },
 };
 
@@ -20,8 +22,24 @@ pub enum Request {
     Status(oneshot::Sender<Status>),
     Services(oneshot::Sender<Vec<ServiceView>>),
     Config(oneshot::Sender<PrintConfig>),
-    Change { task: Task, peer: Peer, options: WriteOptions },
-    Stop { peer: Peer, reply: oneshot::Sender<Stopping> },
+    Events(oneshot::Sender<Vec<EventView>>),
+    /// Freezes a service for so long, or thaws it.
+    Freeze {
+        name: String,
+        lasts: Option<Duration>,
+        peer: Peer,
+        options: WriteOptions,
+        reply: Reply<ServiceFrozen>,
+    },
+    Change {
+        task: Task,
+        peer: Peer,
+        options: WriteOptions,
+    },
+    Stop {
+        peer: Peer,
+        reply: oneshot::Sender<Stopping>,
+    },
 }
 
 /// Prints the running configuration; takes long for a long one.

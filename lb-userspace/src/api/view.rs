@@ -13,7 +13,7 @@ use crate::{
 
 /// A service as it is shown at `now`.
 pub fn service_view(service: &core::ServiceView, now: Now) -> ServiceView {
-    let core::ServiceView { config, id, active_tier, live_flows, tracking, backends } = service;
+    let core::ServiceView { config, id, active_tier, live_flows, tracking, frozen_until, backends } = service;
     ServiceView {
         name: config.name.clone(),
         listen: config.listen,
@@ -30,6 +30,7 @@ pub fn service_view(service: &core::ServiceView, now: Now) -> ServiceView {
             unsettled: tracking.unsettled,
             settles_in_millis: tracking.settles_in.map(millis),
         }),
+        frozen_millis: frozen_until.map(|until| millis(until.saturating_sub(now))),
         backends: backends.iter().map(|backend| backend_view(&config.name, backend, now)).collect(),
     }
 }

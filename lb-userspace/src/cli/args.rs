@@ -100,6 +100,8 @@ pub enum Command {
     },
     /// The flow table, read from the pinned maps: also with the agent dead.
     Flows(FlowsArgs),
+    /// Failovers: each leaves a receipt with its times, its cause and what became of the flows.
+    Events(EventsArgs),
     /// The configuration: one file, or a directory of them.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -183,6 +185,24 @@ pub enum ServiceCommand {
         #[command(flatten)]
         write: Write,
     },
+    /// Let new connections wait for a moment, during a planned switchover: their first packets are
+    /// dropped, so that clients try again; others go on. Ends by itself, also without an agent.
+    Freeze {
+        #[arg(value_parser = service_name)]
+        name: String,
+        /// For how long at most (500ms, 5s; up to 1m).
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5s")]
+        max: Duration,
+        #[command(flatten)]
+        write: Write,
+    },
+    /// Let connections begin again.
+    Thaw {
+        #[arg(value_parser = service_name)]
+        name: String,
+        #[command(flatten)]
+        write: Write,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -254,7 +274,16 @@ pub enum BackendCommand {
     /// Remove backends: no new flows; they are forgotten when their flows are over.
     Remove(Target),
     /// No new flows; existing ones finish.
-    Drain(Target),
+    Drain {
+        #[command(flatten)]
+        target: Target,
+        /// Flows that are left after this time get what the service's `on-drain-timeout` says (30s, 10m).
+        #[arg(long, value_name = "TIME", value_parser = span)]
+        timeout: Option<Duration>,
+        /// Wait until no flow is left, and tell how many are.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Back to normal.
     Ready(Target),
     /// No new flows and no probes; existing flows finish.
@@ -284,6 +313,32 @@ pub struct Target {
     pub decision: Decision,
     #[command(flatten)]
     pub write: Write,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct EventsArgs {
+    #[command(subcommand)]
+    pub command: Option<EventsCommand>,
+    /// Failovers of this service.
+    #[arg(long, value_parser = service_name)]
+    pub service: Option<String>,
+    /// Show at most so many, the newest.
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub limit: usize,
+    #[command(flatten)]
+    pub watch: Watch,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EventsCommand {
+    /// One failover.
+    Show {
+        /// Its number in the list.
+        id: u64,
+        #[command(flatten)]
+        watch: Watch,
+    },
 }
 
 #[derive(Debug, Args)]

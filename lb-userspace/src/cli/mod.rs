@@ -7,6 +7,8 @@ mod config;
 mod decap;
 mod detach;
 mod doctor;
+mod drain;
+mod events;
 mod failure;
 mod flows;
 mod init;
@@ -55,6 +57,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
         Command::Backend(command) => backend::backend(&global, printer, command),
         Command::Stats { service, watch } => stats::stats(&global, printer, service.as_deref(), watch),
         Command::Flows(arguments) => flows::flows(&global, printer, &arguments),
+        Command::Events(arguments) => events::events(&global, printer, arguments),
         Command::Config(command) => config::config(&global, printer, command),
         Command::Decap(arguments) => decap::decap(&global, printer, arguments),
         Command::Doctor(arguments) => doctor::doctor(&global, printer, arguments),

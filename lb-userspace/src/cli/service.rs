@@ -2,12 +2,12 @@
 
 use super::{
     Exit, Failure,
-    args::{Decision, Global, ServiceAdd, ServiceCommand},
+    args::{Decision, Global, ServiceAdd, ServiceCommand, Write},
     output::Printer,
     reads, render,
     writes::{seconds, write},
 };
-use crate::api::model::{ServiceChange, ServiceDone, ServiceRequest};
+use crate::api::model::{FreezeRequest, ServiceChange, ServiceDone, ServiceFrozen, ServiceRequest};
 
 /// `lb service ...`: a list, one service, or one change.
 pub fn service(global: &Global, printer: &Printer, command: ServiceCommand) -> Result<Exit, Failure> {
@@ -18,6 +18,11 @@ pub fn service(global: &Global, printer: &Printer, command: ServiceCommand) -> R
             let change = ServiceChange::Add { toml: table(&add) };
             (add.name, change, false, add.decision, add.write)
         }
+        ServiceCommand::Freeze { name, max, write } => {
+            let millis = u64::try_from(max.as_millis()).unwrap_or(u64::MAX).max(1);
+            return freeze(global, printer, &name, millis, &write);
+        }
+        ServiceCommand::Thaw { name, write } => return freeze(global, printer, &name, 0, &write),
         ServiceCommand::Remove { name, force, decision, write } => {
             (name, ServiceChange::Remove, force, decision, write)
         }
@@ -26,6 +31,13 @@ pub fn service(global: &Global, printer: &Printer, command: ServiceCommand) -> R
     let request = ServiceRequest { change, reason, for_seconds: seconds(lasts), force };
     let done: ServiceDone = write(global, &format!("/v1/services/{name}"), &options, &request)?;
     printer.print(done, render::service_done)?;
+    Ok(Exit::Done)
+}
+
+fn freeze(global: &Global, printer: &Printer, name: &str, max_millis: u64, options: &Write) -> Result<Exit, Failure> {
+    let path = format!("/v1/services/{name}/freeze");
+    let done: ServiceFrozen = write(global, &path, options, &FreezeRequest { max_millis })?;
+    printer.print(done, render::service_frozen)?;
     Ok(Exit::Done)
 }
 

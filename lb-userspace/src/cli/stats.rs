@@ -54,6 +54,8 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
             reply: traffic(counted.reply),
             flows: counted.flows,
             ended: counted.ended,
+            reset: counted.reset,
+            moved: counted.moved,
         })
     });
     Ok(ServiceStats {

@@ -15,6 +15,7 @@ pub use super::quic::Quic;
 
 use super::{
     dead_man::DeadMan,
+    failover::Failover,
     probes::{AgentCheck, Check},
     role::RolePolicy,
 };
@@ -131,6 +132,7 @@ pub struct Service {
     pub quic: Quic,
     /// Which backends get flows by their role; `None`: roles do not matter.
     pub role: Option<RolePolicy>,
+    pub failover: Failover,
     /// In file order; addresses are unique within the service.
     pub backends: Vec<Backend>,
 }

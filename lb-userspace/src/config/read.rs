@@ -13,7 +13,8 @@ use super::{
     dead_man::{self, DeadMan},
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
-    health, keys,
+    failover::Failover,
+    failover_keys, health, keys,
     model::{Backend, Clients, Config, Health, Limits, MssClamp, Passive, PortRange, Service, Tunnel, XdpMode},
     passive,
     prime::is_prime,
@@ -72,6 +73,7 @@ pub(super) struct ServiceDraft {
     passive: Read<Passive>,
     pub(super) quic_length: quic::LengthDraft,
     pub(super) role: Read<Option<RolePolicy>>,
+    failover: Read<Failover>,
     pub(super) backends: Vec<Read<BackendDraft>>,
     /// Whether every `[[service.backend]]` could be found.
     pub(super) backends_read: Read<()>,
@@ -187,6 +189,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let role = role_keys::read(findings, table);
     let health = health::read(findings, table, &protocol, &listen, role.as_ref().is_ok_and(Option::is_some));
     let role = role_keys::fitting(findings, role, &health);
+    let failover = failover_keys::read(findings, table, &protocol, &role);
     let timeouts = timeouts::read(findings, table, &protocol);
     let passive = passive::read(findings, table, &protocol, &mode);
     let quic_length = quic::read_length(findings, table);
@@ -211,6 +214,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
         timeouts,
         passive,
         role,
+        failover,
         mss_clamp,
         quic_length,
         backends,
@@ -288,6 +292,7 @@ impl ServiceDraft {
             passive: self.passive?,
             quic: quic::finish(self.quic_length, &self.backends)?,
             role: self.role?,
+            failover: self.failover?,
             backends: self.backends.into_iter().map(|backend| backend?.finish()).collect::<Read<_>>()?,
         })
     }

@@ -7,13 +7,15 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Address, AddressRoles, Backend, BackendState, HashedBy, Port, ServiceKey, ServiceValue, Slot},
+    abi::{Address, AddressRoles, Backend, BackendState, EndCause, HashedBy, Port, ServiceKey, ServiceValue, Slot},
     quic::ServerId,
 };
 
 use super::{
     Now,
+    ending::Ending,
     extents::Extent,
+    freeze::{FREEZE_MAX, Frozen},
     health::Health,
     ledger::{Ledger, in_use},
     service::{Leave, Member, Place, Service, ServiceRef, Shape, Table},
@@ -43,7 +45,7 @@ pub(super) fn adopt(inherited: &Tables, ledger: &mut Ledger, now: Now) -> BTreeM
             me.leftover = id.saturating_add(1);
         }
         ledger.service_ids.reserve(id);
-        services.insert(me, adopt_service(inherited, me, id, published.get(&id).copied(), leave, ledger));
+        services.insert(me, adopt_service(inherited, me, id, published.get(&id).copied(), (leave, now), ledger));
         ids.insert(id, me);
     }
     adopt_backends(inherited, &ids, &mut services, leave, ledger, now);
@@ -77,7 +79,7 @@ fn adopt_service(
     me: ServiceRef,
     id: u32,
     key: Option<&ServiceKey>,
-    leave: Leave,
+    (leave, now): (Leave, Now),
     ledger: &mut Ledger,
 ) -> Service {
     let mut service = Service::new();
@@ -86,6 +88,9 @@ fn adopt_service(
     let Some(value) = key.and_then(|key| inherited.services.get(key)) else { return service };
     ledger.roles.hold(me.key.address, me.own_roles());
     service.holds_address = true;
+    let parked = inherited.service_info.get(&id).filter(|_| value.has(ServiceValue::PARKED));
+    // How much of it is left the data path knows.
+    service.frozen = parked.map(|info| Frozen { until: now + FREEZE_MAX, tick: info.parked_until });
     let extent = Extent { base: value.selection_base, len: value.slots() };
     let slots = inherited.selection.get(&extent.base).filter(|slots| slots.len() == extent.len as usize);
     if let Some(slots) = slots {
@@ -143,7 +148,11 @@ fn adopt_backends(
 }
 
 fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now: Now) -> Member {
-    let health = if backend.state == BackendState::Dead as u8 {
+    let ending = Ending {
+        state: BackendState::from_number(backend.state).unwrap_or(BackendState::Live),
+        cause: EndCause::from_number(backend.cause).unwrap_or(EndCause::None),
+    };
+    let health = if ending.cause == EndCause::Down {
         Health::down("inherited: was down before the restart", now)
     } else if selected {
         Health::up("inherited: was up before the restart", now)
@@ -152,6 +161,8 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
     };
     let address = SocketAddr::new(IpAddr::from(backend.address), backend.port.get());
     let mut member = Member::new(address, health);
+    member.inherited = ending;
+    member.demoted = ending.cause == EndCause::Demoted;
     member.weight = u16::try_from(backend.weight).unwrap_or(u16::MAX);
     member.place = Some(Place {
         id,

@@ -50,6 +50,7 @@ impl Core {
             }
         }
         self.expire_suspicions(now);
+        self.receipts_walked(&census);
         self.walked_at = now;
         self.ledger.walked(census);
     }

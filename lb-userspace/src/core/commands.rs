@@ -282,7 +282,7 @@ fn decide_one(
     let in_file = config.backends.iter().any(|backend| backend.address == address);
     match command {
         Command::Remove { .. } => *decided = Override { removed: in_file, ..Override::default() },
-        Command::Drain { .. } => decided.admin = Some(Admin::Drain),
+        Command::Drain { .. } => (decided.admin, decided.drain_over) = (Some(Admin::Drain), false),
         Command::Maintenance { .. } => decided.admin = Some(Admin::Maintenance),
         Command::Ready { .. } => decided.admin = None,
         Command::Weight { weight, .. } => decided.weight = Some(*weight),

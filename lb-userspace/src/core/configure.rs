@@ -28,6 +28,8 @@ pub(super) struct Wanted {
     pub weight: u16,
     pub tier: u8,
     pub admin: Admin,
+    /// The time of its drain is over.
+    pub drained: bool,
     pub check_address: Option<SocketAddr>,
     pub overridden: Option<Override>,
 }
@@ -45,6 +47,7 @@ pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) ->
             weight: decided.weight.unwrap_or(backend.weight),
             tier: backend.tier,
             admin: decided.admin.unwrap_or_default(),
+            drained: decided.drain_over,
             check_address: backend.check_address,
             overridden,
         })
@@ -184,6 +187,7 @@ impl Core {
         member.weight = wanted.weight;
         member.tier = wanted.tier;
         member.admin = wanted.admin;
+        member.drained = wanted.drained;
         member.overridden = wanted.overridden;
         member.check_address = wanted.check_address;
         if member.admin == Admin::Maintenance {
@@ -266,6 +270,9 @@ fn changes(member: &Member, wanted: &Wanted) -> Vec<String> {
     if member.admin != wanted.admin {
         texts.push(format!("admin {} -> {}{by}", word(member.admin), word(wanted.admin)));
     }
+    if wanted.drained && !member.drained {
+        texts.push(format!("the time of its drain is over, {} flows left", member.live_flows));
+    }
     if member.weight != wanted.weight {
         texts.push(format!("weight {} -> {}{by}", member.weight, wanted.weight));
     }
@@ -314,6 +321,7 @@ mod tests {
             passive: config::Passive::default(),
             quic: config::Quic::default(),
             role: None,
+            failover: config::Failover::of(Protocol::Tcp, None),
             backends: vec![backend("10.0.0.2:80", 3, 0), backend("10.0.0.1:80", 1, 1)],
         }
     }

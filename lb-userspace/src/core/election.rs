@@ -160,7 +160,9 @@ impl Service {
     /// changed is in [`Member::elected`].
     pub(super) fn elect(&mut self) -> Vec<String> {
         let Some(policy) = self.config.as_ref().and_then(|config| config.role.clone()) else {
-            self.members.iter_mut().for_each(|member| member.elected = true);
+            for member in &mut self.members {
+                (member.elected, member.demoted) = (true, false);
+            }
             self.standing = Standing::default();
             return Vec::new();
         };
@@ -174,6 +176,7 @@ impl Service {
                 WantedRole::Primary => is_primary,
                 WantedRole::Replica => fit(member) || (fallback && is_primary),
             };
+            member.judge_demotion(policy.role, primary.is_some_and(|primary| primary != member.address));
         }
         let old = std::mem::replace(&mut self.standing, standing);
         news(&old, &self.standing)

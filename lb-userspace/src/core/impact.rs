@@ -165,7 +165,7 @@ impl<'a> World<'a> {
     fn condition(&self, id: u32) -> Fate {
         let Some((me, member)) = self.members.get(&id) else { return Fate::Reset };
         let element = self.core.desired().backends.get(&id);
-        let live = element.is_some_and(|backend| backend.state == BackendState::Live as u8);
+        let live = element.is_some_and(|backend| BackendState::keeps_flows(backend.state));
         if !live || !self.is_found(*me) {
             return Fate::Reset;
         }

@@ -41,6 +41,9 @@ pub struct Override {
     pub removed: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub admin: Option<Admin>,
+    /// Its drain had a time, which is over.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub drain_over: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub weight: Option<u16>,
     /// Of each of these that is set.
@@ -72,6 +75,9 @@ pub struct Mark {
     /// When it ends by itself: as `at`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until: Option<String>,
+    /// Of a drain: when flows that are left get what the service's policy says. As `at`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub drain_end: Option<String>,
 }
 
 impl Mark {
@@ -84,7 +90,8 @@ impl Mark {
     pub fn in_words(&self) -> String {
         let reason = self.reason.as_ref().map(|reason| format!(", {reason:?}")).unwrap_or_default();
         let until = self.until.as_ref().map(|until| format!(", until {until}")).unwrap_or_default();
-        format!("by {} at {}{reason}{until}", self.by, self.at)
+        let drain = self.drain_end.as_ref().map(|end| format!(", flows may go on until {end}")).unwrap_or_default();
+        format!("by {} at {}{reason}{until}{drain}", self.by, self.at)
     }
 
     /// Whether it has ended at `now` (RFC 3339, UTC, whole seconds: texts of this form sort by time).
@@ -113,13 +120,22 @@ impl Override {
 
     /// Marks of what is not decided any more go.
     fn tidy(&mut self) {
-        let Self { added_tier, removed, admin, weight, marks } = self;
+        let Self { added_tier, removed, admin, drain_over, weight, marks } = self;
+        *drain_over &= *admin == Some(Admin::Drain);
         marks.retain(|aspect, _| match aspect {
             Aspect::Added => added_tier.is_some(),
             Aspect::Removed => *removed,
             Aspect::Admin => admin.is_some(),
             Aspect::Weight => weight.is_some(),
         });
+    }
+
+    /// Whether the time of its drain is over since the last call.
+    fn end_drain(&mut self, now: &str) -> bool {
+        let mark = self.marks.get_mut(&Aspect::Admin);
+        let over = mark.and_then(|mark| mark.drain_end.take_if(|end| end.as_str() <= now)).is_some();
+        self.drain_over |= over && self.admin == Some(Admin::Drain);
+        over
     }
 
     /// The decision is over.
@@ -145,6 +161,9 @@ impl OperatorLayer {
             for (address, decided) in backends.iter_mut() {
                 let over: Vec<(Aspect, Mark)> =
                     decided.marks.iter().filter(|(_, mark)| mark.over(now)).map(|(a, m)| (*a, m.clone())).collect();
+                if decided.end_drain(now) {
+                    ended.push(format!("{service} {address}: the time of its drain is over"));
+                }
                 for (aspect, mark) in over {
                     ended.push(format!("{service} {address}: {} has ended ({})", word(aspect), mark.in_words()));
                     decided.end(aspect);
@@ -180,7 +199,11 @@ impl OperatorLayer {
     pub fn next_end(&self) -> Option<&str> {
         let of_backends = self.services.values().flat_map(BTreeMap::values).flat_map(|decided| decided.marks.values());
         let of_services = self.added_services.values().map(|added| &added.mark).chain(self.removed_services.values());
-        of_backends.chain(of_services).filter_map(|mark| mark.until.as_deref()).min()
+        of_backends
+            .chain(of_services)
+            .flat_map(|mark| mark.until.iter().chain(&mark.drain_end))
+            .map(String::as_str)
+            .min()
     }
 }
 
@@ -242,6 +265,20 @@ mod tests {
             Override { added_tier: Some(0), admin: Some(Admin::Drain), marks: marks.into(), ..Override::default() };
         let (left, _) = layer(decided).expired("2027-01-01T00:00:00Z").unwrap();
         assert_eq!(left, OperatorLayer::default());
+    }
+
+    #[test]
+    fn a_drain_whose_time_is_over_stays_one_and_says_so() {
+        let admin = Mark { drain_end: Some("2026-01-01T00:10:00Z".to_owned()), ..mark("2026-01-01T00:00:00Z", None) };
+        let decided =
+            Override { admin: Some(Admin::Drain), marks: [(Aspect::Admin, admin)].into(), ..Override::default() };
+        let layer = layer(decided);
+        assert_eq!(layer.next_end(), Some("2026-01-01T00:10:00Z"));
+        assert_eq!(layer.expired("2026-01-01T00:09:59Z"), None);
+        let (left, ended) = layer.expired("2026-01-01T00:10:00Z").unwrap();
+        let backend = &left.services["web"][&A.parse().unwrap()];
+        assert_eq!((backend.admin, backend.drain_over), (Some(Admin::Drain), true));
+        assert_eq!((ended.len(), left.next_end(), left.expired("2027-01-01T00:00:00Z")), (1, None, None));
     }
 
     #[test]

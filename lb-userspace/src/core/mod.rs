@@ -19,7 +19,9 @@ mod census;
 mod commands;
 mod configure;
 mod election;
+mod ending;
 mod extents;
+mod freeze;
 mod health;
 mod ids;
 mod impact;
@@ -31,6 +33,7 @@ mod plan;
 mod pools;
 mod probed;
 mod publish;
+mod receipts;
 pub mod reconcile;
 mod report;
 mod roles;
@@ -38,15 +41,18 @@ mod rotation;
 mod service;
 mod state;
 mod suspicion;
+mod tiers;
 mod touched;
 mod tracked;
 mod tunnel;
 mod view;
 
 pub use commands::{Command, CommandError};
+pub use freeze::FREEZE_MAX;
 pub use impact::{BackendImpact, Fate, FlowImpact, Impact, Presence, ServiceImpact};
 pub use layer::{AddedService, Aspect, Mark, OperatorLayer, Override};
 pub use plan::{plan, plan_within};
+pub use receipts::{FailoverCause, Receipt, ReceiptFlows};
 pub use report::{AgentAdmin, AgentReply, Certificate, Epoch, Phase, ProbeOutcome, Role, RoleReport};
 pub use state::Core;
 pub use touched::{Scope, Touched};
@@ -126,6 +132,23 @@ pub enum Input {
     Flows(FlowCensus),
     /// The data path has seen a backend refuse, or not answer, the connections of clients.
     Suspect(Suspect),
+    /// The first new flow of a service after it was asked for: see [`Core::awaited_flows`].
+    FlowBegun {
+        service_id: u32,
+        at: Now,
+    },
+    /// No flow of a configured service begins for so long (at most [`FREEZE_MAX`]); `tick` is the end by
+    /// the data path's clock.
+    Freeze {
+        service: String,
+        lasts: Duration,
+        tick: u32,
+    },
+    Thaw {
+        service: String,
+    },
+    /// A time that [`Core::wake_at`] told.
+    Tick,
     /// The maps hold this generation of [`Core::desired`] (see [`reconcile::ReconcileReport`]).
     /// Nothing that has left the tables is handed out again, and nothing that is leaving goes, before
     /// this has been said: send it after every step that succeeded.
@@ -219,6 +242,8 @@ pub struct ServiceView {
     pub live_flows: u64,
     /// Set where flows need no entry.
     pub tracking: Option<TrackingView>,
+    /// Until when no flow begins.
+    pub frozen_until: Option<Now>,
     pub backends: Vec<BackendView>,
 }
 

@@ -260,7 +260,7 @@ fn contested(actual: &Tables, base: u32, len: usize) -> bool {
 /// The same element, declared dead or live again.
 fn is_flip(old: &Backend, new: &Backend) -> bool {
     let empty = BackendState::Empty as u8;
-    old.state != empty && new.state != empty && Backend { state: old.state, ..*new } == *old
+    old.state != empty && new.state != empty && Backend { state: old.state, cause: old.cause, ..*new } == *old
 }
 
 /// Both maps side by side, in the order of their keys, in one pass.

@@ -36,6 +36,7 @@ impl Core {
                         answered.push(member.address);
                     }
                     member.last_probe = Some(outcome.clone());
+                    member.last_good = if outcome.up { Some(now) } else { member.last_good };
                     let expiring = expiry(member, outcome);
                     let notice = |text| Notice { service: name.clone(), backend: Some(member.address), text };
                     self.notices.extend(expiring.map(notice));
@@ -53,7 +54,8 @@ impl Core {
     pub(super) fn hold_elections(&mut self) {
         for me in std::mem::take(&mut self.elections) {
             let Some(service) = self.services.get_mut(&me) else { continue };
-            let elected = |members: &[Member]| members.iter().map(|member| member.elected).collect::<Vec<bool>>();
+            let elected =
+                |members: &[Member]| members.iter().map(|m| (m.elected, m.demoted)).collect::<Vec<(bool, bool)>>();
             let before = elected(&service.members);
             let texts = service.elect();
             if elected(&service.members) != before {

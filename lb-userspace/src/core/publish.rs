@@ -14,7 +14,7 @@ use lb_common::{
 };
 
 use super::{
-    Notice,
+    Notice, Now,
     index::Indexes,
     ledger::Ledger,
     maglev::{self, Turn},
@@ -39,6 +39,7 @@ pub(super) struct Round<'a> {
     pub ledger: &'a mut Ledger,
     pub indexes: &'a mut Indexes,
     pub notices: &'a mut Vec<Notice>,
+    pub now: Now,
     /// Slots of a table of `maglev` or `source-hash`.
     pub maglev_table: u32,
 }
@@ -98,6 +99,7 @@ impl Round<'_> {
         if let Some(config) = &service.config {
             info.timeouts = config.timeouts;
         }
+        info.parked_until = service.frozen.map_or(0, |frozen| frozen.tick);
         self.ledger.set_service_info(id, info);
     }
 
@@ -167,12 +169,17 @@ impl Round<'_> {
         for mut member in left {
             self.clear_member(&name, me, &mut member);
         }
+        self.publish_entries(service, id);
+        self.publish_server_ids(service, id);
+    }
+
+    fn publish_entries(&mut self, service: &Service, id: u32) {
+        let policies = service.flow_policies();
         for member in &service.members {
             if let Some(place) = &member.place {
-                self.ledger.set_backend(place.id, member.entry(place, id));
+                self.ledger.set_backend(place.id, member.entry(place, id, member.ending(policies)));
             }
         }
-        self.publish_server_ids(service, id);
     }
 
     /// Which connection IDs lead to which backend. A backend that is leaving keeps its own, unless another
@@ -314,7 +321,7 @@ impl Round<'_> {
         if !std::mem::replace(&mut service.holds_address, true) {
             self.ledger.hold_roles(me.key.address, me.own_roles());
         }
-        let turns = turns(service);
+        let turns = service.turns(self.now);
         let fits = self.turn_table(me, service, turns);
         if service.leaving.is_none() {
             let problem = (!fits).then(|| limit("selection slots", self.ledger.extents.slots(), "selection-slots"));
@@ -323,6 +330,8 @@ impl Round<'_> {
             service.problem = known;
             self.follow_tier(service);
         }
+        // How far shares have grown is known now.
+        self.publish_entries(service, id);
         self.ledger.set_service(me.key, value(id, me, service));
         fits
     }
@@ -422,8 +431,12 @@ impl Round<'_> {
 
     fn follow_tier(&mut self, service: &mut Service) {
         let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
-        let first = slots.first().and_then(|slot| ready(service).find(|(_, place)| place.id == slot.current()));
-        let first = first.map(|(member, _)| member.tier);
+        let first_slot = slots.first().map(|slot| slot.current());
+        let serves = |id: u32| match &service.made {
+            Some(made) => made.turns.iter().any(|turn| turn.id == id),
+            None => first_slot == Some(id),
+        };
+        let first = ready(service).filter(|(_, place)| serves(place.id)).map(|(member, _)| member.tier).min();
         let backends = ready(service).filter(|(member, _)| Some(member.tier) == first).count();
         let backends = format!("{backends} {}", if backends == 1 { "backend" } else { "backends" });
         let text = match (service.active_tier, first) {
@@ -464,6 +477,7 @@ fn value(id: u32, me: ServiceRef, service: &Service) -> ServiceValue {
         client_prefix_v6,
         mss: service.config.as_ref().map_or(0, |config| config.mss_clamp.number()),
         quic_server_id: service.config.as_ref().map_or(0, |config| config.quic.server_id_length),
+        flags: if service.frozen.is_some() { ServiceValue::PARKED } else { 0 },
         ..ServiceValue::EMPTY
     };
     if let Some(config) = service.config.as_ref().filter(|config| config.protocol == Protocol::Tcp) {
@@ -513,27 +527,14 @@ fn client_bits(service: &Service, hash: Option<Hash>) -> Option<(u8, u8)> {
 
 /// Backends that were removed and have died do not come back.
 fn forget_the_dead(service: &mut Service) {
+    let policies = service.flow_policies();
     let Some(tracked) = &mut service.tracked else { return };
-    let dead = service.members.iter().filter(|m| m.leaving.is_some() && m.state() == BackendState::Dead);
+    let over = |m: &&Member| !BackendState::keeps_flows(m.ending(policies).state as u8);
+    let dead = service.members.iter().filter(|m| m.leaving.is_some()).filter(over);
     let gone: BTreeSet<u32> = dead.filter_map(|member| Some(member.place.as_ref()?.id)).collect();
     if !gone.is_empty() {
         tracked.forget(&gone);
     }
-}
-
-/// Backends that take new flows with their weights, by id: all ready ones of the lowest tier that
-/// has any.
-fn turns(service: &Service) -> Vec<Turn> {
-    if service.leaving.is_some() {
-        return Vec::new();
-    }
-    let tier = ready(service).map(|(member, _)| member.tier).min();
-    let serving = ready(service).filter(|(member, _)| Some(member.tier) == tier);
-    let turn =
-        |(member, place): (&Member, &Place)| Turn { address: member.address, id: place.id, weight: member.share() };
-    let mut turns: Vec<Turn> = serving.map(turn).collect();
-    turns.sort_unstable_by_key(|turn| turn.id);
-    turns
 }
 
 impl Made {

@@ -9,17 +9,23 @@ use lb_common::{
 };
 
 use super::{
-    Admin, FastPace, HealthState, Override, ProbeKey, ProbeOutcome,
+    Admin, FastPace, HealthState, Now, Override, ProbeKey, ProbeOutcome,
     agent_word::AgentWord,
     election::{RoleState, Standing},
+    ending::Ending,
     extents::Extent,
+    freeze::Frozen,
     health::Health,
     maglev::Turn,
     suspicion::Suspicion,
+    tiers,
     tracked::{Hash, Tracked},
     tunnel::Tunnel,
 };
-use crate::config::{self, Check};
+use crate::{
+    config::{self, Check},
+    dataplane::EndedFlows,
+};
 
 /// Who a service is: the same key in another mode is another service with an id of its own, because
 /// flows find the mode by the id.
@@ -105,6 +111,10 @@ pub(super) struct Service {
     pub active_tier: Option<u8>,
     /// Who is its primary, where its backends have roles.
     pub standing: Standing,
+    /// When who takes new flows, or how much, changes by time alone.
+    pub due: Option<Now>,
+    /// No flow begins.
+    pub frozen: Option<Frozen>,
     pub live_flows: u64,
     /// What keeps it from being published as wanted.
     pub problem: Option<String>,
@@ -123,6 +133,8 @@ impl Service {
             holds_address: false,
             active_tier: None,
             standing: Standing::default(),
+            due: None,
+            frozen: None,
             live_flows: 0,
             problem: None,
         }
@@ -233,6 +245,28 @@ pub(super) struct Member {
     pub role: RoleState,
     /// Whether its service's policy on roles lets it have new flows; true where there is none.
     pub elected: bool,
+    /// It has lost the role that its service wants of it.
+    pub demoted: bool,
+    /// The time of its drain is over.
+    pub drained: bool,
+    /// It takes new flows.
+    pub used: bool,
+    /// It was down, or in maintenance, before.
+    pub was_out: bool,
+    /// Since when it may take new flows; `None`: it may not.
+    pub ready_since: Option<Now>,
+    /// Since when it may, and is not held back.
+    pub serves_since: Option<Now>,
+    /// It has come back to an earlier tier, which waits for it to stay.
+    pub held: bool,
+    /// How far its share has grown, of [`tiers::WHOLE`].
+    pub step: u16,
+    /// The end of its last good probe.
+    pub last_good: Option<Now>,
+    /// What has become of its flows, each time that they were over with it.
+    pub ended: EndedFlows,
+    /// What the maps said of its flows when they were taken over.
+    pub inherited: Ending,
     pub agent: AgentWord,
     /// What the data path has seen of it.
     pub suspicion: Suspicion,
@@ -287,6 +321,17 @@ impl Member {
             days_told: None,
             role: RoleState::default(),
             elected: true,
+            demoted: false,
+            drained: false,
+            used: false,
+            was_out: false,
+            ready_since: None,
+            serves_since: None,
+            held: false,
+            step: tiers::WHOLE,
+            last_good: None,
+            ended: EndedFlows::default(),
+            inherited: Ending::LIVE,
             agent: AgentWord::default(),
             suspicion: Suspicion::default(),
             place: None,
@@ -321,10 +366,6 @@ impl Member {
         self.agent.share(self.weight)
     }
 
-    pub(super) fn state(&self) -> BackendState {
-        if self.health.state == HealthState::Down { BackendState::Dead } else { BackendState::Live }
-    }
-
     pub(super) fn ip(&self) -> Address {
         self.address.ip().into()
     }
@@ -344,17 +385,17 @@ impl Member {
     }
 
     /// Its element of the map `backends`.
-    pub(super) fn entry(&self, place: &Place, service_id: u32) -> Backend {
+    pub(super) fn entry(&self, place: &Place, service_id: u32, ending: Ending) -> Backend {
         Backend {
             address: self.ip(),
             source: place.source.unwrap_or(Address::v6([0; 16])),
             port: self.port(),
-            state: self.state() as u8,
-            zero: 0,
+            state: ending.state as u8,
+            cause: ending.cause as u8,
             generation: place.generation,
             service_id,
             port_pool: place.pool.unwrap_or(0),
-            weight: self.share().into(),
+            weight: self.grown_share().into(),
             tunnel_port: place.tunnel.port,
             dont_fragment: place.tunnel.dont_fragment,
             source_bits: place.tunnel.source_bits,
@@ -394,7 +435,7 @@ pub(super) fn empty_entry(generation: u32) -> Backend {
         source: nothing,
         port: Port::ANY,
         state: BackendState::Empty as u8,
-        zero: 0,
+        cause: 0,
         generation,
         service_id: 0,
         port_pool: 0,

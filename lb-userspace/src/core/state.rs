@@ -13,6 +13,7 @@ use super::{
     index::Indexes,
     ledger::Ledger,
     publish::{Outcome, Round},
+    receipts::Receipts,
     service::{Service, ServiceRef},
     suspicion,
 };
@@ -37,6 +38,7 @@ pub struct Core {
     /// To be tried again when something is handed back.
     starved: BTreeSet<ServiceRef>,
     pub(super) notices: Vec<Notice>,
+    pub(super) receipts: Receipts,
     published_services: u64,
     /// When the last walk over the flow table was taken in.
     pub(super) walked_at: Now,
@@ -64,6 +66,7 @@ impl Core {
             ledger,
             starved: BTreeSet::new(),
             notices: Vec::new(),
+            receipts: Receipts::default(),
             published_services: 0,
             walked_at: now,
         };
@@ -96,7 +99,14 @@ impl Core {
                 Input::RoutesVary(vary) => self.ledger.set_routes_vary(vary),
                 Input::Flows(census) => self.walked(census, now),
                 Input::Suspect(suspect) => self.suspected(&suspect, now),
-                Input::Published { generation } => self.ledger.publish(generation, now),
+                Input::Published { generation } => {
+                    self.ledger.publish(generation, now);
+                    self.receipts_published(generation, now);
+                }
+                Input::FlowBegun { service_id, at } => self.flow_begun(service_id, at),
+                Input::Freeze { service, lasts, tick } => self.freeze(&service, lasts, tick, now),
+                Input::Thaw { service } => self.thaw(&service),
+                Input::Tick => {}
             }
         }
         self.settle(now);
@@ -131,6 +141,11 @@ impl Core {
         self.ledger.touched()
     }
 
+    /// When [`Input::Tick`] is wanted, at the latest.
+    pub fn wake_at(&self) -> Option<Now> {
+        self.next_thaw().into_iter().chain(self.services.values().filter_map(|service| service.due)).min()
+    }
+
     /// How often a service was decided anew since the start: the work done.
     pub fn published_services(&self) -> u64 {
         self.published_services
@@ -148,6 +163,9 @@ impl Core {
 
     /// Publishes every service that something has changed for, and closes the generation.
     fn settle(&mut self, now: Now) {
+        self.thaw_due(now);
+        let due = |service: &Service| service.due.is_some_and(|due| due <= now);
+        self.dirty.extend(self.services.iter().filter(|(_, service)| due(service)).map(|(me, _)| *me));
         self.hold_elections();
         if self.ledger.release(now) {
             self.dirty.append(&mut self.starved);
@@ -166,10 +184,13 @@ impl Core {
                 ledger: &mut self.ledger,
                 indexes: &mut self.indexes,
                 notices: &mut self.notices,
+                now,
                 maglev_table: self.config.maglev_table_size,
             };
             let outcome = round.publish(me, service, keeps_key);
-            if service.holds_address != held {
+            let took_address = service.holds_address != held;
+            self.note_use(me, now);
+            if took_address {
                 self.wake_leaving(me);
             }
             match outcome {

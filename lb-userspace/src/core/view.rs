@@ -31,6 +31,7 @@ impl Core {
             active_tier: service.active_tier,
             live_flows: service.live_flows,
             tracking: self.tracking(service),
+            frozen_until: service.frozen.map(|frozen| frozen.until),
             backends: backends.collect(),
         })
     }
@@ -117,7 +118,11 @@ fn used_reason(service: &Service, member: &Member, used: bool, unlisted: bool) -
     if member.place.is_none() {
         return "the host's source address towards it is not known yet".to_owned();
     }
+    if member.held {
+        return "held back until it has been up for `failback-delay`".to_owned();
+    }
     match service.active_tier {
+        Some(tier) if used && member.tier > tier => format!("steps in for tier {tier}: `min-ready`"),
         Some(tier) if used => format!("tier {tier} serves"),
         Some(tier) => format!("standby: tier {tier} serves"),
         None => "not published yet".to_owned(),

@@ -37,7 +37,7 @@ pub struct FakeDataplane {
 pub struct Choices {
     /// Backends of the selection table that take flows.
     pub live: BTreeSet<u32>,
-    /// Backends of the selection table that were declared dead a moment ago.
+    /// Backends of the selection table that take no new flows since a moment ago.
     pub dead: BTreeSet<u32>,
     /// Backends of the selection table in the order of its slots.
     pub slots: Vec<u32>,
@@ -106,8 +106,8 @@ impl FakeDataplane {
             let backend = self.backends.get(&id).ok_or_else(|| format!("{key:?}: backend {id} was never set"))?;
             match BackendState::from_number(backend.state) {
                 Some(BackendState::Live) => _ = choices.live.insert(id),
-                Some(BackendState::Dead) => _ = choices.dead.insert(id),
-                _ => return Err(format!("{key:?}: backend {id} is empty")),
+                Some(BackendState::Dead | BackendState::Kept | BackendState::Moved) => _ = choices.dead.insert(id),
+                Some(BackendState::Empty) | None => return Err(format!("{key:?}: backend {id} is empty")),
             }
             self.check_backend(value, backend).map_err(|why| format!("{key:?}: backend {id} {why}"))?;
         }

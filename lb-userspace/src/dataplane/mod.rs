@@ -96,6 +96,21 @@ pub struct FlowCensus {
     pub by_service: BTreeMap<u32, u64>,
     /// By id of a service whose flows need no entry.
     pub entries: BTreeMap<u32, SlotEntries>,
+    /// By id of a backend whose flows are over.
+    pub ended: BTreeMap<u32, EndedFlows>,
+}
+
+/// What has become of the flows of a backend with which they are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndedFlows {
+    /// Not told yet.
+    pub left: u64,
+    /// Different clients of those that were found in this walk.
+    pub clients: u64,
+    /// Ended so far, since the backend has its id.
+    pub reset: u64,
+    /// Scheduled anew so far, since the backend has its id.
+    pub moved: u64,
 }
 
 /// Where flows that have an entry all the same lie in the slots of their service.

@@ -148,6 +148,11 @@ impl World {
 
     /// The same, whichever configuration it found.
     pub fn run_any(&self, services: usize) -> Agent {
+        self.run_used(services, 2)
+    }
+
+    /// The same, until so many backends of each service are used.
+    pub fn run_used(&self, services: usize, used: usize) -> Agent {
         let config = self.dir.path().join("lb.toml");
         let mut command = self.lb("lb", &["run", "--config", config.to_str().unwrap()]);
         let agent = Agent { child: command.stderr(Stdio::piped()).spawn().unwrap(), log: None }.reading();
@@ -155,7 +160,7 @@ impl World {
             let output = self.asks(&["status", "-o", "json"]);
             let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) else { return false };
             let all = status["services"].as_array().unwrap();
-            all.len() == services && all.iter().all(|service| service["used"] == 2)
+            all.len() == services && all.iter().all(|service| service["used"] == used)
         });
         agent
     }
@@ -216,6 +221,15 @@ impl Connection {
     /// The server's answer, which is its name.
     pub fn finish(self) -> String {
         self.ask().unwrap()
+    }
+
+    /// How the connection has ended while nothing was sent on it; `WouldBlock` while it is open.
+    pub fn state(&self) -> std::io::ErrorKind {
+        self.0.set_nonblocking(true).unwrap();
+        // An error is told once.
+        let state = self.0.peek(&mut [0]).map_or_else(|error| error.kind(), |_| std::io::ErrorKind::UnexpectedEof);
+        self.0.set_nonblocking(false).unwrap();
+        state
     }
 
     fn ask(mut self) -> std::io::Result<String> {

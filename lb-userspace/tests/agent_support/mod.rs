@@ -22,7 +22,7 @@ use lb_userspace::{
     },
     api::{
         Handle, Peer, Refusal, Reply, Request, Task, WriteOptions,
-        model::{Change, CommandDone, CommandRequest, ServiceView, Status},
+        model::{Change, CommandDone, CommandRequest, EventView, ServiceView, Status},
     },
     config::{Backend, Check, Clients, Config, Health, Limits, MssClamp, PortRange, Service, Tunnel, XdpMode},
     core::{ProbeKey, ProbeOutcome},
@@ -80,6 +80,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         role: None,
+        failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: backends.iter().map(backend).collect(),
     }
 }
@@ -98,6 +99,7 @@ pub fn request(change: Change) -> CommandRequest {
         force: false,
         reason: None,
         for_seconds: None,
+        drain_seconds: None,
     }
 }
 
@@ -200,6 +202,9 @@ pub struct Asked {
     pub resolved: Vec<(u32, IpAddr)>,
     pub sweeps: usize,
     pub audits: usize,
+    /// Ids of services whose next flow was asked for.
+    pub awaited: Vec<u32>,
+    pub receipts: Vec<EventView>,
     pub warmed: BTreeSet<IpAddr>,
 }
 
@@ -246,6 +251,14 @@ impl Outside for Notes {
 
     fn audit_ports(&mut self) {
         self.lock().audits += 1;
+    }
+
+    fn await_flow(&mut self, service_id: u32) {
+        self.lock().awaited.push(service_id);
+    }
+
+    fn keep_receipts(&mut self, receipts: Vec<EventView>) {
+        self.lock().receipts = receipts;
     }
 }
 

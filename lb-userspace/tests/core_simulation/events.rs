@@ -9,11 +9,11 @@ use std::{
 
 use lb_common::abi::{BackendState, Mode, Scheduler, ServiceKey, Slot};
 use lb_userspace::{
-    config::{Check, Service},
+    config::{Check, FlowPolicies, FlowPolicy, Service},
     core::{Command, Core, Input},
     dataplane::{Dataplane, FlowCensus, Tables},
 };
-use rand::{Rng, seq::IndexedRandom};
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
 use super::{
     Packet, Simulation, UNDER_WAY,
@@ -47,6 +47,7 @@ impl Simulation {
             service.scheduler = *Scheduler::ALL.choose(random).unwrap();
             service.health.fall = random.random_range(1..4);
             service.health.rise = random.random_range(1..4);
+            service.failover.flows = random_policies(random);
             service.health.port = (port == 0).then_some(80);
             if random.random_bool(0.1) {
                 service.health.check = Check::None;
@@ -172,7 +173,7 @@ impl Simulation {
             let backend = *fake.backend(id).unwrap();
             assert_eq!(backend.service_id, packet.value.id, "{packet:?} was sent to another service");
             assert_ne!(backend.state, BackendState::Empty as u8, "{packet:?} found nobody");
-            if backend.state == BackendState::Dead as u8 || fake.roles(packet.key.address) == 0 {
+            if backend.state != BackendState::Live as u8 || fake.roles(packet.key.address) == 0 {
                 continue;
             }
             let full_nat = packet.value.mode == Mode::FullNat as u8;
@@ -188,10 +189,10 @@ impl Simulation {
                 pool: full_nat.then_some(backend.port_pool),
             });
         }
-        // Flows of dead backends are reset by their next packet.
+        // Flows that are over with their backend are ended by their next packet.
         let fake = self.dataplane.inner();
         let before = self.flows.len();
-        self.flows.retain(|flow| fake.backend(flow.backend).is_some_and(|b| b.state != BackendState::Dead as u8));
+        self.flows.retain(|flow| fake.backend(flow.backend).is_some_and(|b| BackendState::keeps_flows(b.state)));
         self.resets += (before - self.flows.len()) as u64;
         check_flows(self.dataplane.inner(), &self.flows);
     }
@@ -226,6 +227,12 @@ impl Simulation {
         assert_eq!(tables, left);
         assert!(self.core.probes().is_empty() && self.core.wanted_sources().is_empty());
     }
+}
+
+fn random_policies(random: &mut StdRng) -> FlowPolicies {
+    let mut policy = || *FlowPolicy::ALL.choose(random).unwrap();
+    let (on_down, on_demote) = (policy(), policy());
+    FlowPolicies { on_down, on_demote, on_drain_timeout: policy(), on_remove: policy() }
 }
 
 fn used(core: &Core, service: &str) -> usize {

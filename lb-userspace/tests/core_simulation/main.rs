@@ -6,6 +6,7 @@
 mod core_support;
 mod events;
 mod roles;
+mod tiers;
 mod watched;
 
 use std::{
@@ -16,9 +17,9 @@ use std::{
 };
 
 use core_support::{config, key_of};
-use lb_common::abi::{Address, BackendState, Scheduler, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, BackendState, EndCause, Scheduler, ServiceKey, ServiceValue};
 use lb_userspace::{
-    config::{Check, Config, Limits, Service},
+    config::{Check, Config, FlowPolicy, Limits, Service},
     core::{
         Admin, BackendView, Core, HealthState, Input, Now, OperatorLayer, plan, plan_within, reconcile::Reconciler,
     },
@@ -140,8 +141,28 @@ impl Simulation {
         self.input(Input::Published { generation: report.generation });
     }
 
+    /// What the tables say of a backend's flows is what its service's policies want.
+    fn check_endings(&self) {
+        for view in self.core.view() {
+            for backend in &view.backends {
+                let Some(entry) = backend.id.map(|id| self.core.desired().backends[&id]) else { continue };
+                let flows = view.config.failover.flows;
+                let down = (backend.health == HealthState::Down).then_some(flows.on_down);
+                let removed = backend.leaving.then_some(flows.on_remove);
+                let state = match down.into_iter().chain(removed).min() {
+                    Some(FlowPolicy::Reset) => BackendState::Dead,
+                    Some(FlowPolicy::Rehome) => BackendState::Moved,
+                    Some(FlowPolicy::Keep) if down.is_some() => BackendState::Kept,
+                    Some(FlowPolicy::Keep) | None => BackendState::Live,
+                };
+                assert_eq!(entry.state, state as u8, "{}: {backend:?}", view.config.name);
+            }
+        }
+    }
+
     /// Every published table lists live backends of its own service, in fair shares.
     fn check_desired(&self) {
+        self.check_endings();
         let tables = self.core.desired();
         assert!(plan(tables, tables).is_empty());
         for (key, value) in tables.services.iter().filter(|(_, value)| value.selection_len > 0) {
@@ -227,8 +248,8 @@ impl Simulation {
                 };
                 assert_eq!(Address::from(kept.address.ip()), backend.address);
                 if kept.admin == Admin::Ready && view.config.health.check != Check::None {
-                    let dead = backend.state == BackendState::Dead as u8;
-                    let health = if dead { HealthState::Down } else { HealthState::Up };
+                    let down = backend.cause == EndCause::Down as u8;
+                    let health = if down { HealthState::Down } else { HealthState::Up };
                     assert_eq!(kept.health, health, "{key:?}: {kept:?}");
                 }
             }

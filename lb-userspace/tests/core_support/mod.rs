@@ -86,6 +86,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
         passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),
         role: None,
+        failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: backends.iter().map(|address| backend(address, 1, 0)).collect(),
     }
 }
@@ -201,7 +202,14 @@ impl World {
             }
             let live = by_backend.values().sum();
             let entries = slot_entries(&self.dataplane);
-            self.input(Input::Flows(FlowCensus { live, aged: 0, by_backend, by_service, entries }));
+            self.input(Input::Flows(FlowCensus {
+                live,
+                aged: 0,
+                by_backend,
+                by_service,
+                entries,
+                ..FlowCensus::default()
+            }));
         }
     }
 

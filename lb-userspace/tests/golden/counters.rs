@@ -46,6 +46,8 @@ impl Counters {
         for (id, (b, a)) in self.backends.iter().zip(&after.backends).enumerate() {
             number(format!("backend {id} flows"), b.flows, a.flows);
             number(format!("backend {id} ended"), b.ended, a.ended);
+            number(format!("backend {id} reset"), b.reset, a.reset);
+            number(format!("backend {id} moved"), b.moved, a.moved);
             number(format!("backend {id} refusals"), b.refusals, a.refusals);
             number(format!("backend {id} unanswered"), b.unanswered, a.unanswered);
         }

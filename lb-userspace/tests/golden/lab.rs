@@ -250,7 +250,7 @@ impl Lab {
                 },
                 port: Port::new(spec.backend_port),
                 state: BackendState::Live as u8,
-                zero: 0,
+                cause: 0,
                 generation: 1,
                 service_id: number,
                 port_pool: pool,

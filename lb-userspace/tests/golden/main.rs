@@ -12,6 +12,7 @@ mod pool;
 mod clients;
 mod dead_man;
 mod dsr;
+mod ending;
 mod errors;
 mod family;
 mod family_errors;

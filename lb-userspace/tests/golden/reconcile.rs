@@ -183,6 +183,7 @@ fn config(random: &mut StdRng) -> Config {
             ..Health::default()
         },
         role: None,
+        failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: numbers
             .into_iter()
             .map(|n| config::Backend {

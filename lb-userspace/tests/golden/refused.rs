@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{BackendState, Mode, Protocol},
-    flow::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    flow::{State, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
 
 use crate::{
@@ -101,9 +101,10 @@ fn flows_of_a_dead_backend_are_reset_and_the_next_connection_goes_elsewhere() {
                 lab.set_state(&served, 1, Dead);
                 lab.select(&served, &[2]);
                 let wanted = reset(lab, &served, ACKNOWLEDGEMENT, 0, TCP_RST);
-                let ended = format!("backend {} ended 1", served.backends[0]);
-                assert_refused(lab, &served, TCP_ACK, &wanted, "backend_dead", &[&ended]);
-                assert!(lab.flows().is_empty(), "the flow and its port are free");
+                let reset = format!("backend {} reset 1", served.backends[0]);
+                assert_refused(lab, &served, TCP_ACK, &wanted, "backend_dead", &[&reset]);
+                assert_eq!(lab.flow().state, State::Closed);
+                assert_refused(lab, &served, TCP_ACK, &wanted, "backend_dead", &[]);
                 // The same tuple again.
                 lab.send(Side::Front, &from_client(&request(&served, 40_000, TCP_SYN)));
                 assert_eq!(lab.flow().backend_id, served.backends[1]);

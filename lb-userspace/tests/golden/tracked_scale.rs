@@ -57,6 +57,7 @@ fn config(backends: impl Iterator<Item = (u8, u16)>, limits: Limits) -> Config {
         passive: lb_userspace::config::Passive::default(),
         quic: Quic::default(),
         role: None,
+        failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: backends
             .map(|(n, weight)| Backend { address: server(n), weight, tier: 0, check_address: None })
             .collect(),

@@ -80,6 +80,7 @@ fn config(check: &Check, backends: [std::net::SocketAddr; 2]) -> Config {
         tunnel: lb_userspace::config::Tunnel::default(),
         mss_clamp: lb_userspace::config::MssClamp::Off,
         clients: lb_userspace::config::Clients::default(),
+        failover: lb_userspace::config::Failover::of(Protocol::Tcp, None),
         timeouts: lb_common::flow::State::TIMEOUTS,
         passive: lb_userspace::config::Passive::default(),
         quic: lb_userspace::config::Quic::default(),

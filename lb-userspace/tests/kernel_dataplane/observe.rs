@@ -29,6 +29,8 @@ pub fn count(pins: &PinDir, service: u32, backend: u32) {
         reply: direction(2 * n),
         flows: n,
         ended: 5 * n,
+        reset: 9 * n,
+        moved: 10 * n,
         refusals: 7 * n,
         unanswered: 8 * n,
     });
@@ -57,7 +59,16 @@ fn counters_are_summed_over_the_cpus() {
     let service = ServiceCounters { forward, reply, flows: n, refused: 3 * n, dropped: 4 * n, rescued: 6 * n };
     assert_eq!(stats.service(2).unwrap(), service);
     assert_eq!(stats.service(3).unwrap(), ServiceCounters::default());
-    let backend = BackendCounters { forward, reply, flows: n, ended: 5 * n, refusals: 7 * n, unanswered: 8 * n };
+    let backend = BackendCounters {
+        forward,
+        reply,
+        flows: n,
+        ended: 5 * n,
+        reset: 9 * n,
+        moved: 10 * n,
+        refusals: 7 * n,
+        unanswered: 8 * n,
+    };
     assert_eq!(stats.backend(5).unwrap(), backend);
     assert_eq!(stats.backend(6).unwrap(), BackendCounters::default());
     assert!(stats.service(LIMITS.services).is_err());

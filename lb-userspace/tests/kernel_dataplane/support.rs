@@ -139,7 +139,7 @@ pub const BACKEND: Backend = Backend {
     source: Address::v4([10, 0, 0, 1]),
     port: Port::new(8080),
     state: BackendState::Live as u8,
-    zero: 0,
+    cause: 0,
     generation: 3,
     service_id: 2,
     port_pool: 1,

@@ -207,14 +207,14 @@ fn any_info() -> impl Strategy<Value = ServiceInfo> {
 }
 
 fn any_backend() -> impl Strategy<Value = Backend> {
-    let state = 0u8..3;
+    let state = 0u8..5;
     (any_address(), any_address(), any::<u16>(), state, 1u32.., 0..LIMITS.services, 0..LIMITS.port_pools).prop_map(
         |(address, source, port, state, generation, service_id, port_pool)| Backend {
             address,
             source,
             port: Port::new(port),
             state,
-            zero: 0,
+            cause: 0,
             generation,
             service_id,
             port_pool,

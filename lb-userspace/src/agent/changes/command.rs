@@ -10,7 +10,7 @@ use super::{
     task::{Author, Job},
 };
 use crate::{
-    agent::engine::Engine,
+    agent::{clock::timestamp_after, engine::Engine},
     api::{
         Refusal, Task,
         model::{
@@ -34,6 +34,11 @@ pub(super) fn plan<D: Dataplane>(
         let why = "`ready` takes a decision back: there is nothing that could end";
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, not_done(request), why, "leave out --for"));
     }
+    if request.drain_seconds.is_some() && !matches!(request.change, Change::Drain) {
+        let why = "only a drain has a time after which flows end";
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, not_done(request), why, "leave out --timeout"));
+    }
+    let mark = &Mark { drain_end: request.drain_seconds.map(timestamp_after), ..mark.clone() };
     let commands: Vec<Command> = request.backends().into_iter().map(|address| command_of(request, address)).collect();
     engine.plan_commands(&commands, mark, request.force).map_err(|error| refusal(request, &error))
 }
@@ -149,7 +154,10 @@ fn outcome(request: &CommandRequest, before: Option<&BackendView>, after: Option
     match request.change {
         Change::Add { .. } => format!("is added: {effective}"),
         Change::Remove => format!("is removed: {left}"),
-        Change::Drain => format!("drains: {left}"),
+        Change::Drain => match request.drain_seconds {
+            Some(seconds) => format!("drains for at most {seconds} s: {left}"),
+            None => format!("drains: {left}"),
+        },
         Change::Maintenance => format!("is in maintenance, no longer probed: {left}"),
         Change::Ready => format!("is ready: {effective}"),
         Change::Weight { weight } => match before {

@@ -73,5 +73,5 @@ impl Job {
 pub fn mark(author: &Author, reason: Option<&String>, for_seconds: Option<u64>) -> Mark {
     let reason = reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
     let until = for_seconds.map(timestamp_after);
-    Mark { by: author.name(), at: timestamp(), reason, until }
+    Mark { by: author.name(), at: timestamp(), reason, until, drain_end: None }
 }

@@ -10,11 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::config::DeadMan;
 
 mod config;
+mod events;
 
 pub use config::{
     Applied, ApplyRequest, BackendImpactView, ConfigStatus, ConfigView, DecisionView, FlowImpactView, Healthiness,
     ImpactView, Nothing, ServiceChange, ServiceDone, ServiceImpactView, ServiceRequest, Settled, Unconfirmed,
 };
+
+pub use events::{EventFlows, EventList, EventView, FreezeRequest, ServiceFrozen};
 
 /// The version of every document.
 pub const API_VERSION: &str = "lb/v1";
@@ -62,6 +65,9 @@ kinds! {
     Settled = "Settled",
     Bundle = "Bundle",
     Healthiness = "Health",
+    EventList = "EventList",
+    EventView = "Event",
+    ServiceFrozen = "ServiceFrozen",
 }
 
 /// The agent and the data path in one look.
@@ -188,6 +194,9 @@ pub struct ServiceSummary {
     pub backends: usize,
     pub active_tier: Option<u8>,
     pub live_flows: u64,
+    /// For so long at most no flow begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_millis: Option<u64>,
 }
 
 /// A change of health, from the end of the probe to the maps.
@@ -246,6 +255,9 @@ pub struct ServiceView {
     /// Where flows need no entry: how far they go by their hash alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracking: Option<TrackingView>,
+    /// For so long at most no flow begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_millis: Option<u64>,
     pub backends: Vec<BackendView>,
 }
 
@@ -406,6 +418,9 @@ pub struct CommandRequest {
     /// The decision ends by itself after so many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_seconds: Option<u64>,
+    /// `drain`: flows that are left after so many seconds get what `on-drain-timeout` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_seconds: Option<u64>,
 }
 
 impl CommandRequest {
@@ -514,6 +529,12 @@ pub struct BackendStats {
     pub reply: Traffic,
     pub flows: u64,
     pub ended: u64,
+    /// Flows that were over with the backend, and were answered with a reset.
+    #[serde(default)]
+    pub reset: u64,
+    /// The same, that were scheduled anew.
+    #[serde(default)]
+    pub moved: u64,
 }
 
 /// Packets and bytes of one direction; bytes are whole frames.

@@ -87,7 +87,7 @@ fn backends(services: &[ServiceStats], format: Format) -> String {
         ">BYTES FROM",
     ];
     if wide {
-        headings.extend([">ENDED", ">ID"]);
+        headings.extend([">ENDED", ">RESET", ">MOVED", ">ID"]);
     }
     let mut rows = Vec::new();
     for service in services {
@@ -100,7 +100,7 @@ fn backends(services: &[ServiceStats], format: Format) -> String {
             cells.extend(traffic(backend.forward));
             cells.extend(traffic(backend.reply));
             if wide {
-                cells.extend([text(backend.ended), text(backend.id)]);
+                cells.extend([text(backend.ended), text(backend.reset), text(backend.moved), text(backend.id)]);
             }
             rows.push(cells);
         }

@@ -26,6 +26,12 @@ pub fn status(status: &Status, format: Format) -> String {
         ));
     }
     pairs.extend(data_path(&status.data_path));
+    for service in &status.services {
+        if let Some(left) = service.frozen_millis {
+            let (name, left) = (&service.name, duration(left));
+            pairs.push(("frozen", format!("\x1b[33m{name}\x1b[0m for {left} at most: lb service thaw {name}")));
+        }
+    }
     if let Some(change) = &status.last_change {
         let millis = change.detect_to_written_micros as f64 / 1000.0;
         let backend = change.backend.map(|b| format!(" {b}")).unwrap_or_default();

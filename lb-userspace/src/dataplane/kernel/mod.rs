@@ -13,9 +13,11 @@
 
 mod address_bits;
 mod attach;
+mod challenge;
 mod dead_man;
 pub mod decap;
 mod detach;
+mod ending;
 mod events;
 mod flow_table;
 mod flows;
@@ -51,5 +53,6 @@ pub use object::{MapSpec, map_specs};
 pub use pins::{DEFAULT_PIN_DIR, Fit, Pins};
 pub use stats::Stats;
 pub use sweep::{Audit, Sweeper};
+pub use sys::tick;
 pub use tables::KernelDataplane;
 pub use vlans::Vlans;

@@ -66,6 +66,8 @@ impl Stats {
                 reply: add(sum.reply, cpu.reply),
                 flows: sum.flows.wrapping_add(cpu.flows),
                 ended: sum.ended.wrapping_add(cpu.ended),
+                reset: sum.reset.wrapping_add(cpu.reset),
+                moved: sum.moved.wrapping_add(cpu.moved),
                 refusals: sum.refusals.wrapping_add(cpu.refusals),
                 unanswered: sum.unanswered.wrapping_add(cpu.unanswered),
             }

@@ -5,19 +5,21 @@ use std::{
     path::Path,
 };
 
+use aya::maps::{MapData, PerCpuArray};
 use lb_common::{
-    abi::{Backend, Flow, Mode, ServiceKey, ServiceValue, names},
+    abi::{Backend, BackendCounters, Flow, Mode, ServiceInfo, ServiceKey, ServiceValue, names},
     flow::{ReplyWord, State},
 };
 
 use super::{
+    ending::{Endings, Fate},
     flow_table::{FlowTable, owns},
-    maps::{List, Table, open_shared},
+    maps::{List, Table, open_per_cpu, open_shared},
     pins::Pins,
     ports::{OwnedPorts, Pools},
     slots::Slots,
 };
-use crate::dataplane::{DataplaneError, FlowCensus};
+use crate::dataplane::{DataplaneError, EndedFlows, FlowCensus};
 
 /// Ages flows. Independent of [`super::KernelDataplane`], so that a long walk can have a thread of
 /// its own.
@@ -25,6 +27,9 @@ pub struct Sweeper {
     table: FlowTable,
     backends: List<Backend>,
     services: Table<ServiceKey, ServiceValue>,
+    service_info: List<ServiceInfo>,
+    stats: PerCpuArray<MapData, BackendCounters>,
+    endings: Endings,
     pools: Pools,
     pool_count: u32,
     /// What the last audit found without an owner.
@@ -56,6 +61,9 @@ impl Sweeper {
             table: FlowTable::open(pins)?,
             backends: List::open(pins, names::BACKENDS)?,
             services: Table::open(pins, names::SERVICES)?,
+            service_info: List::open(pins, names::SERVICE_INFO)?,
+            stats: open_per_cpu(pins, names::BACKEND_STATS)?,
+            endings: Endings::default(),
             pool_count: pools.len(),
             pools: Pools(pools),
             suspect_ports: BTreeSet::new(),
@@ -64,6 +72,7 @@ impl Sweeper {
     }
 
     /// Removes flows that were idle for too long and ways that somebody left busy; counts the rest.
+    /// Brings connections that are over with their backend to speak, and removes other flows that are.
     /// A flow of a backend that has gone (its id was given to another) counts for its service only.
     /// Of services whose flows need no entry it tells the slots of those that have one. Also closes ports that were given back outside the ranges of their pool, and mends what the
     /// data path's schedulers know about the backends' loads.
@@ -80,14 +89,24 @@ impl Sweeper {
         let now = FlowTable::now();
         let mut census = FlowCensus::default();
         let mut open = BTreeMap::new();
+        let services = self.read_services()?;
+        let mut endings = self.endings.walk(&services);
         for (at, word) in self.table.taken() {
             if word.expired(now) {
                 let removed = self.table.remove(at, word, now, &backends, &self.pools);
                 census.aged += u64::from(removed && word.state() != State::Busy);
             } else if let Some(flow) = self.table.whole_flow(at, word) {
+                let backend = backends.get(flow.backend_id as usize).filter(|backend| owns(backend, &flow));
+                if let Some(backend) = backend
+                    && endings.meet(at, word, &flow, backend) == Fate::Remove
+                    && self.table.remove(at, word, now, &backends, &self.pools)
+                {
+                    endings.removed(&flow, backend);
+                    continue;
+                }
                 census.live += 1;
                 *census.by_service.entry(flow.service_id).or_default() += 1;
-                if backends.get(flow.backend_id as usize).is_some_and(|backend| owns(backend, &flow)) {
+                if backend.is_some() {
                     *census.by_backend.entry(flow.backend_id).or_default() += 1;
                     slots.found(&flow);
                     *open.entry(flow.backend_id).or_default() += i64::from(flow.has_load() && word.open());
@@ -96,6 +115,7 @@ impl Sweeper {
         }
         self.table.loads.mend(&loads, &open);
         census.entries = slots.finish();
+        census.ended = endings.finish(&backends, |id| counted(&self.stats, id));
         Ok(census)
     }
 
@@ -148,11 +168,24 @@ impl Sweeper {
         self.table.replies().filter(stale).map(|(at, word)| (at, word.0)).collect()
     }
 
+    fn read_services(&self) -> Result<Vec<ServiceInfo>, DataplaneError> {
+        let read = self.service_info.read_all();
+        let read = read.map_err(|source| DataplaneError::Kernel { what: "reading the services".into(), source })?;
+        Ok(read.into_iter().map(|(_, info)| info).collect())
+    }
+
     fn read_backends(&self) -> Result<Vec<Backend>, DataplaneError> {
         let read = self.backends.read_all();
         let read = read.map_err(|source| DataplaneError::Kernel { what: "reading the backends".into(), source })?;
         Ok(read.into_iter().map(|(_, backend)| backend).collect())
     }
+}
+
+/// Flows of a backend that the data path has ended with it.
+fn counted(stats: &PerCpuArray<MapData, BackendCounters>, id: u32) -> Option<EndedFlows> {
+    let per_cpu = stats.get(&id, 0).ok()?;
+    let sum = |of: fn(&BackendCounters) -> u64| per_cpu.iter().map(of).fold(0, u64::wrapping_add);
+    Some(EndedFlows { reset: sum(|cpu| cpu.reset), moved: sum(|cpu| cpu.moved), ..EndedFlows::default() })
 }
 
 /// Source ports of every flow in the table, by pool; a flow that is being written or removed counts.

@@ -133,6 +133,11 @@ fn element(map: BorrowedFd<'_>, index: &u32, value: &mut [u8]) -> bpf_attr {
     attr
 }
 
+/// The data path's clock: see [`lb_common::flow::ticks`].
+pub fn tick() -> u32 {
+    lb_common::flow::ticks(coarse_ns())
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: the clock of `bpf_ktime_get_coarse_ns`.
 pub fn coarse_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

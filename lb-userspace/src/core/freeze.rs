@@ -1,0 +1,62 @@
+//! Services that are frozen for a moment: what would begin a flow is dropped by the data path, and
+//! clients try again. The data path counts the time by itself, so that a freeze ends without an agent.
+
+use std::time::Duration;
+
+use super::{
+    Core, Notice, Now,
+    service::{Service, ServiceRef},
+};
+
+/// The longest freeze: longer than clients go on knocking is of no use.
+pub const FREEZE_MAX: Duration = Duration::from_secs(60);
+
+/// A frozen service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frozen {
+    /// When it is over.
+    pub until: Now,
+    /// The same by the data path's clock.
+    pub tick: u32,
+}
+
+impl Core {
+    /// Freezes a configured service, or makes it last longer or shorter. `tick` is the end by the data
+    /// path's clock.
+    pub(super) fn freeze(&mut self, name: &str, lasts: Duration, tick: u32, now: Now) {
+        let lasts = lasts.min(FREEZE_MAX);
+        let frozen = Frozen { until: now + lasts, tick };
+        self.set_frozen(name, Some(frozen), format!("frozen for at most {}", humantime::format_duration(lasts)));
+    }
+
+    /// Thaws it, if it is frozen.
+    pub(super) fn thaw(&mut self, name: &str) {
+        self.set_frozen(name, None, "thawed".to_owned());
+    }
+
+    /// Ends what has come to its time.
+    pub(super) fn thaw_due(&mut self, now: Now) {
+        let due = |service: &Service| service.frozen.is_some_and(|frozen| frozen.until <= now);
+        for (me, service) in self.services.iter_mut().filter(|(_, service)| due(service)) {
+            service.frozen = None;
+            self.dirty.insert(*me);
+            let text = "thawed: its time is over".to_owned();
+            self.notices.push(Notice { service: service.name().to_owned(), backend: None, text });
+        }
+    }
+
+    pub(super) fn next_thaw(&self) -> Option<Now> {
+        self.services.values().filter_map(|service| Some(service.frozen?.until)).min()
+    }
+
+    fn set_frozen(&mut self, name: &str, frozen: Option<Frozen>, text: String) {
+        let Some(me): Option<ServiceRef> = self.names.get(name).copied() else { return };
+        let Some(service) = self.services.get_mut(&me) else { return };
+        if service.frozen.is_none() && frozen.is_none() {
+            return;
+        }
+        service.frozen = frozen;
+        self.dirty.insert(me);
+        self.notices.push(Notice { service: name.to_owned(), backend: None, text });
+    }
+}

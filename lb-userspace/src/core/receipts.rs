@@ -1,0 +1,295 @@
+//! Receipts: for every backend that stops taking new flows, when that was found, when the maps followed,
+//! when clients were served again, and what became of its flows.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+};
+
+use super::{
+    Admin, Core, HealthState, Now,
+    service::{Member, Service, ServiceRef},
+};
+use crate::dataplane::{EndedFlows, FlowCensus};
+
+/// Receipts that may still change; of more, the oldest are closed as they are.
+const OPEN: usize = 1024;
+/// Backends that a receipt names as those that serve instead.
+const NAMED: usize = 8;
+
+/// One failover of one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Rises with time; unique among those of one state directory.
+    pub id: u64,
+    pub service: String,
+    pub backend: SocketAddr,
+    pub cause: FailoverCause,
+    /// In words, as the backend's state tells it.
+    pub reason: String,
+    /// What becomes of its flows: `reset`, `rehome` or `keep`.
+    pub policy: &'static str,
+    /// The end of its last good probe before; `None`: there was none.
+    pub last_good: Option<Now>,
+    /// When it was decided.
+    pub detected: Now,
+    /// When the maps held the decision.
+    pub switched: Option<Now>,
+    /// When a new flow began elsewhere after that.
+    pub first_good: Option<Now>,
+    /// When it took new flows again.
+    pub back: Option<Now>,
+    /// Who serves instead, at most eight of them.
+    pub serving: Vec<SocketAddr>,
+    pub flows: ReceiptFlows,
+}
+
+/// What became of the flows that the backend had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceiptFlows {
+    /// Those there were at the last walk before.
+    pub before: u64,
+    pub reset: u64,
+    pub rehomed: u64,
+    /// That go on, at the last walk.
+    pub kept: u64,
+    /// To be ended, and not ended yet.
+    pub left: u64,
+    /// Different clients whose flows are ended by the agent, where it saw them.
+    pub clients: u64,
+}
+
+/// Why a backend stopped taking new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverCause {
+    Down,
+    Demoted,
+    Drain,
+    Maintenance,
+    Removed,
+    Agent,
+    NoRoute,
+}
+
+impl FailoverCause {
+    /// The word used in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Demoted => "demoted",
+            Self::Drain => "drain",
+            Self::Maintenance => "maintenance",
+            Self::Removed => "removed",
+            Self::Agent => "agent",
+            Self::NoRoute => "no-route",
+        }
+    }
+
+    /// The first reason, in the order in which an operator would ask; `None`: the backend may take new
+    /// flows, or an operator gave it no share.
+    fn of(service: &Service, member: &Member) -> Option<(Self, String)> {
+        if member.leaving.is_some() || service.leaving.is_some() {
+            return Some((Self::Removed, "removed".to_owned()));
+        }
+        let by = member.overridden.as_ref().and_then(super::Override::shown).map(|mark| format!(" by {}", mark.by));
+        match member.admin {
+            Admin::Drain => return Some((Self::Drain, format!("drain{}", by.unwrap_or_default()))),
+            Admin::Maintenance => return Some((Self::Maintenance, format!("maintenance{}", by.unwrap_or_default()))),
+            Admin::Ready => {}
+        }
+        if member.health.state != HealthState::Up {
+            return Some((Self::Down, member.health.reason.clone()));
+        }
+        if let Some(refused) = member.agent.refuses() {
+            return Some((Self::Agent, refused));
+        }
+        if !member.elected {
+            let why = service.not_elected(member).unwrap_or_else(|| "not elected".to_owned());
+            return Some((Self::Demoted, why));
+        }
+        member.no_route.then(|| (Self::NoRoute, "no route to it".to_owned()))
+    }
+}
+
+/// Receipts, and what they wait for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Receipts {
+    /// Of the last one.
+    last_id: u64,
+    open: VecDeque<Open>,
+    /// Changed since they were told last.
+    changed: BTreeSet<u64>,
+    /// Closed, and not told yet.
+    closed: Vec<Receipt>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    receipt: Receipt,
+    me: ServiceRef,
+    service_id: u32,
+    backend_id: u32,
+    /// The generation that holds the decision.
+    generation: u32,
+    /// Flows ended before, since the backend has its id.
+    ended_before: EndedFlows,
+}
+
+impl Core {
+    /// Receipts get numbers above this one.
+    pub fn number_receipts_after(&mut self, id: u64) {
+        self.receipts.last_id = self.receipts.last_id.max(id);
+    }
+
+    /// Receipts that are new or have changed since the last call, by number.
+    pub fn take_receipts(&mut self) -> Vec<Receipt> {
+        let receipts = &mut self.receipts;
+        let mut told = std::mem::take(&mut receipts.closed);
+        let changed = std::mem::take(&mut receipts.changed);
+        told.extend(receipts.open.iter().filter(|open| changed.contains(&open.receipt.id)).map(|o| o.receipt.clone()));
+        told.sort_by_key(|receipt| receipt.id);
+        told
+    }
+
+    /// Ids of services whose clients wait to be served: their next new flow is wanted as
+    /// [`super::Input::FlowBegun`].
+    pub fn awaited_flows(&self) -> BTreeSet<u32> {
+        let waits = |open: &&Open| {
+            let Receipt { switched, first_good, serving, .. } = &open.receipt;
+            switched.is_some() && first_good.is_none() && !serving.is_empty()
+        };
+        self.receipts.open.iter().filter(waits).map(|open| open.service_id).collect()
+    }
+
+    /// Notes who of a service that was just published takes new flows.
+    pub(super) fn note_use(&mut self, me: ServiceRef, now: Now) {
+        let generation = self.ledger.next_generation();
+        let Some(service) = self.services.get_mut(&me) else { return };
+        let Some(service_id) = service.id else { return };
+        let used: BTreeSet<u32> = match &service.made {
+            Some(made) if service.table.is_some() => made.turns.iter().map(|turn| turn.id).collect(),
+            _ => service.table.map_or(&[][..], |table| self.ledger.slots(&table)).iter().map(|s| s.current()).collect(),
+        };
+        let is_used = |member: &Member| member.place.as_ref().is_some_and(|place| used.contains(&place.id));
+        let serving: Vec<SocketAddr> =
+            service.members.iter().filter(|member| is_used(member)).map(|member| member.address).take(NAMED).collect();
+        let mut gone = Vec::new();
+        let mut back = Vec::new();
+        for member in &mut service.members {
+            let now_used = is_used(member);
+            match (std::mem::replace(&mut member.used, now_used), now_used) {
+                (true, false) => gone.push(member.address),
+                (false, true) => back.push(member.address),
+                _ => {}
+            }
+        }
+        let service = &self.services[&me];
+        for address in gone {
+            // Of two that are called so, the one that stays comes first.
+            let Some(member) = service.members.iter().find(|member| member.address == address) else { continue };
+            if let (Some((cause, reason)), Some(place)) = (FailoverCause::of(service, member), &member.place) {
+                let receipt = Receipt {
+                    id: 0,
+                    service: service.name().to_owned(),
+                    backend: address,
+                    cause,
+                    reason,
+                    policy: member.policy(service.flow_policies()),
+                    last_good: member.last_good,
+                    detected: now,
+                    switched: None,
+                    first_good: None,
+                    back: None,
+                    serving: Vec::new(),
+                    flows: ReceiptFlows { before: member.live_flows, ..ReceiptFlows::default() },
+                };
+                let (backend_id, ended_before) = (place.id, member.ended);
+                self.receipts.open(Open { receipt, me, service_id, backend_id, generation, ended_before });
+            }
+        }
+        self.receipts.follow(me, &serving, &back, now);
+    }
+
+    /// The maps hold a generation.
+    pub(super) fn receipts_published(&mut self, generation: u32, now: Now) {
+        self.receipts.change(|open| {
+            let held = generation.wrapping_sub(open.generation) as i32 >= 0;
+            if open.receipt.switched.is_none() && held {
+                open.receipt.switched = Some(now);
+            }
+        });
+    }
+
+    /// A new flow of a service was seen.
+    pub(super) fn flow_begun(&mut self, service_id: u32, at: Now) {
+        self.receipts.change(|open| {
+            let Receipt { switched, first_good, serving, .. } = &mut open.receipt;
+            let after = switched.is_some_and(|switched| switched <= at);
+            if open.service_id == service_id && first_good.is_none() && after && !serving.is_empty() {
+                *first_good = Some(at);
+            }
+        });
+    }
+
+    /// What a walk over the flow table tells of those that are gone.
+    pub(super) fn receipts_walked(&mut self, census: &FlowCensus) {
+        self.receipts.change(|open| {
+            let alive = census.by_backend.get(&open.backend_id).copied().unwrap_or(0);
+            let flows = &mut open.receipt.flows;
+            let Some(ended) = census.ended.get(&open.backend_id) else {
+                (flows.kept, flows.left) = (alive, 0);
+                return;
+            };
+            flows.reset = ended.reset.saturating_sub(open.ended_before.reset);
+            flows.rehomed = ended.moved.saturating_sub(open.ended_before.moved);
+            flows.clients = flows.clients.max(ended.clients);
+            (flows.left, flows.kept) = (ended.left, 0);
+        });
+        for service in self.services.values_mut() {
+            for member in &mut service.members {
+                let Some(id) = member.place.as_ref().map(|place| place.id) else { continue };
+                member.ended = census.ended.get(&id).copied().unwrap_or(member.ended);
+            }
+        }
+    }
+}
+
+impl Receipts {
+    fn open(&mut self, mut open: Open) {
+        self.last_id += 1;
+        open.receipt.id = self.last_id;
+        if self.open.len() == OPEN
+            && let Some(oldest) = self.open.pop_front()
+        {
+            self.closed.push(oldest.receipt);
+        }
+        self.changed.insert(open.receipt.id);
+        self.open.push_back(open);
+    }
+
+    /// Who serves now, and who is back.
+    fn follow(&mut self, me: ServiceRef, serving: &[SocketAddr], back: &[SocketAddr], now: Now) {
+        self.change(|open| {
+            let mine = open.me == me;
+            if mine && open.receipt.serving.is_empty() {
+                open.receipt.serving = serving.to_vec();
+            }
+            if mine && back.contains(&open.receipt.backend) {
+                open.receipt.back = Some(now);
+            }
+        });
+        let (open, closed): (Vec<Open>, Vec<Open>) = self.open.drain(..).partition(|open| open.receipt.back.is_none());
+        self.open = open.into();
+        self.closed.extend(closed.into_iter().map(|open| open.receipt));
+    }
+
+    fn change(&mut self, mut change: impl FnMut(&mut Open)) {
+        for open in &mut self.open {
+            let before = open.receipt.clone();
+            change(open);
+            if open.receipt != before {
+                self.changed.insert(open.receipt.id);
+            }
+        }
+    }
+}
