@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod build;
 pub mod demo;
+pub mod dist;
 pub mod fuzz;
 pub mod interop;
 pub mod lint;

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use xtask::{
     bench::{self, BenchArguments},
     build::{self, Profile},
+    dist::{self, DistArguments},
     fuzz, interop, lint,
     run::{self, RunArguments},
     setup::{self, Level},
@@ -42,6 +43,8 @@ enum Task {
     Vm(VmArguments),
     /// Measure: packets in the kernel, through the driver, and what users see
     Bench(BenchArguments),
+    /// Make a Debian package; `--try` installs, upgrades and removes it in a Debian of its own
+    Dist(DistArguments),
     /// Check format, lints, licences, sources of dependencies and the tidiness of the tree
     Lint,
     /// Feed random packets to the parser
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Task::Test { filter } => suite::test(filter.as_deref()),
         Task::Vm(arguments) => vm::vm(&arguments),
         Task::Bench(arguments) => bench::bench(&arguments, words.get(2..).unwrap_or_default()),
+        Task::Dist(arguments) => dist::dist(&arguments).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::lint(),
         Task::Fuzz { duration } => fuzz::fuzz(duration),
         Task::Interop => build::lb(Profile::Dev).and_then(|lb| interop::interop(&lb)).map(|()| ExitCode::SUCCESS),

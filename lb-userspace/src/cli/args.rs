@@ -109,6 +109,8 @@ pub enum Command {
     Decap(super::decap::DecapArgs),
     /// What keeps packets from flowing on this balancer or backend, and what to type.
     Doctor(super::doctor::DoctorArgs),
+    /// Before an upgrade: what it would meet. After one: the way back.
+    Upgrade(super::upgrade::UpgradeArgs),
     /// Collect what somebody who is to help has to know, without secrets, in a file.
     SupportBundle {
         /// A .tar.gz that is not there yet; left out: one in this directory.

@@ -22,21 +22,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub fn detach(global: &Global, printer: &Printer, force: bool) -> Result<Exit, Failure> {
-    let stopped_pid = match running(global)? {
-        None => None,
-        Some(_) if force => Some(stop(global)?),
-        Some(Holder { pid }) => {
-            let (who, kill) = match pid {
-                Some(pid) => (format!(" (pid {pid})"), format!("kill {pid}, then lb detach; or at once: ")),
-                None => (String::new(), String::new()),
-            };
-            return Err(Failure::new(
-                format!("an agent is running{who}: nothing was detached"),
-                "it would put back what is taken off",
-                format!("{kill}lb detach --force"),
-            ));
-        }
-    };
+    let stopped_pid = nobody_runs(global, force, "detached", "lb detach")?;
     // Before anything is taken off that could not be taken back as a whole.
     HostRecord::load(&global.state_dir)
         .map_err(|e| Failure::new("nothing was detached", e.to_string(), "do that, then: lb detach"))?;
@@ -57,6 +43,25 @@ pub fn detach(global: &Global, printer: &Printer, force: bool) -> Result<Exit, F
     }
     let why: Vec<String> = failed.iter().map(ToString::to_string).collect();
     Err(Failure::new("not everything could be taken back", why.join("; "), "mend that, then again: lb detach"))
+}
+
+/// Makes sure that no agent runs; with `force` by stopping it. Gives its pid.
+pub(super) fn nobody_runs(global: &Global, force: bool, what: &str, command: &str) -> Result<Option<u32>, Failure> {
+    match running(global)? {
+        None => Ok(None),
+        Some(_) if force => stop(global).map(Some),
+        Some(Holder { pid }) => {
+            let (who, kill) = match pid {
+                Some(pid) => (format!(" (pid {pid})"), format!("kill {pid}, then {command}; or at once: ")),
+                None => (String::new(), String::new()),
+            };
+            Err(Failure::new(
+                format!("an agent is running{who}: nothing was {what}"),
+                "it would put back what is taken off",
+                format!("{kill}{command} --force"),
+            ))
+        }
+    }
 }
 
 fn running(global: &Global) -> Result<Option<Holder>, Failure> {

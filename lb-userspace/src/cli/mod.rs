@@ -21,6 +21,7 @@ mod run;
 mod service;
 mod stats;
 mod support_bundle;
+mod upgrade;
 mod writes;
 
 use std::process::ExitCode;
@@ -60,6 +61,7 @@ fn dispatch(cli: Cli, printer: &Printer) -> Result<Exit, Failure> {
         Command::Config(command) => config::config(&global, printer, command),
         Command::Decap(arguments) => decap::decap(&global, printer, arguments),
         Command::Doctor(arguments) => doctor::doctor(&global, printer, arguments),
+        Command::Upgrade(arguments) => upgrade::upgrade(&global, printer, arguments),
         Command::SupportBundle { file } => support_bundle::support_bundle(&global, printer, file),
         Command::Completions { shell } => manual::completions(shell),
         Command::Manual { directory } => manual::manual(&directory),

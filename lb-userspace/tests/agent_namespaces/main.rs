@@ -7,6 +7,7 @@ mod routes;
 mod sctp;
 mod service;
 mod silent;
+mod upgrade;
 mod vlan;
 mod world;
 

@@ -44,4 +44,5 @@ mod tracked;
 mod tracked_scale;
 mod tunnel;
 mod tunnel_errors;
+mod upgrade;
 mod vlan;

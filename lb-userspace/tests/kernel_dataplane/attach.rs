@@ -6,7 +6,7 @@ use lb_userspace::{
     dataplane::kernel::{AttachedMode, Pins, attached, attachments, detach, ifindex},
 };
 
-use crate::support::{Namespace, PinDir, run};
+use crate::support::{LIMITS, Namespace, PinDir, run};
 
 fn on(interface: &str) -> Vec<(AttachedMode, u32)> {
     attached(ifindex(interface).unwrap()).unwrap()
@@ -277,8 +277,8 @@ fn pins_of_another_version_are_taken_off_too() {
         drop(pins.load().attach("a.1", XdpMode::Native).unwrap());
         // As a version before would have left it; this one has nothing there.
         std::fs::rename(Pins::new(&pins.0).dir(), pins.0.join("v0")).unwrap();
-        let error = format!("{:#}", pins.load().attach("a.1", XdpMode::Native).unwrap_err());
-        assert!(error.contains("`lb detach` if it is another lb"), "{error}");
+        let error = format!("{:#}", pins.try_load(&LIMITS).err().expect("another layout is in the way"));
+        assert!(error.contains("layout v0 is on a.1") && error.contains("lb detach"), "{error}");
         let done = detach(&pins.0).unwrap();
         assert_eq!(done.interfaces, ["a.1"]);
         assert_eq!(on("a.1"), []);

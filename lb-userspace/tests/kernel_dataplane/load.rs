@@ -1,4 +1,7 @@
-use lb_common::abi::{ABI_VERSION, Settings, names};
+use lb_common::{
+    abi::{ABI_VERSION, Settings, names},
+    verdict::Stage,
+};
 use lb_userspace::{
     config::Limits,
     dataplane::{
@@ -125,7 +128,11 @@ fn detach_removes_every_version_and_leaves_other_files_alone() {
     pins.map(names::SETTINGS).pin(&other).unwrap();
 
     let done = detach(&pins.0).unwrap();
-    assert_eq!(done.pins, names::PINNED.len() + 3, "all maps, the program, its stages and the old map");
+    assert_eq!(
+        done.pins,
+        names::PINNED.len() + Stage::ALL.len() + 3,
+        "all maps, the programs, their stages and the old map"
+    );
     assert!(other.exists() && !old.exists() && !Pins::new(&pins.0).dir().exists());
     std::fs::remove_file(other).unwrap();
     assert_eq!(detach(&pins.0).unwrap().pins, 0, "a second time there is nothing to do");

@@ -29,7 +29,7 @@ pub struct Detached {
 /// The first pin that could not be removed; run it again after the cause is mended.
 pub fn detach(pin_dir: &Path) -> Result<Detached> {
     let mut done = Detached::default();
-    for version in entries(pin_dir)?.into_iter().filter(|path| is_version(path)) {
+    for version in versions(pin_dir)? {
         let (links, others): (Vec<_>, Vec<_>) =
             entries(&version)?.into_iter().partition(|path| interface_of(path).is_some());
         for path in links {
@@ -80,12 +80,17 @@ fn interface_of(path: &Path) -> Option<String> {
     pins::interface_of(path.file_name()?.to_str()?)
 }
 
+/// The folders of all layouts.
+pub(super) fn versions(pin_dir: &Path) -> Result<Vec<PathBuf>> {
+    Ok(entries(pin_dir)?.into_iter().filter(|path| is_version(path)).collect())
+}
+
 fn is_version(path: &Path) -> bool {
     let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let read = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
     match read() {
         Ok(entries) => Ok(entries),

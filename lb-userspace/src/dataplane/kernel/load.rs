@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData},
-    programs::{ProgramError, Xdp},
+    programs::{ProgramError, ProgramInfo, Xdp},
 };
 use aya_log::EbpfLogger;
 use lb_common::{
@@ -17,7 +17,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     attach::{self, Attachment},
-    netlink, object,
+    migrate, netlink,
+    object::{self, MapSpec},
     pins::{self, Pins},
     stages, sys,
 };
@@ -55,31 +56,81 @@ pub struct Loaded {
 /// Rights are missing, pinned maps do not fit (names the map and what to do), or the kernel or its
 /// verifier refuses.
 pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
-    let specs = object::map_specs(options.limits)?;
+    load_specs(options, object::map_specs(options.limits)?)
+}
+
+/// As a version would that needed only so many elements of a map: the older one in tests of upgrades.
+///
+/// # Errors
+/// As [`load`].
+#[doc(hidden)]
+pub fn load_as_if(options: &LoadOptions<'_>, map: &str, max_entries: u32) -> Result<Loaded> {
+    let mut specs = object::map_specs(options.limits)?;
+    specs.iter_mut().filter(|spec| spec.name == map).for_each(|spec| spec.max_entries = max_entries);
+    load_specs(options, specs)
+}
+
+fn load_specs(options: &LoadOptions<'_>, specs: Vec<MapSpec>) -> Result<Loaded> {
     let pins = Pins::new(options.pin_dir);
     pins.create()?;
-    pins.check(&specs)?;
-    let settings = settings(&pins)?;
+    migrate::refuse_other_layouts(&pins)?;
+    migrate::recover(&pins, &specs)?;
+    let growing = pins.check(&specs)?;
+    migrate::set_aside(&pins, &growing)?;
+    let loaded = load_maps(options, &pins, &specs).and_then(|(mut ebpf, settings)| {
+        migrate::take_over(&pins, &growing)?;
+        // The seed is stored before the program runs, so that every flow in the maps follows it.
+        store_settings(&mut ebpf, &settings)?;
+        let (program_id, verified) = load_programs(&mut ebpf, &pins, !growing.is_empty())?;
+        Ok(Loaded { ebpf, pins: pins.clone(), replace: false, program_id, verified })
+    });
+    if loaded.is_err() {
+        migrate::recover(&pins, &growing)?;
+    }
+    loaded
+}
 
-    let flow_mask = object::flow_buckets(options.limits) - 1;
-    let reply_mask = object::reply_buckets(options.limits) - 1;
-    let log_level = if options.debug_log { aya_log::Level::Debug as u8 } else { 0 };
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global("HASH_SEED", &settings.hash_seed, true)
-        .override_global("FLOW_MASK", &flow_mask, true)
-        .override_global("REPLY_MASK", &reply_mask, true)
-        // Not there when the program has no log statement.
-        .override_global(aya_log::LEVEL, &log_level, false);
-    for spec in &specs {
+/// Makes the maps, or takes those that are pinned.
+fn load_maps(options: &LoadOptions<'_>, pins: &Pins, specs: &[MapSpec]) -> Result<(Ebpf, Settings)> {
+    let settings = settings(pins)?;
+    let mut globals = Globals::new(options, &settings);
+    let mut loader = globals.loader();
+    for spec in specs {
         loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
     }
     loader.map_max_entries(names::HOPS, options.limits.backends);
-    let mut ebpf = loader.load(object::object()?).context("making the maps of the data path")?;
-    // The seed is stored before the program runs, so that every flow in the maps follows it.
-    store_settings(&mut ebpf, &settings)?;
-    let (program_id, verified) = load_programs(&mut ebpf, &pins)?;
-    Ok(Loaded { ebpf, pins, replace: false, program_id, verified })
+    let ebpf = loader.load(object::object()?).context("making the maps of the data path")?;
+    Ok((ebpf, settings))
+}
+
+/// What is fixed in the program before it is verified.
+pub(super) struct Globals {
+    hash_seed: u64,
+    flow_mask: u32,
+    reply_mask: u32,
+    log_level: u8,
+}
+
+impl Globals {
+    pub(super) fn new(options: &LoadOptions<'_>, settings: &Settings) -> Self {
+        Self {
+            hash_seed: settings.hash_seed,
+            flow_mask: object::flow_buckets(options.limits) - 1,
+            reply_mask: object::reply_buckets(options.limits) - 1,
+            log_level: if options.debug_log { aya_log::Level::Debug as u8 } else { 0 },
+        }
+    }
+
+    pub(super) fn loader(&mut self) -> EbpfLoader<'_> {
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("HASH_SEED", &self.hash_seed, true)
+            .override_global("FLOW_MASK", &self.flow_mask, true)
+            .override_global("REPLY_MASK", &self.reply_mask, true)
+            // Not there when the program has no log statement.
+            .override_global(aya_log::LEVEL, &self.log_level, false);
+        loader
+    }
 }
 
 impl Loaded {
@@ -150,7 +201,7 @@ impl Loaded {
 }
 
 /// The pinned settings, or new ones with a random seed.
-fn settings(pins: &Pins) -> Result<Settings> {
+pub(super) fn settings(pins: &Pins) -> Result<Settings> {
     let fresh = || -> Result<Settings> {
         let hash_seed = sys::random_u64().context("asking the kernel for a random number")?;
         Ok(Settings {
@@ -193,29 +244,56 @@ fn store_settings(ebpf: &mut Ebpf, settings: &Settings) -> Result<()> {
 }
 
 /// The main program's id, and what the verifier walked in each program.
-fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<(u32, Verified)> {
-    let mut verified = Vec::new();
-    for name in [names::PROGRAM].into_iter().chain(Stage::ALL.iter().map(|stage| stage.program())) {
-        let program = program(ebpf, name)?;
-        program.load().map_err(explain_refusal).with_context(|| format!("loading the program `{name}`"))?;
-        verified.push((name, program.info()?.verified_instruction_count()));
+fn load_programs(ebpf: &mut Ebpf, pins: &Pins, other_maps: bool) -> Result<(u32, Verified)> {
+    let verified = verify(ebpf)?;
+    keep_previous(ebpf, pins, other_maps)?;
+    for name in programs() {
+        let path = pins.program_named(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing the old pin {}", path.display()));
+            }
+            _ => {}
+        }
+        program(ebpf, name)?.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
     }
-    let id = pin_program(program(ebpf, names::PROGRAM)?, pins)?;
+    let id = program(ebpf, names::PROGRAM)?.info()?.id();
     // Before the program is attached anywhere: it never misses a stage.
     stages::fill(ebpf, pins, id)?;
     Ok((id, verified))
 }
 
-fn pin_program(program: &mut Xdp, pins: &Pins) -> Result<u32> {
-    let path = pins.program();
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing the old pin {}", path.display()));
-        }
-        _ => {}
+/// The main program and its stages, by name.
+pub(super) fn programs() -> impl Iterator<Item = &'static str> {
+    [names::PROGRAM].into_iter().chain(Stage::ALL.iter().map(|stage| stage.program()))
+}
+
+/// Has the kernel take every program, and tells what its verifier walked.
+pub(super) fn verify(ebpf: &mut Ebpf) -> Result<Verified> {
+    let mut verified = Vec::new();
+    for name in programs() {
+        let program = program(ebpf, name)?;
+        program.load().map_err(explain_refusal).with_context(|| format!("loading the program `{name}`"))?;
+        verified.push((name, program.info()?.verified_instruction_count()));
     }
-    program.pin(&path).with_context(|| format!("pinning the program as {}", path.display()))?;
-    Ok(program.info()?.id())
+    Ok(verified)
+}
+
+/// Programs of another version than these, or over other maps, stay for a way back; the same ones, loaded
+/// before, need not.
+fn keep_previous(ebpf: &mut Ebpf, pins: &Pins, other_maps: bool) -> Result<()> {
+    let mut differ = other_maps;
+    for name in programs() {
+        let Ok(before) = ProgramInfo::from_pin(pins.program_named(name)) else { continue };
+        differ |= before.tag() != program(ebpf, name)?.info()?.tag();
+    }
+    if differ {
+        for name in programs() {
+            let path = pins.program_named(name);
+            migrate::rename(&path, &pins.previous(&path))?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn explain_refusal(error: ProgramError) -> anyhow::Error {

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapError, MapInfo};
+use aya_obj::generated::bpf_map_type;
 use lb_common::abi::{ABI_VERSION, names};
 use tracing::info;
 
@@ -25,6 +26,8 @@ pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
 pub(super) const LINK_PREFIX: &str = "link-";
 const PROGRAM_PREFIX: &str = "prog-";
 const STAGES_PREFIX: &str = "stages-";
+const PREVIOUS_PREFIX: &str = "previous-";
+const ASIDE_PREFIX: &str = "aside-";
 
 /// Paths under one pin directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +56,28 @@ impl Pins {
     }
 
     pub fn program(&self) -> PathBuf {
-        self.version.join(format!("{PROGRAM_PREFIX}{}", names::PROGRAM))
+        self.program_named(names::PROGRAM)
+    }
+
+    /// The pin of the program or stage of this name that was loaded last.
+    pub fn program_named(&self, name: &str) -> PathBuf {
+        self.version.join(format!("{PROGRAM_PREFIX}{name}"))
+    }
+
+    /// Where what is pinned at `path` goes when an upgrade takes its place: [`super::upgrade::rollback`]
+    /// brings it back.
+    pub fn previous(&self, path: &Path) -> PathBuf {
+        self.beside(PREVIOUS_PREFIX, path)
+    }
+
+    /// Where it is while an upgrade is under way.
+    pub(super) fn set_aside(&self, path: &Path) -> PathBuf {
+        self.beside(ASIDE_PREFIX, path)
+    }
+
+    fn beside(&self, prefix: &str, path: &Path) -> PathBuf {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.version.join(format!("{prefix}{name}"))
     }
 
     /// The pin of the map of stages of the program with that number.
@@ -76,22 +100,47 @@ impl Pins {
             .with_context(|| format!("making the pin directory {}", self.version.display()))
     }
 
-    /// Compares every map that is pinned already with what the program needs.
+    /// Compares every map that is pinned already with what the program needs. Gives those that have to
+    /// grow first.
     ///
     /// # Errors
     /// Names the first map that does not fit.
-    pub fn check(&self, wanted: &[MapSpec]) -> Result<()> {
+    pub fn check(&self, wanted: &[MapSpec]) -> Result<Vec<MapSpec>> {
+        let mut growing = Vec::new();
         for spec in wanted {
-            let path = self.map(spec.name);
-            let info = match MapInfo::from_pin(&path) {
-                Ok(info) => info,
-                Err(error) if is_missing(&error) => continue,
-                Err(error) => return Err(error).with_context(|| format!("opening the pinned map {}", path.display())),
-            };
-            check_map(spec, &info, &path)?;
+            if let Fit::Grows { .. } = self.fit(spec)? {
+                growing.push(*spec);
+            }
         }
-        Ok(())
+        Ok(growing)
     }
+
+    /// Compares one map.
+    ///
+    /// # Errors
+    /// It does not fit, and why.
+    pub fn fit(&self, spec: &MapSpec) -> Result<Fit> {
+        let path = self.map(spec.name);
+        let info = match MapInfo::from_pin(&path) {
+            Ok(info) => info,
+            Err(error) if is_missing(&error) => return Ok(Fit::New),
+            Err(error) => return Err(error).with_context(|| format!("opening the pinned map {}", path.display())),
+        };
+        check_map(spec, &info, &path)
+    }
+}
+
+/// How a pinned map fits what a program needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Nothing is pinned: it is made.
+    New,
+    Same,
+    /// An array of a version that needed fewer elements: a longer one takes its content over.
+    Grows {
+        from: u32,
+        to: u32,
+    },
 }
 
 /// The interface that a pin's file name stands for; `None` for pins of another kind.
@@ -120,7 +169,7 @@ pub(super) fn is_missing(error: &MapError) -> bool {
     matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
 }
 
-fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<()> {
+fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<Fit> {
     let map_type = info.map_type().with_context(|| format!("the pinned map {}", path.display()))? as u32;
     let layout = [
         ("type", map_type, spec.map_type),
@@ -137,7 +186,13 @@ fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<()> {
             );
         }
     }
-    if info.max_entries() != spec.max_entries {
+    let (from, to) = (info.max_entries(), spec.max_entries);
+    // Elements keep their numbers; how many there are is a matter of the version, not of a setting.
+    let array = [bpf_map_type::BPF_MAP_TYPE_ARRAY as u32, bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32];
+    if from < to && spec.setting.is_none() && array.contains(&map_type) {
+        return Ok(Fit::Grows { from, to });
+    }
+    if from != to {
         let keep = match spec.setting {
             Some(setting) => format!("keep the old `limits.{setting}`, or "),
             None => String::new(),
@@ -150,7 +205,7 @@ fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<()> {
             spec.max_entries
         );
     }
-    Ok(())
+    Ok(Fit::Same)
 }
 
 fn ensure_bpffs(root: &Path) -> Result<()> {

@@ -106,6 +106,33 @@ pub fn read_all<K: Pod, V: Pod>(map: BorrowedFd<'_>, max_entries: u32) -> io::Re
     Ok(keys.into_iter().zip(values).take(count).collect())
 }
 
+/// One element of an array. `value` is as long as the kernel's answer: of a map per CPU, all of them,
+/// each rounded up to eight bytes.
+///
+/// # Errors
+/// The kernel's.
+pub fn array_element(map: BorrowedFd<'_>, index: u32, value: &mut [u8]) -> io::Result<()> {
+    let mut attr = element(map, &index, value);
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop)
+}
+
+/// Writes what [`array_element`] read.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_array_element(map: BorrowedFd<'_>, index: u32, value: &mut [u8]) -> io::Result<()> {
+    let mut attr = element(map, &index, value);
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+fn element(map: BorrowedFd<'_>, index: &u32, value: &mut [u8]) -> bpf_attr {
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = std::ptr::from_ref(index) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    attr
+}
+
 /// The data path's clock: see [`lb_common::flow::ticks`].
 pub fn tick() -> u32 {
     lb_common::flow::ticks(coarse_ns())

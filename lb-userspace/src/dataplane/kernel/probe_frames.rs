@@ -1,0 +1,140 @@
+//! Frames to try a program with, made of what the maps hold. None of them begins a flow or changes one.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use anyhow::Result;
+use lb_common::{abi::Protocol, flow::TCP_ACK};
+
+use super::{
+    flows::{FlowFilter, Flows},
+    tables::KernelDataplane,
+};
+use crate::dataplane::Dataplane as _;
+
+/// Of the live flows.
+const FLOWS: usize = 1000;
+
+pub(super) struct Probe {
+    /// In words.
+    pub what: String,
+    pub frame: Vec<u8>,
+}
+
+/// Packets of live flows, to services, and to nobody.
+pub(super) fn probes(pin_dir: &Path) -> Result<Vec<Probe>> {
+    let tables = KernelDataplane::open(pin_dir)?.read()?;
+    let services: BTreeMap<u32, IpAddr> =
+        tables.service_info.iter().map(|(id, info)| (*id, info.address.into())).collect();
+    let mut probes = Vec::new();
+    for flow in Flows::open(pin_dir)?.iter(&FlowFilter::default()).take(FLOWS) {
+        let Some(service) = services.get(&flow.service_id) else { continue };
+        if flow.client.port() == 0 {
+            continue;
+        }
+        let to = SocketAddr::new(*service, flow.service_port);
+        let what = format!("a packet of the flow {} -> {to} ({})", flow.client, flow.protocol.name());
+        probes.push(Probe { what, frame: frame(flow.client, to, flow.protocol) });
+    }
+    for info in tables.service_info.values() {
+        let Some(protocol) = Protocol::from_number(info.protocol) else { continue };
+        let to = SocketAddr::new(info.address.into(), info.port.get().max(1));
+        let stranger = SocketAddr::new(stranger(to.ip()), 9);
+        // UDP would begin a flow; TCP that nobody knows does not.
+        if protocol == Protocol::Tcp {
+            let what = format!("a packet of no connection to {to}");
+            probes.push(Probe { what, frame: frame(stranger, to, protocol) });
+        }
+        let what = format!("a ping to {}", to.ip());
+        probes.push(Probe { what, frame: ping(stranger.ip(), to.ip()) });
+        let mut cut = frame(stranger, to, protocol);
+        cut.truncate(cut.len() - 15);
+        probes.push(Probe { what: format!("half a packet to {to}"), frame: cut });
+    }
+    let nobody = SocketAddr::from((Ipv4Addr::new(198, 18, 0, 2), 53));
+    let from = SocketAddr::from((Ipv4Addr::new(198, 18, 0, 1), 53));
+    probes.push(Probe { what: "a packet to nobody here".to_owned(), frame: frame(from, nobody, Protocol::Udp) });
+    let mut arp = vec![0xff; 12];
+    arp.extend([0x08, 0x06]);
+    arp.resize(60, 0);
+    probes.push(Probe { what: "a frame that is not IP".to_owned(), frame: arp });
+    Ok(probes)
+}
+
+/// A client of networks for benchmarks (RFC 2544, RFC 5180).
+fn stranger(of: IpAddr) -> IpAddr {
+    let text = if of.is_ipv4() { "198.18.0.1" } else { "2001:2::1" };
+    text.parse().unwrap_or(of)
+}
+
+fn frame(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> Vec<u8> {
+    let mut segment = Vec::new();
+    segment.extend(from.port().to_be_bytes());
+    segment.extend(to.port().to_be_bytes());
+    match protocol {
+        Protocol::Tcp => {
+            segment.extend([0; 8]);
+            segment.extend([5 << 4, TCP_ACK, 0xff, 0xff, 0x12, 0x34, 0, 0]);
+        }
+        Protocol::Udp => segment.extend([0, 16, 0x12, 0x34]),
+        Protocol::Sctp => {
+            // A common header and a chunk that keeps an association alive (RFC 9260, 3.3.5).
+            segment.extend([1, 2, 3, 4, 0, 0, 0, 0]);
+            segment.extend([4, 0, 0, 8, 0, 1, 0, 4]);
+        }
+    }
+    segment.extend(*b"lb-probe");
+    ip(from.ip(), to.ip(), protocol as u8, &segment)
+}
+
+fn ping(from: IpAddr, to: IpAddr) -> Vec<u8> {
+    let (kind, protocol) = if to.is_ipv4() { (8, 1) } else { (128, 58) };
+    ip(from, to, protocol, &[kind, 0, 0x12, 0x34, 0, 1, 0, 1, b'l', b'b', b'-', b'p', b'r', b'o', b'b', b'e'])
+}
+
+/// Ethernet and IP around it. The header's checksum is right; those above it are changed by what the
+/// program changes, whatever they are.
+fn ip(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            frame.extend([0x08, 0x00]);
+            let length = (20 + payload.len()) as u16;
+            let mut header = vec![0x45, 0];
+            header.extend(length.to_be_bytes());
+            header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            frame.extend(header);
+        }
+        _ => {
+            let octets = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend((payload.len() as u16).to_be_bytes());
+            frame.extend([protocol, 64]);
+            frame.extend(octets(from));
+            frame.extend(octets(to));
+        }
+    }
+    frame.extend(payload);
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+/// RFC 1071.
+fn checksum(header: &[u8]) -> u16 {
+    let words = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}

@@ -1,0 +1,154 @@
+//! Another version takes the maps over, with a hundred thousand live flows, and gives them back.
+
+use std::collections::BTreeMap;
+
+use aya::maps::MapInfo;
+use lb_common::{
+    abi::{Mode, Protocol, names},
+    flow::{TCP_ACK, TCP_SYN},
+    verdict::Reason,
+};
+use lb_userspace::{
+    config::{Limits, XdpMode},
+    dataplane::kernel::{LoadOptions, Loaded, Pins, attachments, load, load_as_if, upgrade},
+};
+
+use crate::lab::{FRONT_MAC, LIMITS, Lab, ROUTER_MAC, Side, Spec, lab, lab_of, packet, run, vip};
+
+const ROOM: u32 = 1 << 18;
+
+fn frame(number: u32, flags: u8) -> Vec<u8> {
+    let client = format!("198.51.100.{}:{}", 1 + number / 50_000, 1_024 + number % 50_000).parse().unwrap();
+    let mut frame = packet(client, (vip(true), 80).into(), 64, Protocol::Tcp, flags).frame();
+    frame[..6].copy_from_slice(&FRONT_MAC);
+    frame[6..12].copy_from_slice(&ROUTER_MAC);
+    frame
+}
+
+fn front() -> u32 {
+    lb_userspace::dataplane::kernel::ifindex("front").unwrap()
+}
+
+fn options(lab: &Lab, flows: u32) -> (std::path::PathBuf, Limits) {
+    (lab.pin_dir().to_owned(), Limits { flows, ..LIMITS })
+}
+
+/// Puts a loaded program on both interfaces.
+fn attach(loaded: &mut Loaded) {
+    for interface in ["front", "back"] {
+        assert!(loaded.attach(interface, XdpMode::Native).unwrap().replaced);
+    }
+}
+
+/// The program on each interface.
+fn attached(lab: &Lab) -> BTreeMap<String, u32> {
+    let all = attachments(&Pins::new(lab.pin_dir())).unwrap();
+    all.into_iter().map(|attachment| (attachment.interface, attachment.program_id)).collect()
+}
+
+fn elements(lab: &Lab, map: &str) -> u32 {
+    MapInfo::from_pin(Pins::new(lab.pin_dir()).map(map)).unwrap().max_entries()
+}
+
+#[test]
+fn a_hundred_thousand_flows_live_through_an_upgrade_of_the_layout_and_back() {
+    lab_of(ROOM, |lab| {
+        lab.serve(Spec { backends: 3, ..Spec::new(true, Protocol::Tcp, Mode::Nat) });
+        for number in 0..100_000 {
+            assert_eq!(lab.run(Side::Front, &frame(number, TCP_SYN)).0, "redirect");
+        }
+        let flows = lab.flows();
+        assert_eq!(flows.len(), 100_000);
+        let sample: Vec<(u32, Vec<u8>)> =
+            (0..100_000).step_by(997).map(|n| (n, lab.run(Side::Front, &frame(n, TCP_ACK)).1)).collect();
+        let counted = lab.stats().verdicts().unwrap()[&Reason::ToBackend];
+        let before = attached(lab);
+
+        // A version that knows two more reasons.
+        let (pin_dir, limits) = options(lab, ROOM);
+        let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
+        let mut newer = load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 2).unwrap();
+        assert_eq!(attached(lab), before, "until it is attached the old one works");
+        attach(&mut newer);
+        assert_eq!(elements(lab, names::VERDICT_STATS), Reason::COUNT + 2);
+        let now = lb_userspace::dataplane::kernel::Stats::open(&pin_dir).unwrap();
+        assert_eq!(now.verdicts().unwrap()[&Reason::ToBackend], counted, "no counter is lost");
+        assert_eq!(lab.flows().len(), 100_000);
+        for (number, wanted) in &sample {
+            let (exit, out) = run(newer.program().unwrap(), front(), &frame(*number, TCP_ACK));
+            assert_eq!((exit, &out), ("redirect", wanted), "flow {number} is where it was");
+        }
+
+        // This version cannot begin over the longer map, but can when that is taken back.
+        drop(newer);
+        let refused = format!("{:#}", load(&options).err().expect("it is too long"));
+        assert!(refused.contains("verdict_stats") && refused.contains("lb detach"), "{refused}");
+        let back = upgrade::rollback(&pin_dir).unwrap();
+        assert_eq!(
+            (back.interfaces.as_slice(), back.maps.as_slice()),
+            (&["back".to_owned(), "front".to_owned()][..], &[names::VERDICT_STATS][..])
+        );
+        assert_eq!(attached(lab), before);
+        assert_eq!(elements(lab, names::VERDICT_STATS), Reason::COUNT);
+        for (number, wanted) in &sample {
+            assert_eq!(&lab.run(Side::Front, &frame(*number, TCP_ACK)).1, wanted);
+        }
+        let mut again = load(&options).unwrap();
+        attach(&mut again);
+        assert_eq!(lab.flows().len(), 100_000);
+    });
+}
+
+#[test]
+fn an_upgrade_that_was_cut_short_begins_again() {
+    lab(|lab| {
+        lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
+        lab.run(Side::Front, &frame(1, TCP_SYN));
+        let counted = lab.stats().verdicts().unwrap()[&Reason::ToBackend];
+        let (pin_dir, limits) = options(lab, LIMITS.flows);
+        // As if the agent had ended after it made the new map and before it filled that.
+        let pins = Pins::new(&pin_dir);
+        let map = pins.map(names::VERDICT_STATS);
+        let aside = map.with_file_name(format!("aside-{}", names::VERDICT_STATS));
+        std::fs::rename(&map, &aside).unwrap();
+        let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
+        drop(load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 1).unwrap());
+        assert!(!aside.exists());
+        let now = lb_userspace::dataplane::kernel::Stats::open(&pin_dir).unwrap();
+        assert_eq!(now.verdicts().unwrap()[&Reason::ToBackend], counted);
+    });
+}
+
+#[test]
+fn a_check_gives_both_programs_the_same_packets_and_changes_nothing() {
+    lab(|lab| {
+        for v4 in [true, false] {
+            lab.serve(Spec { backends: 2, ..Spec::new(v4, Protocol::Tcp, Mode::FullNat) });
+            lab.serve(Spec { port: 53, ..Spec::new(v4, Protocol::Udp, Mode::Nat) });
+        }
+        for number in 0..20 {
+            assert_eq!(lab.run(Side::Front, &frame(number, TCP_SYN)).0, "redirect");
+        }
+        let before = (lab.flows().len(), attached(lab), elements(lab, names::VERDICT_STATS));
+        let pins: Vec<_> =
+            std::fs::read_dir(Pins::new(lab.pin_dir()).dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let outlook = upgrade::outlook(lab.pin_dir()).unwrap();
+        assert!(outlook.maps.iter().all(|(_, fit)| fit.is_ok()), "{outlook:?}");
+        let program = outlook.program.unwrap();
+        assert!(program.same && program.compared > 20, "{program:?}");
+        assert_eq!(program.differences, Vec::<String>::new());
+        assert_eq!((lab.flows().len(), attached(lab), elements(lab, names::VERDICT_STATS)), before);
+        let after: Vec<_> =
+            std::fs::read_dir(Pins::new(lab.pin_dir()).dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(pins, after);
+
+        // Over a map of another layout it does not even load.
+        let (pin_dir, limits) = options(lab, LIMITS.flows);
+        let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
+        drop(load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 1).unwrap());
+        let outlook = upgrade::outlook(&pin_dir).unwrap();
+        assert!(outlook.program.is_none());
+        let refused: Vec<_> = outlook.maps.iter().filter(|(_, fit)| fit.is_err()).map(|(name, _)| *name).collect();
+        assert_eq!(refused, [names::VERDICT_STATS]);
+    });
+}
