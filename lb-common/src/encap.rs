@@ -22,7 +22,9 @@ const TTL: u8 = 64;
 
 const DF: u8 = 0x40;
 
-/// A tunnel from us to a backend.
+/// A tunnel from us to a backend. Aligned, because on the stack of a BPF program the compiler joins words of
+/// addresses to larger ones, which must be aligned there.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug)]
 pub struct Tunnel {
     pub source: Address,

@@ -318,6 +318,23 @@ impl Word {
         Self::with(self.tag(), state, flags, now, timeouts)
     }
 
+    /// [`Self::after_under`] for a packet of a flow that lives and goes on as most do most of the time: an
+    /// established connection without a flag that means anything, datagrams both ways. Nothing but the time
+    /// of the last packet changes. `None`: more may have to.
+    #[inline(always)]
+    pub const fn goes_on(self, seen: Seen, now: u32, timeouts: &Timeouts) -> Option<Self> {
+        let state = if seen.tcp { State::Established } else { State::BothWays };
+        let told = seen.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0;
+        // Of datagrams, the one flag that stays.
+        let direction = if seen.reply { Self::FLAG_REPLY } else { self.flags() & !Self::FLAG_REPLY };
+        let known = seen.tcp || self.flags() == Self::FLAG_REPLY || direction == Self::FLAG_ONE_SIDED;
+        if self.number() != state as u32 || !told || !known || self.fresh(now) == 0 {
+            return None;
+        }
+        let expires = now.wrapping_add(timeouts[state as usize]) as u64 & EXPIRES_MASK;
+        Some(Self(self.0 & !(EXPIRES_MASK << EXPIRES_SHIFT) | expires << EXPIRES_SHIFT))
+    }
+
     /// A client that sends again, and not in one burst, has most likely been answered.
     #[inline(always)]
     const fn after_one_sided_udp(self, now: u32, timeouts: &Timeouts) -> State {

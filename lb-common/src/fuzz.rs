@@ -12,8 +12,9 @@ use crate::{
     answer,
     flow::{TCP_ACK, TCP_RST},
     fragment,
-    packet::HEADERS_MAX,
+    packet::{HEADERS_MAX, PacketAccess},
     parse::{self, NETWORK_OFFSET, Network, Part, Problem, Transport},
+    plain::{Head, HeadV4, HeadV6},
     rewrite::{self, Translation},
 };
 
@@ -39,6 +40,7 @@ pub fn check(data: &[u8]) -> Depth {
     icmp::check(original, &network, prefix);
     let result = parse::transport(&arena.frame(), &network);
     assert_eq!(arena.frame(), original, "the parser writes");
+    check_plain(&arena.frame(), &network, &result);
     if result == Err(Problem::Fragment) {
         return check_fragment(original, &network);
     }
@@ -58,6 +60,23 @@ pub fn check(data: &[u8]) -> Depth {
     icmp::check_too_big(original, &network, &transport);
     mss::check(original, &network, &transport, u16::from_be_bytes([prefix[34], prefix[35]]));
     Depth::Transport
+}
+
+/// Plain headers say the same where they are read at once.
+fn check_plain<P: PacketAccess>(frame: &P, network: &Network, transport: &Result<Transport, Problem>) {
+    if network.v4 {
+        check_head::<HeadV4, P>(frame, network, transport);
+    } else {
+        check_head::<HeadV6, P>(frame, network, transport);
+    }
+}
+
+fn check_head<H: Head, P: PacketAccess>(frame: &P, network: &Network, transport: &Result<Transport, Problem>) {
+    let Some(head) = frame.read::<H>(NETWORK_OFFSET) else { return };
+    assert_eq!(head.network().as_ref(), Some(network), "another way to read addresses");
+    if let Some(plain) = head.transport(frame.len()) {
+        assert_eq!(transport.as_ref(), Ok(&plain), "another way to read the transport header");
+    }
 }
 
 /// A fragment lies within the frame, a first one has its transport header, and what is written into

@@ -26,6 +26,7 @@ pub mod mss;
 pub mod numbers;
 pub mod packet;
 pub mod parse;
+pub mod plain;
 pub mod ports;
 pub mod quic;
 pub mod rescue;

@@ -76,11 +76,19 @@ pub(crate) fn ports<P: PacketAccess>(
 /// Takes one from the TTL or hop limit and changes nothing else; `None` as in [`translate`].
 #[inline(always)]
 pub fn lower_ttl<P: PacketAccess>(frame: &mut P, network: &Network, transport: &Transport) -> Option<()> {
-    let lowered = transport.ttl.wrapping_sub(1);
-    if !network.v4 {
+    let ttl = if network.v4 { frame.read(V4_REST)? } else { [transport.ttl, 0, 0, 0] };
+    lower_known_ttl(frame, network.v4, ttl)
+}
+
+/// [`lower_ttl`] of a packet of which this was read: the four bytes of the IPv4 header that begin with the
+/// TTL, or the hop limit alone.
+#[inline(always)]
+pub fn lower_known_ttl<P: PacketAccess>(frame: &mut P, v4: bool, known: [u8; 4]) -> Option<()> {
+    let [ttl, protocol, c0, c1] = known;
+    let lowered = ttl.wrapping_sub(1);
+    if !v4 {
         return frame.write(V6_REST, lowered);
     }
-    let [ttl, protocol, c0, c1]: [u8; 4] = frame.read(V4_REST)?;
     let delta = Delta::ZERO.field(u16::from_ne_bytes([ttl, protocol]), u16::from_ne_bytes([lowered, protocol]));
     let [c0, c1] = delta.apply([c0, c1]);
     frame.write(V4_REST, [lowered, protocol, c0, c1])

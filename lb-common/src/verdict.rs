@@ -221,6 +221,9 @@ stages! {
     Unusual = 4, "lb_unusual";
     /// Connections that their backend refuses or does not answer.
     Rescue = 5, "lb_rescue";
+    /// Packets that the short way has no answer for, and so every packet that begins or ends something: the
+    /// whole way from its beginning.
+    Whole = 6, "lb_whole";
 }
 
 /// The end of a packet's way through the program: reason, exit and target in one number, because

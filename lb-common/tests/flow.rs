@@ -466,3 +466,31 @@ fn a_service_may_keep_each_state_for_a_time_of_its_own() {
     assert_eq!(begin.after_under(udp, NOW + 1, &timeouts).state(), State::BothWays);
     assert!(begin.expired(NOW + 25));
 }
+
+#[test]
+fn a_flow_that_goes_on_is_as_after_any_packet() {
+    let timeouts = &State::TIMEOUTS;
+    let begun = [Word::begin(7, true, NOW), Word::begin_one_sided(7, true, NOW), Word::adopt(7, true, NOW)];
+    let datagrams = [Word::begin(7, false, NOW), Word::begin_one_sided(7, false, NOW), Word::adopt(7, false, NOW)];
+    let (mut went_on, mut not) = (0, 0);
+    // Every word that three packets can make, and every packet that may come then.
+    for (tcp, word) in begun.map(|word| (true, word)).into_iter().chain(datagrams.map(|word| (false, word))) {
+        let flags = if tcp { vec![SYN, SYN_ACK, ACK, FIN, RST, 0, ACK | 8] } else { vec![0] };
+        let seen = |n: usize| Seen { tcp, reply: n % 2 == 1, tcp_flags: flags[n / 2 % flags.len()] };
+        let count = 2 * flags.len();
+        for n in 0..count * count * count {
+            let (a, b, c) = (seen(n % count), seen(n / count % count), seen(n / count / count));
+            let word = word.after(a, NOW + 2).after(b, NOW + 4);
+            let now = NOW + 9;
+            match word.goes_on(c, now, timeouts) {
+                Some(after) => {
+                    assert_eq!(after, word.after_under(c, now, timeouts), "{word:?} {c:?}");
+                    went_on += 1;
+                }
+                None => not += 1,
+            }
+            assert_eq!(word.goes_on(c, NOW + 1_000_000, timeouts), None, "an old flow goes on");
+        }
+    }
+    assert!(went_on > 100 && not > 100, "{went_on} {not}");
+}

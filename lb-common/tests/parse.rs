@@ -4,8 +4,9 @@ mod frames;
 use frames::{ETHERNET, Packet, Segment, address, authentication, extension, fragment, parse as parsed, routing};
 use lb_common::{
     abi::{Port, Protocol},
-    packet::HEADERS_MAX,
+    packet::{HEADERS_MAX, PacketAccess as _},
     parse::{self, Network, NotOurs, Part, Problem, Transport},
+    plain::{Head, HeadV4, HeadV6},
     rewrite,
 };
 
@@ -34,6 +35,35 @@ fn with(packet: &Packet, offset: usize, value: u8) -> Vec<u8> {
     let mut frame = packet.frame();
     frame[offset] = value;
     frame
+}
+
+/// What [`lb_common::plain`] finds in a frame.
+fn plain(mut frame: Vec<u8>) -> Option<(Network, Transport)> {
+    fn read<H: Head>(frame: &mut [u8]) -> Option<(Network, Transport)> {
+        let linear = frame.len();
+        let head: H = frame.read(parse::NETWORK_OFFSET)?;
+        Some((head.network()?, head.transport(linear)?))
+    }
+    if frame[12] == 8 { read::<HeadV4>(&mut frame) } else { read::<HeadV6>(&mut frame) }
+}
+
+#[test]
+fn plain_headers_read_at_once_say_the_same_and_others_are_not_plain() {
+    for v4 in [true, false] {
+        for segment in [tcp(), Segment::udp(40_000, 53, b"a query")] {
+            let packet = Packet::of_family(v4, segment);
+            for packet in [packet.clone(), packet.clone().padded(20)] {
+                let mut frame = packet.frame();
+                assert_eq!(plain(frame.clone()), Some(parsed(&mut frame)));
+            }
+            let whole = packet.frame();
+            assert_eq!(plain(whole[..whole.len() - 1].to_vec()), None, "a packet that ends behind the frame");
+            let other = if v4 { packet.options(&[1; 4]) } else { packet.extension(extension(0, 1)) };
+            assert_eq!(plain(other.frame()), None);
+        }
+    }
+    let (more, icmp) = (with(&Packet::v4(tcp()), 20, 0x20), with(&Packet::v4(tcp()), 23, 1));
+    assert_eq!((plain(more), plain(icmp)), (None, None));
 }
 
 #[test]

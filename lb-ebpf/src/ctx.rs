@@ -46,8 +46,14 @@ impl Frame {
     /// there is no other, and nothing is asked.
     #[inline(always)]
     pub fn bytes_of(&self, transport: &Transport) -> u64 {
-        let linear = self.end - self.start;
+        let linear = self.linear();
         if NETWORK_OFFSET + transport.packet_len as usize <= linear { linear as u64 } else { self.bytes() }
+    }
+
+    /// Bytes in the first buffer.
+    #[inline(always)]
+    pub fn linear(&self) -> usize {
+        self.end - self.start
     }
 
     /// Link-layer source address.

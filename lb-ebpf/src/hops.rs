@@ -29,15 +29,22 @@ const FILLED: u32 = 1 << 31;
 /// Sets the packet's hop from the answer to another packet of this tick to the same backend.
 #[inline(always)]
 pub fn recall(packet: &mut Packet) -> bool {
-    let Some(known) = HOPS.get_ptr_mut(packet.flow.backend_id) else { return false };
+    match known(packet.flow.backend_id, packet.now, packet.ingress, length(packet) as u32) {
+        Some(hop) => {
+            packet.hop = *hop;
+            true
+        }
+        None => false,
+    }
+}
+
+/// The answer of this tick for a packet of `length` bytes that came in by `ingress`. It stays this CPU's.
+#[inline(always)]
+pub fn known(backend_id: u32, now: u32, ingress: u32, length: u32) -> Option<&'static Hop> {
+    let known = HOPS.get_ptr_mut(backend_id)?;
     // SAFETY: this CPU's element.
     let known = unsafe { &*known };
-    let holds =
-        known.tick == packet.now | FILLED && known.ingress == packet.ingress && length(packet) as u32 <= known.mtu;
-    if holds {
-        packet.hop = known.hop;
-    }
-    holds
+    (known.tick == now | FILLED && known.ingress == ingress && length <= known.mtu).then_some(&known.hop)
 }
 
 /// Keeps the kernel's answer about the packet, unless another packet to the backend could go

@@ -1,5 +1,5 @@
-//! The data path. A packet's way: [`lb`] -> [`pipeline::run`] -> one file per stage ->
-//! [`transmit`]; a verdict comes back and is counted here. What is rare goes on in a program of its
+//! The data path. A packet's way: [`lb`] -> [`short::run`] or, where that does not do, [`lb_whole`] ->
+//! [`pipeline::run`] -> one file per stage -> [`transmit`]; a verdict comes back and is counted here. What is rare goes on in a program of its
 //! own ([`Stage`](lb_common::verdict::Stage)), and ends here as well.
 #![no_std]
 #![no_main]
@@ -15,10 +15,12 @@ mod opaque;
 mod packet;
 mod pipeline;
 mod settings;
+mod short;
 mod stages;
 mod stats;
 mod sum;
 mod transmit;
+mod tunnel;
 
 use aya_ebpf::{
     EbpfContext, bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext,
@@ -35,12 +37,22 @@ use crate::{
 #[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
     let mut bytes = UNTOUCHED;
-    let verdict = pipeline::run(&Frame::new(&ctx), &mut bytes);
+    let verdict = short::run(&Frame::new(&ctx), &mut bytes);
     match verdict.exit() {
         Exit::Continue => {
             tagged::none(ctx.as_ptr().cast());
             go_on(&ctx, bytes, verdict)
         }
+        _ => end(&ctx, bytes, verdict),
+    }
+}
+
+#[xdp(frags)]
+pub fn lb_whole(ctx: XdpContext) -> u32 {
+    let mut bytes = UNTOUCHED;
+    let verdict = pipeline::run(&Frame::new(&ctx), &mut bytes);
+    match verdict.exit() {
+        Exit::Continue => go_on(&ctx, bytes, verdict),
         Exit::Redirect if tagged::may_be_vlan(verdict.target()) => {
             tagged::none(ctx.as_ptr().cast());
             finish(&ctx, bytes, verdict)
@@ -113,8 +125,8 @@ fn proceed(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
 fn go_on(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
     // SAFETY: nothing here waits to be dropped.
     unsafe { STAGES.tail_call(ctx, verdict.target()) };
-    // The stage is not there.
-    finish(ctx, bytes, Verdict::of(Reason::Internal))
+    // The stage is not there, and what is dropped needs no tags.
+    end(ctx, bytes, Verdict::of(Reason::Internal))
 }
 
 /// The end of a stage, which may have a frame whose tags were taken off. `bytes` as in [`end`].

@@ -3,12 +3,9 @@
 
 use core::{cell::UnsafeCell, marker::PhantomPinned};
 
-use aya_ebpf::{
-    bindings::{bpf_fib_lookup, bpf_sock_tuple},
-    helpers::generated::bpf_get_prandom_u32,
-};
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_sock_tuple};
 use lb_common::{
-    abi::{Address, Backend, DontFragment, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
+    abi::{Address, Backend, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
     encap::Tunnel,
     family::{Header, error},
     icmp::quote::{IcmpError, Quoted},
@@ -25,7 +22,7 @@ use crate::{
         knock::Rescue,
         table::{self, Place, Tuple},
     },
-    sum,
+    sum, tunnel,
 };
 
 #[repr(C)]
@@ -105,12 +102,6 @@ pub struct Packet {
     pub named: u32,
 }
 
-/// Mixed anew, so that what is seen outside tells nothing of the flow's place in the table.
-#[inline(always)]
-const fn entropy(hash: u64) -> u32 {
-    ((hash ^ hash >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
-}
-
 /// The `extra` of a client's hash: no backend's number.
 const CLIENT: u32 = 0xff_ffff;
 
@@ -185,19 +176,9 @@ impl Packet {
 
     #[inline(always)]
     fn enter_tunnel(&mut self, backend: &Backend) {
-        let entropy = entropy(self.hash);
-        let source = Tunnel::chosen_source(&backend.source, backend.source_bits, entropy);
-        copy(&source, &mut self.to.source);
-        copy(&source, &mut self.tunnel.source);
-        copy(&backend.address, &mut self.tunnel.destination);
-        self.tunnel.gue_port = backend.tunnel_port;
-        self.tunnel.entropy = entropy;
-        self.tunnel.dont_fragment = backend.dont_fragment;
-        self.tunnel.id = 0;
-        if backend.dont_fragment == DontFragment::Clear as u8 {
-            // SAFETY: has no arguments.
-            self.tunnel.id = unsafe { bpf_get_prandom_u32() } as u16;
-        }
+        let tunnel = tunnel::to(backend, self.hash);
+        copy(&tunnel.source, &mut self.to.source);
+        self.tunnel = tunnel;
     }
 
     /// The packet goes to the client of its flow, from the address it knows.

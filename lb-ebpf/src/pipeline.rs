@@ -153,19 +153,17 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     packet.sought = Granularity::Flow as u32;
     let opens = opens(&packet.transport);
     let tracked = packet.service.has(ServiceValue::TRACKED);
-    if tracked {
+    if tracked && opens {
+        if parked(packet) {
+            return Reason::Parked;
+        }
         // What needs no entry would begin unseen.
-        if opens {
-            if let Some(refused) = dead_man::says() {
-                return refused;
-            }
-            if parked(packet) {
-                return Reason::Parked;
-            }
+        if let Some(refused) = dead_man::says() {
+            return refused;
         }
-        if hashed::settled(opens as u32) != 0 {
-            return Reason::ToBackend;
-        }
+    }
+    if tracked && hashed::settled(opens as u32) != 0 {
+        return Reason::ToBackend;
     }
     if packet.service.granularity == Granularity::Packet as u8 {
         if let Some(refused) = dead_man::says() {
@@ -297,9 +295,6 @@ fn reply(packet: &mut Packet) -> Reason {
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
     packet.send_to_client(info.address);
-    if found == table::ENDED {
-        return Reason::from_number(ending::reply());
-    }
     let first = packet.transport.tcp_flags & (TCP_SYN | TCP_RST) != 0 && packet.place.word.is_unanswered();
     if first && packet.flow.flags & Flow::WATCHED != 0 {
         if packet.transport.tcp_flags & TCP_RST != 0 {
@@ -307,6 +302,10 @@ fn reply(packet: &mut Packet) -> Reason {
         } else {
             knock::answered();
         }
+    }
+    // A connection that is refused may be rescued all the same.
+    if found == table::ENDED && packet.begins != REFUSED {
+        return Reason::from_number(ending::reply());
     }
     Reason::ToClient
 }

@@ -507,6 +507,7 @@ fn documents_of_maps_have_their_kind() {
             flows: 3,
             refused: 1,
             dropped: 0,
+            rescued: 0,
             backends: vec![BackendStats {
                 id: 0,
                 address: address("10.0.0.11:8080"),
@@ -515,6 +516,8 @@ fn documents_of_maps_have_their_kind() {
                 reply: traffic,
                 flows: 3,
                 ended: 1,
+                refusals: 0,
+                unanswered: 0,
                 reset: 2,
                 moved: 0,
             }],

@@ -124,13 +124,14 @@ fn every_default_of_the_reference_is_what_leaving_the_key_out_means() {
             "[[service]]" => (LEAST.to_owned(), LEAST.replace("name =", &format!("{line}name ="))),
             "[[service.backend]]" => (LEAST.to_owned(), format!("{LEAST}{line}")),
             "[service.timeouts]" => (LEAST.to_owned(), format!("{LEAST}[service.timeouts]\n{line}")),
+            "[service.passive]" => (LEAST.to_owned(), format!("{LEAST}[service.passive]\n{line}")),
             "[service.health]" => (format!("{LEAST}{check}"), format!("{LEAST}{check}{line}")),
             other => panic!("a table of the reference that this test does not know: {other}"),
         };
         assert_eq!(accepted(&with), accepted(&without), "{header} {key} = {value}");
     }
     // One per key with a plain default, table by table: this test must not look at nothing.
-    assert_eq!(rows.len(), 7 + 6 + 14 + 15 + 6 + 2, "{rows:#?}");
+    assert_eq!(rows.len(), 7 + 6 + 14 + 15 + 6 + 6 + 2, "{rows:#?}");
 }
 
 #[test]

@@ -312,7 +312,7 @@ fn many_open_receipts_are_bounded_and_none_is_lost() {
 
 fn flags(world: &World) -> u8 {
     let view = world.core.service("web").unwrap();
-    world.dataplane.service(&key_of(&view.config)).unwrap().flags
+    world.dataplane.service(&key_of(&view.config)).unwrap().flags & ServiceValue::PARKED
 }
 
 fn freeze(lasts: u64) -> Input {

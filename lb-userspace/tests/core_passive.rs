@@ -16,6 +16,7 @@ const D: &str = "10.0.0.4:80";
 fn up(config: Config) -> World {
     let mut world = World::new(config);
     world.all_up();
+    world.now += Duration::from_secs(2);
     world.texts();
     world
 }
@@ -54,7 +55,11 @@ fn probes_in_quick_succession_confirm_it() {
     assert_eq!((health(&world, A), world.backend("web", A).suspended), (HealthState::Down, false));
     assert_eq!(world.core.probes(), usual);
     world.probe(A, &ok(), 2);
-    assert_eq!(world.turns("web"), [A, B, C]);
+    suspect(&mut world, A, 3);
+    assert_eq!(world.turns("web"), [A, B, C], "what was seen before it came up says nothing");
+    world.now += Duration::from_secs(2);
+    suspect(&mut world, A, 3);
+    assert_eq!(world.turns("web"), [B, C]);
 }
 
 #[test]
@@ -141,6 +146,7 @@ fn where_few_are_up_all_of_them_stay_in_turn() {
     assert_eq!(world.turns("web"), [B], "half are up, as many as are asked for");
     world.probe(C, &ok(), 2);
     world.probe(A, &ok(), 2);
+    world.now += Duration::from_secs(10);
     for address in [B, C] {
         world.probe(address, &refused(), 2);
     }
@@ -153,6 +159,7 @@ fn without_a_check_it_comes_back_after_the_back_off() {
     let mut config = web(&[A, B]);
     config.services[0].health.check = Check::None;
     let mut world = World::new(config);
+    world.now += Duration::from_secs(2);
     suspect(&mut world, A, 3);
     assert_eq!(world.turns("web"), [B]);
     world.walk(&[], 3);

@@ -16,6 +16,7 @@
 use lb_common::{
     abi::{BackendState, HashedBy, Port, Protocol, ServiceValue, Slot},
     hash::{selection_slot, slot_hash},
+    parse::Transport,
 };
 
 use super::table::NO_PLACE;
@@ -70,14 +71,19 @@ pub fn slot(packet: &Packet, index: u32) -> Slot {
 pub extern "C" fn settled(opens: u32) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let hash = hash(packet, packet.service.stable_hash);
-    let ports = (packet.transport.source_port, packet.transport.destination_port);
-    packet.hash = hash ^ u32::from_ne_bytes(join(ports)) as u64;
+    packet.hash = of_flow(hash, &packet.transport);
     packet.slot = slot(packet, selection_slot(hash, 0, packet.service.stable_len));
     packet.slot_hash = hash;
     if !packet.service.has(ServiceValue::PAIRED) || !packet.slot.is_clean() {
         return 0;
     }
     go(packet, packet.slot.current(), opens != 0) as u32
+}
+
+/// What tells a flow from others of its slot's hash, which may be the client's alone.
+#[inline(always)]
+pub const fn of_flow(hash: u64, transport: &Transport) -> u64 {
+    hash ^ u32::from_ne_bytes(join((transport.source_port, transport.destination_port))) as u64
 }
 
 #[inline(always)]

@@ -197,7 +197,7 @@ extern "C" fn restore(md: *mut xdp_md) -> u32 {
         return 0;
     }
     let mut frame = Frame::of(md);
-    if cut(&mut frame, NETWORK_OFFSET + len).is_none() {
+    if resize(&mut frame, NETWORK_OFFSET + len).is_none() {
         return 0;
     }
     let kind: [u8; 2] = if v4 { [8, 0] } else { [0x86, 0xdd] };
@@ -220,6 +220,14 @@ extern "C" fn restore(md: *mut xdp_md) -> u32 {
         packet_len: len as u16,
     };
     1
+}
+
+/// Makes the frame, of which nothing is kept, so many bytes long. Room is in front of it: behind a small frame
+/// drivers may have none.
+#[inline(always)]
+fn resize(frame: &mut Frame, len: usize) -> Option<()> {
+    let missing = len as i32 - frame.bytes() as i32;
+    if missing > 0 { frame.adjust_head(-missing) } else { cut(frame, len) }
 }
 
 /// Whether the packet, a SYN of an unanswered flow, was scheduled to another backend.

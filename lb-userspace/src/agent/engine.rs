@@ -22,7 +22,7 @@ use crate::{
         service_view,
     },
     config::Config,
-    core::{Command, CommandError, Core, Input, Mark, Notice, Now, OperatorLayer, ProbeKey},
+    core::{Command, CommandError, Core, Input, Mark, Notice, Now, OperatorLayer, ProbeKey, Suspect},
     dataplane::{Dataplane, DataplaneError, FlowCensus, kernel},
 };
 
@@ -153,6 +153,11 @@ impl<D: Dataplane> Engine<D> {
     /// Source addresses of the host towards backends; `None`: no route.
     pub fn sources(&mut self, found: Vec<(IpAddr, Option<IpAddr>)>) {
         self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
+    }
+
+    /// What the data path has seen of backends.
+    pub fn suspected(&mut self, suspects: Vec<Suspect>) {
+        self.take_in(suspects.into_iter().map(Input::Suspect));
     }
 
     /// Whether packets to one backend may take different ways.

@@ -24,6 +24,7 @@ mod freeze;
 mod host_queue;
 mod host_task;
 mod interfaces;
+mod knock_thread;
 pub mod last_good;
 pub mod layer;
 pub mod lock;

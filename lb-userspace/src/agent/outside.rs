@@ -13,6 +13,7 @@ use super::{
     failover_watch::{FlowWatch, ReceiptWriter},
     host_queue::HostQueue,
     host_task::{self, HostJob},
+    knock_thread::KnockThread,
     receipts::ReceiptFile,
     route_watch,
     run_loop::{Finding, Outside, Probed},
@@ -38,6 +39,7 @@ pub struct World {
     /// Whose ways are looked at.
     ways: watch::Sender<BTreeSet<IpAddr>>,
     sweeps: SweepThread,
+    _knocks: KnockThread,
     flows: FlowWatch,
     receipts: ReceiptWriter,
     _tasks: [AbortOnDropHandle<()>; 4],
@@ -58,6 +60,7 @@ impl World {
         let events = Events::open(pin_dir)?;
         let vlans = VlanSync::open(pin_dir)?;
         let sweeps = SweepThread::start(pin_dir, findings.clone())?;
+        let knocks = KnockThread::start(pin_dir, findings.clone())?;
         let flows = FlowWatch::open(pin_dir, findings.clone())?;
         let receipts = ReceiptWriter::start(ReceiptFile::new(state_dir))?;
         let (outcomes, results) = mpsc::channel(WAITING);
@@ -72,7 +75,10 @@ impl World {
             spawn(tokio::spawn(pass_events(events, findings.clone()))),
         ];
         let host = HostQueue::new(jobs, findings);
-        Ok((Self { prober: Prober::new(outcomes), host, ways, sweeps, flows, receipts, _tasks: tasks }, probes))
+        Ok((
+            Self { prober: Prober::new(outcomes), host, ways, sweeps, flows, receipts, _knocks: knocks, _tasks: tasks },
+            probes,
+        ))
     }
 }
 

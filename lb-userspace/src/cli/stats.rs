@@ -54,6 +54,8 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
             reply: traffic(counted.reply),
             flows: counted.flows,
             ended: counted.ended,
+            refusals: counted.refusals,
+            unanswered: counted.unanswered,
             reset: counted.reset,
             moved: counted.moved,
         })
@@ -69,6 +71,7 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
         flows: counted.flows,
         refused: counted.refused,
         dropped: counted.dropped,
+        rescued: counted.rescued,
         backends: backends.collect::<Result<_, DataplaneError>>()?,
     })
 }

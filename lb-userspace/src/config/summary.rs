@@ -125,6 +125,10 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         array(names::VLAN_BITS, 1, size_of::<u64>()),
         hash(names::FRAGMENTS, limits::FRAGMENTS, size_of::<abi::FragmentKey>(), size_of::<abi::FragmentFlow>()),
         MapMemory { name: names::EVENTS, entries: 1, bytes: limits::EVENTS_BYTES.into() },
+        array(names::KNOCKS, limits::KNOCKS.into(), size_of::<abi::Knock>()),
+        array(names::SILENCES, backends, size_of::<abi::Silence>()),
+        hash(names::MOVED, limits::MOVED, size_of::<abi::MovedKey>(), size_of::<u32>()),
+        per_cpu(names::HANDSHAKES, services, size_of::<abi::Handshakes>()),
         per_cpu(names::SERVICE_STATS, services, size_of::<abi::ServiceCounters>()),
         per_cpu(names::BACKEND_STATS, backends, size_of::<abi::BackendCounters>()),
         per_cpu(names::VERDICT_STATS, Reason::COUNT.into(), size_of::<abi::VerdictCounters>()),
@@ -208,7 +212,7 @@ mod tests {
     fn only_per_cpu_maps_grow_with_the_cpus() {
         let (one, four) = (maps(&Limits::default(), 1), maps(&Limits::default(), 4));
         for (one, four) in one.iter().zip(&four) {
-            let per_cpu = one.name == names::CURSORS || one.name.ends_with("_stats");
+            let per_cpu = [names::CURSORS, names::HANDSHAKES].contains(&one.name) || one.name.ends_with("_stats");
             assert_eq!(four.bytes, one.bytes * if per_cpu { 4 } else { 1 }, "{}", one.name);
         }
     }

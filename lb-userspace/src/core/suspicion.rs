@@ -18,6 +18,8 @@ use crate::config::{self, Check, Passive};
 const BURST: Duration = Duration::from_millis(25);
 /// Longest time until a suspicion ends that nothing has confirmed.
 const LONGEST: Duration = Duration::from_secs(30);
+/// What the data path has seen is at most so old.
+const SETTLES: Duration = Duration::from_secs(2);
 /// After so many false alarms in a row the time between them is no longer doubled.
 const DOUBLINGS: u32 = 6;
 
@@ -103,7 +105,9 @@ impl Core {
         if !policy.enabled || suspect.clients < u32::from(policy.clients) || open || !member.able() {
             return;
         }
-        if service.members[at].suspicion.alarms.quiet(now) {
+        // What was seen before it came up says nothing.
+        let just_up = now < service.members[at].health.since + SETTLES;
+        if just_up || service.members[at].suspicion.alarms.quiet(now) {
             return;
         }
         let seen = !Mode::is_one_sided(me.mode);

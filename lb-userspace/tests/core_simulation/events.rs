@@ -10,7 +10,7 @@ use std::{
 use lb_common::abi::{BackendState, Mode, Scheduler, ServiceKey, Slot};
 use lb_userspace::{
     config::{Check, FlowPolicies, FlowPolicy, Service},
-    core::{Command, Core, Input},
+    core::{Command, Core, Input, Suspect, SuspectFor},
     dataplane::{Dataplane, FlowCensus, Tables},
 };
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
@@ -120,6 +120,25 @@ impl Simulation {
         }
     }
 
+    /// The data path has seen something, true or not, of some backends.
+    pub fn suspect(&mut self) {
+        if !self.roomy {
+            return;
+        }
+        let ids: Vec<u32> = self.core.desired().backends.keys().copied().collect();
+        for _ in 0..self.random.random_range(1..4) {
+            let Some(&backend_id) = ids.choose(&mut self.random) else { return };
+            let seen = match self.random.random_range(0..3) {
+                0 => SuspectFor::Refused,
+                1 => SuspectFor::Silent { waited: Duration::from_millis(30) },
+                _ => SuspectFor::Repeated,
+            };
+            let clients = self.random.random_range(1..9);
+            self.input(Input::Suspect(Suspect { backend_id, seen, clients }));
+            self.suspended += self.core.view().iter().flat_map(|s| &s.backends).filter(|b| b.suspended).count() as u64;
+        }
+    }
+
     pub fn route(&mut self) {
         for backend in self.core.wanted_sources() {
             let source = match self.random.random_range(0..20) {
@@ -209,6 +228,13 @@ impl Simulation {
         self.reconciler.forget();
         self.reconcile();
         assert_eq!(&self.dataplane.inner_mut().read().unwrap(), self.core.desired());
+        // Whoever was suspected is believed again when nothing more is seen.
+        let mut core = self.core.clone();
+        for second in 1..40 {
+            core.handle(Input::Flows(FlowCensus::default()), self.now + Duration::from_secs(second));
+        }
+        let suspended = core.view().into_iter().flat_map(|s| s.backends).filter(|b| b.suspended).count();
+        assert_eq!(suspended, 0, "suspended for ever");
         self.flows.clear();
         self.packets.clear();
         self.config.services.clear();

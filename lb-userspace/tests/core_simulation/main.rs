@@ -17,11 +17,12 @@ use std::{
 };
 
 use core_support::{config, key_of};
-use lb_common::abi::{Address, BackendState, EndCause, Scheduler, ServiceKey, ServiceValue};
+use lb_common::abi::{Address, BackendState, EndCause, Mode, Scheduler, ServiceKey, ServiceValue};
 use lb_userspace::{
     config::{Check, Config, FlowPolicy, Limits, Service},
     core::{
-        Admin, BackendView, Core, HealthState, Input, Now, OperatorLayer, plan, plan_within, reconcile::Reconciler,
+        Admin, BackendView, Core, HealthState, Input, Now, OperatorLayer, ServiceView, plan, plan_within,
+        reconcile::Reconciler,
     },
     dataplane::{Dataplane, Tables, fake::FakeDataplane, faulty::FaultyDataplane},
 };
@@ -53,6 +54,8 @@ struct Simulation {
     /// Limits are wide enough for everything.
     roomy: bool,
     resets: u64,
+    /// Backends seen suspended.
+    suspended: u64,
     begun: u64,
     /// Plans made from the log of changes alone.
     scoped: u64,
@@ -84,6 +87,7 @@ impl Simulation {
             flows: Vec::new(),
             packets: Vec::new(),
             resets: 0,
+            suspended: 0,
             begun: 0,
             scoped: 0,
             random,
@@ -113,8 +117,9 @@ impl Simulation {
             55..65 => self.route(),
             65..80 => self.walk(),
             80..90 => self.send(),
-            90..96 => self.end_flows(),
-            96..98 => self.reconciler.forget(),
+            90..94 => self.end_flows(),
+            94..97 => self.suspect(),
+            97..98 => self.reconciler.forget(),
             _ => self.restart(),
         }
     }
@@ -194,6 +199,8 @@ impl Simulation {
                     && backend.id.is_some()
                     && backend.used_reason != "no route to it"
             };
+            check_suspended(&view, &ready);
+            let ready = |backend: &&BackendView| ready(backend) && !backend.suspended;
             let tier = view.backends.iter().filter(ready).map(|backend| backend.tier).min();
             let wanted: BTreeMap<u32, u16> = view
                 .backends
@@ -273,24 +280,40 @@ fn check_shares(config: &Service, wanted: &BTreeMap<u32, u16>, slots: &[u32]) {
     }
 }
 
+/// A suspended backend is never the last one of its tier, and never one of too many.
+fn check_suspended(view: &ServiceView, ready: &impl Fn(&&BackendView) -> bool) {
+    let suspended = view.backends.iter().filter(|backend| backend.suspended);
+    for backend in suspended.clone() {
+        let others = view.backends.iter().filter(|other| other.tier == backend.tier && !other.suspended);
+        assert!(others.filter(ready).count() > 0, "{} alone in its tier: {view:?}", backend.address);
+        assert!(view.config.passive.enabled && !Mode::is_one_sided(view.config.mode as u8), "{view:?}");
+    }
+    let all = view.backends.iter().filter(|b| !b.leaving && b.admin == Admin::Ready).count();
+    let up = view.backends.iter().filter(|b| !b.leaving && b.admin == Admin::Ready && b.health == HealthState::Up);
+    let panic = up.count() * 100 < all * usize::from(view.config.passive.panic_percent);
+    assert!(!panic || suspended.count() == 0, "{view:?}");
+}
+
 /// Runs 200 seeds, or as many as `LB_SIMULATION_SEEDS` says.
 fn simulate(first: u64, roomy: bool) {
     let seeds = std::env::var("LB_SIMULATION_SEEDS").map_or(200, |seeds| seeds.parse().expect("a number of seeds"));
-    let (mut begun, mut resets, mut faults, mut scoped) = (0, 0, 0, 0);
+    let (mut begun, mut resets, mut faults, mut scoped, mut suspended) = (0, 0, 0, 0, 0);
     for seed in first..first + seeds {
         let told = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed, roomy);
             simulation.run(250);
             simulation.finish();
-            (simulation.begun, simulation.resets, simulation.dataplane.faults, simulation.scoped)
+            (simulation.begun, simulation.resets, simulation.dataplane.faults, simulation.scoped, simulation.suspended)
         });
         let Ok(counts) = told else { panic!("seed {seed} failed, roomy {roomy}") };
         begun += counts.0;
         resets += counts.1;
         faults += counts.2;
         scoped += counts.3;
+        suspended += counts.4;
     }
     assert!(begun > 100 && resets > 10 && faults > 100, "nothing happened: {begun} {resets} {faults}");
+    assert!(!roomy || suspended > 10, "only {suspended} times a backend was suspended");
     assert!(scoped > 1000, "only {scoped} plans were made from the log");
 }
 

@@ -109,7 +109,10 @@ fn ours_and_the_textbook_forward_every_packet_of_every_kind_of_row() {
     assert_eq!(measured.rows.len(), rows.len());
     assert!(measured.rows.len() >= 4 * 2 + 2, "{}", measured.rows.len());
     for row in &measured.rows {
-        assert!(row.textbook_ratio.is_some() && row.median_ns > 0.0 && row.floor_ns > 0.0, "{row:?}");
+        assert!(
+            row.textbook_ratio.is_some() != row.name.contains("fragment") && row.median_ns > 0.0 && row.floor_ns > 0.0,
+            "{row:?}"
+        );
     }
     assert!(measured.program.is_some_and(|size| size.jited_bytes > 0 && size.xlated_bytes > 0));
 }

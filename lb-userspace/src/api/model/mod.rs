@@ -515,6 +515,8 @@ pub struct ServiceStats {
     pub flows: u64,
     pub refused: u64,
     pub dropped: u64,
+    /// Times that a connection was sent to another backend, because one refused it or did not answer.
+    pub rescued: u64,
     pub backends: Vec<BackendStats>,
 }
 
@@ -529,6 +531,10 @@ pub struct BackendStats {
     pub reply: Traffic,
     pub flows: u64,
     pub ended: u64,
+    /// Connections that it refused.
+    pub refusals: u64,
+    /// Connections that were taken from it because it did not answer.
+    pub unanswered: u64,
     /// Flows that were over with the backend, and were answered with a reset.
     #[serde(default)]
     pub reset: u64,

@@ -6,6 +6,7 @@
 //! tables    KernelDataplane: the Dataplane contract over the pinned maps
 //! sweep     ages flows, audits ports, mends loads; flow_table, ports and loads hold the atomic steps
 //! stats, flows, events    what the data path tells
+//! knocks    connections without an answer: which backends owe one; sends their SYNs again
 //! decap     the backend's end of tunnels: a program of its own
 //! ```
 //!
@@ -22,6 +23,7 @@ mod events;
 mod flow_table;
 mod flows;
 mod foreign;
+mod knocks;
 mod load;
 mod loads;
 mod maps;
@@ -46,6 +48,7 @@ pub use dead_man::{Silence, silence};
 pub use detach::{Detached, detach, detach_interface};
 pub use events::{DataplaneEvent, Events};
 pub use flows::{FlowFilter, FlowRecord, Flows};
+pub use knocks::{Knocks, Looked};
 pub use load::{LoadOptions, Loaded, load, load_as_if};
 pub use mmap::SharedArray;
 pub use netlink::{AttachedMode, attached};

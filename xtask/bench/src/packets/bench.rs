@@ -117,7 +117,8 @@ impl Bench {
         };
         let own = if reply { replies(&self.ours_replies) } else { flows.clone() };
         lane(Which::Ours, self.ours_fd.try_clone()?, &own, &order, grows);
-        if let Some(program) = &self.textbook_fd {
+        // Fragments are nothing that it knows.
+        if let Some(program) = self.textbook_fd.as_ref().filter(|_| case != Case::Fragment) {
             let own = if reply { replies(&self.textbook_replies) } else { flows.clone() };
             lane(Which::Textbook, program.try_clone()?, &own, &order, textbook_grows);
         }

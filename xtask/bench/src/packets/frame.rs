@@ -8,7 +8,7 @@ use lb_common::{
     checksum::Sum,
 };
 
-use super::lab;
+use super::{lab, stream::SERVICE_PORT};
 
 /// What does not differ by flow.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,7 @@ pub fn arp() -> [u64; FRAME_WORDS] {
     words(&bytes)
 }
 
-/// The first part of a packet to the service.
+/// The first part of a datagram to the service.
 pub fn fragment(v4: bool) -> [u64; FRAME_WORDS] {
     let (source, destination) = (lab::client(v4, 0xc612_0001), lab::service(v4, 0));
     let mut bytes = [0u8; FRAME_BYTES];
@@ -91,8 +91,14 @@ pub fn fragment(v4: bool) -> [u64; FRAME_WORDS] {
     bytes[..6].copy_from_slice(&lab::MAC);
     bytes[6..12].copy_from_slice(&lab::GATEWAY_MAC);
     let at = template.network(&mut bytes, &source.into(), &destination.into());
+    // Ports, and the length of a datagram that goes on; without checksum. All fragments but the last have
+    // a multiple of 8 bytes (RFC 791, 3.2).
+    let [high, low] = SERVICE_PORT.to_be_bytes();
+    let (datagram, part) = ([0x9c, 0x40, high, low, 0x07, 0xd0, 0, 0], 56u8);
     if v4 {
+        bytes[17] = 20 + part;
         bytes[20] = 0x20;
+        bytes[at..at + 8].copy_from_slice(&datagram);
         let (source, destination) = (Address::from(source), Address::from(destination));
         bytes[26..30].copy_from_slice(&source.v4_octets());
         bytes[30..34].copy_from_slice(&destination.v4_octets());
@@ -101,8 +107,12 @@ pub fn fragment(v4: bool) -> [u64; FRAME_WORDS] {
         bytes[24..26].copy_from_slice(&sum.finish());
     } else {
         // RFC 8200, 4.5: the fragment header, with "more fragments".
+        bytes[19] = 8 + 32;
         bytes[20] = 44;
         bytes[at..at + 8].copy_from_slice(&[17, 0, 0, 1, 0, 0, 0, 7]);
+        bytes[at + 8..at + 16].copy_from_slice(&datagram);
+        bytes[38..54].copy_from_slice(&Address::from(destination).octets());
+        bytes[22..38].copy_from_slice(&Address::from(source).octets());
     }
     words(&bytes)
 }

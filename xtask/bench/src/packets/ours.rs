@@ -10,13 +10,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
 use lb_common::verdict::{Action, Reason};
 use lb_userspace::{
     config::XdpMode,
-    core::{Input, reconcile::Reconciler},
-    dataplane::kernel::{self, KernelDataplane, LoadOptions, Loaded, Stats},
+    core::{Core, Input, reconcile::Reconciler},
+    dataplane::{
+        Dataplane as _,
+        kernel::{self, KernelDataplane, LoadOptions, Loaded, Stats},
+    },
 };
 
 use super::{lab, setting::Setting};
@@ -57,6 +60,7 @@ impl Ours {
         let mut data = KernelDataplane::open(&pin_dir.0)?;
         let report = Reconciler::new().step(&mut data, core.desired()).context("filling the maps")?;
         core.handle(Input::Published { generation: report.generation }, Duration::ZERO);
+        settle(&mut core, &mut data)?;
         let stats = Stats::open(&pin_dir.0)?;
         Ok(Self { loaded, stats, pin_dir })
     }
@@ -130,6 +134,25 @@ impl Counted {
     fn with(&self, action: Action) -> u64 {
         self.0.iter().filter(|(reason, _)| reason.action() == action).map(|(_, packets)| packets).sum()
     }
+}
+
+/// Walks over the flow table, with the time between two: as many as it takes until the slots of a new
+/// service are settled.
+const WALKS: u32 = 8;
+const BETWEEN: Duration = Duration::from_secs(11);
+
+/// Lets time pass until flows that need no entry have none: the state in which a service is for as long as
+/// its backends are the same.
+fn settle(core: &mut Core, data: &mut KernelDataplane) -> Result<()> {
+    for walk in 1..=WALKS {
+        let now = BETWEEN * walk;
+        core.handle(Input::Flows(data.sweep()?), now);
+        let report = Reconciler::new().step(data, core.desired()).context("filling the maps")?;
+        core.handle(Input::Published { generation: report.generation }, now);
+    }
+    let unsettled = core.service("s0").and_then(|view| view.tracking).map_or(0, |tracking| tracking.unsettled);
+    ensure!(unsettled == 0, "{unsettled} slots have not settled");
+    Ok(())
 }
 
 const BPFFS: &str = "/sys/fs/bpf";

@@ -19,6 +19,7 @@ pub enum Case {
     /// To an address that is none of ours.
     NotService,
     Arp,
+    /// The first part of a UDP datagram to the service, with others to come.
     Fragment,
 }
 
@@ -55,7 +56,7 @@ impl Case {
 
     /// Whether its packets are left to the kernel's stack.
     pub const fn passes(self) -> bool {
-        matches!(self, Self::NotService | Self::Arp | Self::Fragment)
+        matches!(self, Self::NotService | Self::Arp)
     }
 }
 

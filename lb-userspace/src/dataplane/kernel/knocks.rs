@@ -1,0 +1,251 @@
+//! Connections that wait for their first answer: which backends owe one, and sending the client's SYN
+//! again, so that the data path takes it to another backend.
+
+use std::{collections::BTreeMap, path::Path, sync::atomic::Ordering, time::Duration};
+
+use aya::{
+    TestRun as _,
+    maps::{MapData, PerCpuArray},
+    programs::{TestRunAttrs, TestRunOptions, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
+use lb_common::abi::{Backend, Handshakes, Knock, Silence, names};
+
+use super::{
+    maps::{List, kernel, open_per_cpu, open_shared},
+    mmap::SharedArray,
+    pins::Pins,
+    sys,
+};
+use crate::{
+    core::{Suspect, SuspectFor},
+    dataplane::DataplaneError,
+};
+
+/// What was seen longer ago counts no more.
+const FRESH: u64 = 2_000_000_000;
+/// The shortest time after which a backend owes an answer, and the longest.
+const PATIENCE_MIN: u64 = 20_000_000;
+const PATIENCE_MAX: u64 = 1_000_000_000;
+/// Where too few handshakes were seen to know better.
+const PATIENCE_UNKNOWN: u64 = 50_000_000;
+/// Handshakes that are enough to know better, and what is made of them: twice the time that 99 % took.
+const ENOUGH: u64 = 100;
+const SLOWEST: u64 = 99;
+const TIMES: u64 = 2;
+/// For so long the times of a service's handshakes are not asked for again.
+const KNOWN_FOR: u64 = 1_000_000_000;
+/// Between two reports of the same about one backend.
+const REPEAT: u64 = 200_000_000;
+/// SYNs that one look sends again at most.
+const AT_ONCE: usize = 128;
+
+/// Words of [`Silence`].
+const SINCE: usize = 0;
+const WAITING: usize = 2;
+const REFUSED: usize = 3;
+const REPEATED: usize = 5;
+
+/// What one look found.
+#[derive(Debug, Default)]
+pub struct Looked {
+    pub suspects: Vec<Suspect>,
+    /// SYNs that were sent again.
+    pub sent_again: usize,
+}
+
+/// Looks at what the data path has noted; of use to the agent only, once every few milliseconds.
+pub struct Knocks {
+    silences: SharedArray<Silence>,
+    knocks: SharedArray<Knock>,
+    handshakes: PerCpuArray<MapData, Handshakes>,
+    backends: List<Backend>,
+    program: Xdp,
+    /// By service id: nanoseconds, and when they were found out.
+    patience: BTreeMap<u32, (u64, u64)>,
+    /// By backend id: clients, and when they were told.
+    told: BTreeMap<u32, (u32, u64)>,
+}
+
+impl Knocks {
+    /// From the pins.
+    ///
+    /// # Errors
+    /// A map or the program is not pinned or may not be opened.
+    pub fn open(pin_dir: &Path) -> Result<Self, DataplaneError> {
+        let pins = &Pins::new(pin_dir);
+        let program = Xdp::from_pin(pins.program(), XdpAttachType::Interface).map_err(|error| {
+            let what = format!("opening the pinned program {}", pins.program().display());
+            DataplaneError::Kernel { what, source: std::io::Error::other(error) }
+        })?;
+        Ok(Self {
+            silences: open_shared(pins, names::SILENCES)?,
+            knocks: open_shared(pins, names::KNOCKS)?,
+            handshakes: open_per_cpu(pins, names::HANDSHAKES)?,
+            backends: List::open(pins, names::BACKENDS)?,
+            program,
+            patience: BTreeMap::new(),
+            told: BTreeMap::new(),
+        })
+    }
+
+    /// Looks once. Costs one read for each backend that there is room for, as long as none owes an
+    /// answer.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn look(&mut self) -> Result<Looked, DataplaneError> {
+        let now = sys::monotonic_ns();
+        let mut looked = Looked::default();
+        let mut overdue = BTreeMap::new();
+        for id in 0..self.silences.len() {
+            let Some(words) = self.silences.words(id) else { break };
+            let noted = [SINCE, REFUSED, REPEATED].iter().any(|word| words[*word].load(Ordering::Relaxed) != 0);
+            if !noted {
+                continue;
+            }
+            if let Some((seen, clients)) = self.judge(id, now, &mut overdue)?
+                && self.news(id, clients, now)
+            {
+                looked.suspects.push(Suspect { backend_id: id, seen, clients });
+            }
+        }
+        if !overdue.is_empty() {
+            looked.sent_again = self.send_again(&overdue, now)?;
+        }
+        Ok(looked)
+    }
+
+    /// What speaks against a backend, and how many clients it happened to. What is old is taken out. A backend
+    /// that owes an answer comes into `overdue` with the time (nanoseconds) that it had.
+    fn judge(
+        &mut self,
+        id: u32,
+        now: u64,
+        overdue: &mut BTreeMap<u32, u64>,
+    ) -> Result<Option<(SuspectFor, u32)>, DataplaneError> {
+        let Some(noted) = self.silences.read(id) else { return Ok(None) };
+        let old = |at: u64| now.saturating_sub(at) > FRESH;
+        let mut seen = None;
+        if noted.repeated != 0 && old(noted.repeated_at) {
+            self.clear(id, &[REPEATED]);
+        } else if noted.repeated != 0 {
+            seen = Some((SuspectFor::Repeated, noted.repeated.count_ones()));
+        }
+        let waited = now.saturating_sub(noted.since);
+        if noted.since != 0 && old(noted.asked_at) {
+            self.clear(id, &[SINCE, WAITING]);
+        } else if noted.since != 0 && waited >= PATIENCE_MIN {
+            let patience = self.patience_with(id, now)?;
+            if waited >= patience {
+                overdue.insert(id, patience);
+                seen = Some((SuspectFor::Silent { waited: Duration::from_nanos(waited) }, noted.waiting.count_ones()));
+            }
+        }
+        if noted.refused != 0 && old(noted.refused_at) {
+            self.clear(id, &[REFUSED]);
+        } else if noted.refused != 0 {
+            seen = Some((SuspectFor::Refused, noted.refused.count_ones()));
+        }
+        Ok(seen)
+    }
+
+    fn clear(&self, id: u32, marks: &[usize]) {
+        if let Some(words) = self.silences.words(id) {
+            marks.iter().for_each(|word| words[*word].store(0, Ordering::Relaxed));
+        }
+    }
+
+    /// Whether the core is to hear of it.
+    fn news(&mut self, id: u32, clients: u32, now: u64) -> bool {
+        let told = self.told.get(&id);
+        let news = told.is_none_or(|(before, at)| clients > *before || now.saturating_sub(*at) > REPEAT);
+        if news {
+            self.told.insert(id, (clients, now));
+        }
+        news
+    }
+
+    /// How long the answers of a backend are waited for (nanoseconds).
+    fn patience_with(&mut self, backend_id: u32, now: u64) -> Result<u64, DataplaneError> {
+        let backend = self.backends.map.get(&backend_id, 0).map_err(|error| kernel("reading a backend", error))?;
+        let service = backend.service_id;
+        if let Some((patience, at)) = self.patience.get(&service)
+            && now.saturating_sub(*at) < KNOWN_FOR
+        {
+            return Ok(*patience);
+        }
+        let per_cpu = self.handshakes.get(&service, 0).map_err(|error| kernel("reading handshakes", error))?;
+        let mut all = Handshakes::default();
+        for cpu in per_cpu.iter() {
+            all.counts.iter_mut().zip(cpu.counts).for_each(|(sum, count)| *sum = sum.wrapping_add(count));
+        }
+        let slowest = all.percentile(SLOWEST, ENOUGH);
+        let patience = slowest.map_or(PATIENCE_UNKNOWN, |ns| (ns * TIMES).clamp(PATIENCE_MIN, PATIENCE_MAX));
+        self.patience.insert(service, (patience, now));
+        Ok(patience)
+    }
+
+    /// Sends the SYNs again that these backends have not answered in their time: the data path takes each
+    /// for its client's and gives it to another backend. Each is sent once by whoever looks: the next word
+    /// is the client's.
+    fn send_again(&mut self, overdue: &BTreeMap<u32, u64>, now: u64) -> Result<usize, DataplaneError> {
+        let mut sent = 0;
+        for index in 0..self.knocks.len() {
+            let Some(stamp) = self.knocks.words(index).map(|words| words[0].load(Ordering::Acquire)) else { break };
+            if stamp == Knock::FREE || stamp == Knock::BUSY {
+                continue;
+            }
+            let Some(knock) = self.knocks.read(index) else { break };
+            let tries = usize::from(knock.tries).clamp(1, knock.tried.len());
+            let Some(patience) = overdue.get(&knock.tried[tries - 1]) else { continue };
+            let still = self.knocks.words(index).is_some_and(|words| words[0].load(Ordering::Acquire) == stamp);
+            if !still || knock.stamp != stamp || now.saturating_sub(knock.sent_at) < *patience || knock.ifindex == 0 {
+                continue;
+            }
+            if self.run(&knock)? {
+                sent += 1;
+            }
+            // Where it stayed with its backend it is not sent every time: forget it.
+            if self.knocks.read(index).is_some_and(|after| after.stamp == stamp && after.sent_at == knock.sent_at)
+                && let Some(words) = self.knocks.words(index)
+            {
+                let _ = words[0].compare_exchange(stamp, Knock::FREE, Ordering::AcqRel, Ordering::Relaxed);
+            }
+            if sent >= AT_ONCE {
+                break;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Lets the data path have the SYN as if it had come from its client just now (Linux 5.18). `false`: the
+    /// interface is gone.
+    fn run(&self, knock: &Knock) -> Result<bool, DataplaneError> {
+        let kind: [u8; 2] = if knock.v4 != 0 { [8, 0] } else { [0x86, 0xdd] };
+        let len = usize::from(knock.len).min(knock.headers.len());
+        let frame = [&[0; 6][..], &knock.client_mac, &kind, &knock.headers[..len]].concat();
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&knock.ifindex.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            attrs: TestRunAttrs::new().xdp_live_frames(1),
+            ..TestRunOptions::new()
+        };
+        match self.program.test_run(options) {
+            Ok(_) => Ok(true),
+            Err(aya::programs::ProgramError::SyscallError(error))
+                if matches!(error.io_error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) =>
+            {
+                Ok(false)
+            }
+            Err(error) => {
+                let what = "sending a SYN again".to_owned();
+                Err(DataplaneError::Kernel { what, source: std::io::Error::other(error) })
+            }
+        }
+    }
+}
