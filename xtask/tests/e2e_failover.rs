@@ -103,14 +103,10 @@ fn a_client_of_a_backend_that_fell_silent_gets_a_reset_and_no_silence() {
                 (_, answer) => assert_eq!(&answer.unwrap(), owner),
             }
         }
-        for (socket, owner) in sockets.iter().zip(&udp_owners) {
-            match (owner.as_str(), ask(socket, "still there")) {
-                ("web2", answer) => {
-                    let error = answer.expect_err("web2 is gone");
-                    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{mode} {family:?}");
-                }
-                (_, answer) => assert_eq!(&answer.unwrap(), owner),
-            }
+        // Datagrams of its flows go to the other one, which is what is done where nothing else is asked for.
+        assert!(udp_owners.iter().any(|owner| owner == "web2"), "{udp_owners:?}");
+        for socket in &sockets {
+            assert_eq!(ask(socket, "still there").unwrap(), "web1", "{mode} {family:?}");
         }
         let names = curl_names(&stage.world.client, tcp.listen(), 20);
         assert_eq!(names.keys().collect::<Vec<_>>(), ["web1"]);

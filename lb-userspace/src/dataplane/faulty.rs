@@ -12,7 +12,7 @@ pub struct FaultyDataplane<D> {
     random: StdRng,
     /// Chance of each call to fail, 0.0 to 1.0.
     pub chance: f64,
-    /// Calls that failed so far.
+    /// Writes, reads and walks that failed so far.
     pub faults: u64,
 }
 
@@ -35,9 +35,12 @@ impl<D: Dataplane> FaultyDataplane<D> {
 
     fn fault<T>(&mut self, what: &str) -> Result<T, DataplaneError> {
         self.faults += 1;
-        let source = std::io::Error::other("a fault made by the test");
-        Err(DataplaneError::Kernel { what: what.to_owned(), source })
+        Err(error(what))
     }
+}
+
+fn error(what: &str) -> DataplaneError {
+    DataplaneError::Kernel { what: what.to_owned(), source: std::io::Error::other("a fault made by the test") }
 }
 
 impl<D: Dataplane> Dataplane for FaultyDataplane<D> {
@@ -76,7 +79,7 @@ impl<D: Dataplane> Dataplane for FaultyDataplane<D> {
 
     fn beat(&mut self, rule: &DeadMan) -> Result<(), DataplaneError> {
         if self.fails() {
-            return self.fault("sign of life");
+            return Err(error("sign of life"));
         }
         self.inner.beat(rule)
     }

@@ -120,6 +120,7 @@ pub struct Lab {
     served: u32,
     /// VLAN interfaces of the host, once they are told.
     pub vlans: Vec<VlanDevice>,
+    reloaded: bool,
 }
 
 /// What became of a frame.
@@ -220,14 +221,22 @@ impl Lab {
         }
         let data = KernelDataplane::open(&shared.pin_dir.0).expect("the maps open");
         let stats = Stats::open(&shared.pin_dir.0).expect("the counters open");
-        Self { limits, shared, data, stats, served: 0, vlans: vec![] }
+        Self { limits, shared, data, stats, served: 0, vlans: vec![], reloaded: false }
     }
 
-    /// Leaves the program to the next test.
+    /// Leaves the program to the next test, unless another one has been loaded over it.
     fn end(self) {
-        let Self { shared, data, stats, .. } = self;
+        let Self { shared, data, stats, reloaded, .. } = self;
         drop((data, stats));
-        pool::give_back(shared);
+        if !reloaded {
+            pool::give_back(shared);
+        }
+    }
+
+    /// Where another program may be loaded over this one.
+    pub fn to_reload(&mut self) -> &Path {
+        self.reloaded = true;
+        &self.shared.pin_dir.0
     }
 
     /// Publishes a service whose backends are all ready.

@@ -29,8 +29,8 @@ fn front() -> u32 {
     lb_userspace::dataplane::kernel::ifindex("front").unwrap()
 }
 
-fn options(lab: &Lab, flows: u32) -> (std::path::PathBuf, Limits) {
-    (lab.pin_dir().to_owned(), Limits { flows, ..LIMITS })
+fn options(lab: &mut Lab, flows: u32) -> (std::path::PathBuf, Limits) {
+    (lab.to_reload().to_owned(), Limits { flows, ..LIMITS })
 }
 
 /// Puts a loaded program on both interfaces.
