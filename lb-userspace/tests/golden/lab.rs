@@ -234,7 +234,7 @@ impl Lab {
     }
 
     /// Where another program may be loaded over this one.
-    pub fn to_reload(&mut self) -> &Path {
+    pub fn pin_dir_to_reload(&mut self) -> &Path {
         self.reloaded = true;
         &self.shared.pin_dir.0
     }

@@ -30,7 +30,7 @@ fn front() -> u32 {
 }
 
 fn options(lab: &mut Lab, flows: u32) -> (std::path::PathBuf, Limits) {
-    (lab.to_reload().to_owned(), Limits { flows, ..LIMITS })
+    (lab.pin_dir_to_reload().to_owned(), Limits { flows, ..LIMITS })
 }
 
 /// Puts a loaded program on both interfaces.
