@@ -16,6 +16,7 @@ use lb_common::{
 use super::{hashed, load};
 use crate::{
     maps::{BACKENDS, CURSORS},
+    opaque::opaque,
     packet::{NO_BACKEND, Packet},
 };
 
@@ -58,7 +59,8 @@ pub extern "C" fn another() -> u32 {
     }
     let turn = next_turn(packet);
     for step in 0..LEAST_SCAN {
-        if step >= len {
+        // Or the compiler would count down from the lesser of both, which to the verifier of Linux 6.1 is no end.
+        if opaque(step as usize) >= len as usize {
             break;
         }
         let id = untried(turn.wrapping_add(step) % len);

@@ -435,7 +435,8 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
         let port = backend_port(backend, flow.service_port);
         // Not on the stack, which is short here. The packet's own reply comes after this.
         packet.reply_tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
-        unlink_reply(&packet.reply_tuple, index);
+        // Here and not in a function of its own: with one more the stack does not suffice.
+        unlink(&packet.reply_tuple, index);
         ports::give_back(flow, backend.port_pool);
     }
     load::changed(flow, Word(word), Word::EMPTY);
@@ -451,6 +452,11 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
 
 #[inline(never)]
 pub fn unlink_reply(tuple: &Tuple, index: u32) {
+    unlink(tuple, index);
+}
+
+#[inline(always)]
+fn unlink(tuple: &Tuple, index: u32) {
     let mine = ReplyWord::new(tag(tuple.hash), index).0;
     for bucket in buckets(tuple.hash, reply_mask()) {
         let Some(words) = REPLY_WORDS.get_ptr_mut(bucket) else { return };
