@@ -56,11 +56,22 @@ fn services(mode: &'static str, outer: Family, port: u16, backends: Vec<u8>) -> 
 
 /// Every packet that the balancer has sent has been stripped; none was refused on the way.
 fn assert_all_stripped(lb: &Balancer<'_>, decaps: &[Decap<'_>], service: &Service, before: u64) {
+    assert_stripped(lb, decaps, service, before, 0);
+}
+
+/// The same where at most one packet in a hundred was lost: at full speed a queue on the way may overflow.
+fn assert_most_stripped(lb: &Balancer<'_>, decaps: &[Decap<'_>], service: &Service, before: u64) {
+    assert_stripped(lb, decaps, service, before, 1);
+}
+
+fn assert_stripped(lb: &Balancer<'_>, decaps: &[Decap<'_>], service: &Service, before: u64, lost_percent: u64) {
     process::until("all packets are stripped", PATIENCE, || {
         let stats = lb.json(&["stats", &service.name])?;
         let sent = stats["services"][0]["forward"]["packets"].as_u64().unwrap();
         let stripped: u64 = decaps.iter().map(|decap| decap.stripped(service.family)).sum::<anyhow::Result<_>>()?;
-        anyhow::ensure!(sent > 0 && stripped - before == sent, "{sent} sent, {stripped} stripped, {before} before");
+        let lost = sent.checked_sub(stripped - before);
+        let good = sent > 0 && lost.is_some_and(|lost| lost * 100 <= sent * lost_percent);
+        anyhow::ensure!(good, "{sent} sent, {stripped} stripped, {before} before");
         Ok(())
     })
     .unwrap();
@@ -112,7 +123,7 @@ fn iperf3_moves_data_both_ways_through_tunnels() {
                 let received = iperf3(&stage, service, arguments)["end"]["sum_received"]["bytes"].as_f64();
                 assert!(received.is_some_and(|bytes| bytes > 4e6), "{mode} {outer:?} {arguments:?}: {received:?}");
             }
-            assert_all_stripped(&lb, &decaps, service, before);
+            assert_most_stripped(&lb, &decaps, service, before);
             let stats = lb.json(&["stats", &service.name]).unwrap();
             assert_eq!(stats["services"][0]["dropped"], 0, "{stats}");
         }
