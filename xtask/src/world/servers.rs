@@ -55,10 +55,6 @@ impl Web {
         self.index
     }
 
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
     /// The server's process alone, which then nobody restarts.
     pub fn into_process(self) -> Process {
         self.process

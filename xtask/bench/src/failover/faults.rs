@@ -1,6 +1,8 @@
 //! What befalls a backend, and its end.
 
 use std::{
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,8 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::Result;
 use xtask::world::{
     World,
     plan::backend_name,
@@ -29,7 +30,7 @@ pub enum Fault {
     LinkDown,
     /// Its firewall drops what comes for the port.
     Firewalled,
-    /// Its process gets a processor for 20 ms of every 300; its kernel takes connections as ever.
+    /// It takes connections as ever, and answers each request after 300 ms.
     Slow,
 }
 
@@ -51,14 +52,14 @@ impl Fault {
 /// A fault that lasts. Dropped, it ends too, but for what was killed.
 pub struct Broken {
     fault: Fault,
-    throttle: Option<Throttle>,
+    slow: Option<SlowServer>,
 }
 
 impl Broken {
     /// # Errors
     /// The kernel refuses.
     pub fn strike(fault: Fault, world: &World, web: &mut Web) -> Result<Self> {
-        let mut throttle = None;
+        let mut slow = None;
         match fault {
             Fault::Killed => web.kill()?,
             Fault::Silent => {
@@ -76,9 +77,18 @@ impl Broken {
                      add rule ip wall in tcp dport {WEB_PORT} drop"
                 ),
             )?,
-            Fault::Slow => throttle = Some(Throttle::start(web.pid())?),
+            Fault::Slow => {
+                slow = Some(SlowServer::start(world)?);
+                nft(
+                    world,
+                    &format!(
+                        "add table ip slow; add chain ip slow in {{ type nat hook prerouting priority dstnat; }}; \
+                         add rule ip slow in tcp dport {WEB_PORT} redirect to :{SLOW_PORT}"
+                    ),
+                )?;
+            }
         }
-        Ok(Self { fault, throttle })
+        Ok(Self { fault, slow })
     }
 
     /// All is as it was; a server that was killed listens again.
@@ -93,7 +103,10 @@ impl Broken {
             Fault::Silent => nft(world, "delete table netdev silent")?,
             Fault::LinkDown => world.switch.ip(&[format!("link set {} up", backend_name(LOST))])?,
             Fault::Firewalled => nft(world, "delete table ip wall")?,
-            Fault::Slow => drop(self.throttle.take()),
+            Fault::Slow => {
+                nft(world, "delete table ip slow")?;
+                drop(self.slow.take());
+            }
         }
         Ok(())
     }
@@ -103,30 +116,28 @@ fn nft(world: &World, rules: &str) -> Result<()> {
     world.backends[usize::from(LOST)].output("nft", &[rules]).map(drop)
 }
 
-/// A process that runs a fifteenth of the time, as one whose share of the processor is used up.
-struct Throttle {
+/// Answers as the backend does, but each request only after a while.
+struct SlowServer {
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<()>>,
 }
 
-const RUNS: Duration = Duration::from_millis(20);
-const STANDS: Duration = Duration::from_millis(280);
+const SLOW_PORT: u16 = WEB_PORT + 1;
+const TAKES: Duration = Duration::from_millis(300);
 
-impl Throttle {
-    fn start(pid: u32) -> Result<Self> {
-        let pid = Pid::from_raw(pid.cast_signed()).context("a pid is positive")?;
+impl SlowServer {
+    fn start(world: &World) -> Result<Self> {
+        let listener = world.backends[usize::from(LOST)].enter(|| TcpListener::bind(("0.0.0.0", SLOW_PORT)))?;
+        listener.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
         let worker = thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
-                // A process that is gone needs no signals.
-                while !stop.load(Ordering::Relaxed) && kill_process(pid, Signal::STOP).is_ok() {
-                    thread::park_timeout(STANDS);
-                    if kill_process(pid, Signal::CONT).is_err() {
-                        return;
-                    }
-                    if !stop.load(Ordering::Relaxed) {
-                        thread::sleep(RUNS);
+                while !stop.load(Ordering::Relaxed) {
+                    match listener.accept() {
+                        // A client that went away is no reason to stop.
+                        Ok((stream, _)) => drop(thread::spawn(move || answer(stream))),
+                        Err(_) => thread::sleep(Duration::from_millis(2)),
                     }
                 }
             }
@@ -135,12 +146,27 @@ impl Throttle {
     }
 }
 
-impl Drop for Throttle {
+impl Drop for SlowServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(worker) = self.worker.take() {
-            worker.thread().unpark();
             let _ = worker.join();
         }
     }
+}
+
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (mut request, mut part) = (Vec::new(), [0; 512]);
+    while !request.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut part)? {
+            0 => return Ok(()),
+            count => request.extend_from_slice(&part[..count]),
+        }
+    }
+    thread::sleep(TAKES);
+    let body = format!("{}\n", backend_name(LOST));
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{body}").as_bytes())
 }

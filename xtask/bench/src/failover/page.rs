@@ -181,7 +181,8 @@ refused, reset, or not answered within a second, when the client gives up. *Last
 beginning of the last connection that failed or was slow. *Back*: from the repair to the backend's first answer.
 
 The faults: the *process* is *killed* (its kernel refuses); the *host* falls *silent* (takes nothing in); its *link* goes
-*down*; its firewall drops what comes for the *port*; it is *slow*: its process gets 20 ms of every 300.
+*down*; its firewall drops what comes for the *port*; it is *slow*: it takes connections and answers each request after
+300 ms.
 
 The balancers: ours by its modes, with TCP checks every 100 ms (`fall = 2`, `rise = 2`). *haproxy*: `check inter 100ms fall 2
 rise 2`, `timeout connect 2s`. *haproxy tuned*: `option redispatch 1`, `timeout connect 200ms`, `on-marked-down

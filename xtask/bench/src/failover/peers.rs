@@ -1,6 +1,11 @@
 //! The balancers that are compared, one at a time.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -73,6 +78,8 @@ impl Peer {
 /// Of the service, where it may be another one than the backends'.
 const PORT: u16 = 9000;
 const SERVICE: &str = "failover";
+/// Source ports of ours, far more than a run needs.
+const PORTS: u16 = 5000;
 
 /// A balancer at work. Dropped, its process ends.
 pub struct Running {
@@ -177,7 +184,13 @@ fn ours(scene: &Scene, peer: Peer, fault: Fault, lb: &std::path::Path) -> Result
         ..Service::tcp(Family::V4, peer.name(), peer.port(), (0..BACKENDS).collect(), WEB_PORT)
     };
     let backends = service.backend_addresses();
-    let config = Config::new(scene.world.topology, vec![service]).render();
+    let mut config = Config::new(scene.world.topology, vec![service]);
+    // The one before may have left connections in TIME-WAIT at the backends, which a balancer that keeps its
+    // maps would know of.
+    static TURN: AtomicU16 = AtomicU16::new(0);
+    let first = PORTS * (1 + TURN.fetch_add(1, Ordering::Relaxed) % 10);
+    config.lines.push(format!("source-ports = \"{first}-{}\"", first + PORTS - 1));
+    let config = config.render();
     let log = scene.world.folder().join("lb.log");
     let launch = Launch { program: lb, config: &config, arguments: &[], log: &log };
     let mut balancer = Balancer::start(&scene.world, &launch)?;
