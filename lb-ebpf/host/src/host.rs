@@ -75,7 +75,7 @@ impl Host {
         self.machine.set_cpu(cpu);
     }
 
-    /// What the dice show next.
+    /// What the dice show from now on; `None`: they roll.
     pub fn set_random(&mut self, next: Option<u32>) {
         self.machine.set_random(next);
     }

@@ -102,7 +102,7 @@ impl Machine {
         with(|state| *state.routes.borrow_mut() = Some(routes));
     }
 
-    /// What the dice show next; after that they roll by themselves again.
+    /// What the dice show from now on; `None`: they roll.
     pub fn set_random(&mut self, next: Option<u32>) {
         with(|state| state.thrown.set(next));
     }
@@ -254,7 +254,7 @@ impl State {
 
     /// xorshift64* (G. Marsaglia, "Xorshift RNGs", 2003).
     pub(crate) fn random(&self) -> u32 {
-        if let Some(thrown) = self.thrown.take() {
+        if let Some(thrown) = self.thrown.get() {
             return thrown;
         }
         let mut x = self.random.get();

@@ -50,7 +50,7 @@ impl<K: 'static, V: Copy + 'static, const MAX_ENTRIES: usize, const FORGETS: boo
         assert_eq!(flags, 0, "elements are put in whether they are there or not");
         let key = bytes(key.borrow());
         let elements = &mut *self.elements.borrow_mut();
-        if elements.time == 0 {
+        if elements.by_key.is_empty() {
             filled(self);
         }
         elements.time += 1;
