@@ -46,6 +46,9 @@ pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
 pub enum Health {
     None,
     Tcp { port: Option<u16> },
+    /// A connection to the backend's own address in every mode, so that no probe is among the packets of
+    /// clients.
+    OwnAddress,
     Http { path: &'static str },
 }
 
@@ -158,6 +161,7 @@ impl Health {
             Self::None => "[service.health]\ntype = \"none\"\n".to_owned(),
             Self::Tcp { port: None } => format!("[service.health]\ntype = \"tcp\"\n{times}"),
             Self::Tcp { port: Some(port) } => format!("[service.health]\ntype = \"tcp\"\nport = {port}\n{times}"),
+            Self::OwnAddress => format!("[service.health]\ntype = \"tcp\"\nvia = \"backend\"\n{times}"),
             Self::Http { path } => format!("[service.health]\ntype = \"http\"\npath = \"{path}\"\n{times}"),
         }
     }
