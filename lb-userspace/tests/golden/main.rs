@@ -23,6 +23,8 @@ mod hops;
 mod icmp;
 mod icmp_wire;
 mod jumbo;
+mod killed;
+mod migrated;
 mod mss;
 mod mutated;
 mod owner;
