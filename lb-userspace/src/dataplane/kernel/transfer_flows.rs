@@ -67,10 +67,15 @@ impl FlowMaps {
         }
     }
 
-    /// Live flows.
+    /// How many flows are live.
     pub(super) fn live(&self) -> u32 {
+        self.live_flows().count() as u32
+    }
+
+    /// Live flows, as far as this version knows them.
+    pub(super) fn live_flows(&self) -> impl Iterator<Item = Flow> + '_ {
         let now = FlowTable::now();
-        (0..self.len()).filter(|at| self.word(*at).live(now)).count() as u32
+        (0..self.len()).filter(move |at| self.word(*at).live(now)).map(|at| self.flow(at))
     }
 }
 

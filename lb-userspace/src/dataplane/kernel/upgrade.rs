@@ -86,7 +86,7 @@ pub fn outlook(pin_dir: &Path) -> Result<Outlook> {
     stages::put(&mut ebpf)?;
     let (old, same) = running(&pins, &mut ebpf, interface.program_id)?;
     let new = load::program(&mut ebpf, names::PROGRAM)?;
-    let probes = probes(pin_dir)?;
+    let probes = probes(&pins)?;
     let mut differences = Vec::new();
     for probe in &probes {
         let [before, after] = [&old, &*new].map(|program| run(program, interface.ifindex, &probe.frame));
