@@ -74,7 +74,17 @@ fn probe(core: &mut Core, now: Duration) {
     }
 }
 
-fn writer(pin_dir: &Path, seed: u64) -> Child {
+/// Killed when dropped.
+struct Writer(Child);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn writer(pin_dir: &Path, seed: u64) -> Writer {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args(["--exact", "killed::a_writer_that_is_killed_at_random_points_leaves_a_whole_service", "--nocapture"])
@@ -82,7 +92,7 @@ fn writer(pin_dir: &Path, seed: u64) -> Child {
         .env(SEED, seed.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    command.spawn().unwrap()
+    Writer(command.spawn().unwrap())
 }
 
 /// Where a packet to the service goes.
@@ -116,7 +126,7 @@ fn a_writer_that_is_killed_at_random_points_leaves_a_whole_service() {
             let began = Instant::now();
             while lab.data.read().map_or(before, |tables| tables.generation) == before {
                 assert!(began.elapsed() < Duration::from_secs(60), "it does not write");
-                assert_eq!(child.try_wait().unwrap(), None, "it ended by itself");
+                assert_eq!(child.0.try_wait().unwrap(), None, "it ended by itself");
                 thread::sleep(Duration::from_micros(200));
             }
             let life = Duration::from_micros(random.random_range(0..6000));
@@ -126,8 +136,7 @@ fn a_writer_that_is_killed_at_random_points_leaves_a_whole_service() {
                 assert_eq!(send(lab, LASTING, TCP_ACK), Some(home), "the established flow goes on, kill {kill}");
                 packets += 1;
             }
-            child.kill().unwrap();
-            child.wait().unwrap();
+            drop(child);
             assert_eq!(send(lab, LASTING, TCP_ACK), Some(home), "after kill {kill}");
             let now = counter(lab);
             assert!(now.packets >= last.packets + packets + 1, "counters fell: {last:?} {now:?}");

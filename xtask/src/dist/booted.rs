@@ -91,13 +91,12 @@ impl Machine {
             .arg(root)
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "yes");
         let container = Process::start("systemd-nspawn", &mut command, &log)?;
-        let pid = container.pid();
-        let init = until("the container's first process", PATIENCE, || {
-            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-            children.split_whitespace().next().context("none yet")?.parse::<i32>().context("a pid")
-        })?;
-        let machine = Self { container, init };
+        let mut machine = Self { container, init: 0 };
+        let pid = machine.container.pid();
         until("systemd to be up", PATIENCE, || {
+            // First it is a helper's, then that of systemd.
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+            machine.init = children.split_whitespace().next().context("no process yet")?.parse().context("a pid")?;
             let state = machine.ask("systemctl is-system-running || true")?;
             ensure!(["running", "degraded"].contains(&state.trim()), "systemd is {}", state.trim());
             Ok(())
