@@ -37,7 +37,11 @@ pub struct UpgradeArgs {
 }
 
 pub fn upgrade(global: &Global, printer: &Printer, arguments: UpgradeArgs) -> Result<Exit, Failure> {
-    if arguments.action.check { check(global, printer, arguments.force) } else { rollback(global, printer, arguments.force) }
+    if arguments.action.check {
+        check(global, printer, arguments.force)
+    } else {
+        rollback(global, printer, arguments.force)
+    }
 }
 
 fn check(global: &Global, printer: &Printer, force: bool) -> Result<Exit, Failure> {

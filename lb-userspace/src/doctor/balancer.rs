@@ -418,8 +418,13 @@ fn drift(facts: &BalancerFacts, published: u32) -> Option<Check> {
     Some(if held == published {
         ok("drift", format!("the maps hold generation {held}, the agent's last"))
     } else {
-        warn("drift", format!("the maps hold generation {held}, the agent's last is {published}: a change is under way, or failed"))
-            .fix("lb doctor, again; where it stays so: lb status, then systemctl restart lb")
+        warn(
+            "drift",
+            format!(
+                "the maps hold generation {held}, the agent's last is {published}: a change is under way, or failed"
+            ),
+        )
+        .fix("lb doctor, again; where it stays so: lb status, then systemctl restart lb")
     })
 }
 

@@ -55,8 +55,7 @@ pub fn xdp_ability(ifindex: u32) -> Option<XdpAbility> {
     let reply = ask(&mut socket, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, (CTRL_ATTR_FAMILY_NAME, b"netdev\0")).ok()?;
     let family = value(&reply, CTRL_ATTR_FAMILY_ID)?;
     let family = u16::from_ne_bytes(*family.first_chunk()?);
-    let reply =
-        ask(&mut socket, family, NETDEV_CMD_DEV_GET, (NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes())).ok()?;
+    let reply = ask(&mut socket, family, NETDEV_CMD_DEV_GET, (NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes())).ok()?;
     Some(XdpAbility(u64::from_ne_bytes(*value(&reply, NETDEV_A_DEV_XDP_FEATURES)?.first_chunk()?)))
 }
 

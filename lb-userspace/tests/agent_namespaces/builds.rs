@@ -208,7 +208,8 @@ fn an_agent_that_is_killed_at_any_moment_cuts_no_transfer_and_loses_no_count() {
         let mut forwarded = sent_to_backends(&world);
         for kill in 0..kills {
             // Another size now and then: killed in the middle of taking maps over, too.
-            let limits = if kill % 3 == 0 { format!("[limits]\nflows = {}\n", 4096 << (kill % 2 * 3)) } else { String::new() };
+            let limits =
+                if kill % 3 == 0 { format!("[limits]\nflows = {}\n", 4096 << (kill % 2 * 3)) } else { String::new() };
             world.write("lb.toml", &format!("{}{limits}", world.text(&BOTH, &[80])));
             let mut agent = world.lb("lb", &["run", "--config", config.to_str().unwrap()]).spawn().unwrap();
             thread::sleep(Duration::from_millis(rand::rng().random_range(0..5000)));

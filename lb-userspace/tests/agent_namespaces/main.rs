@@ -2,6 +2,7 @@
 //! and leaves nothing behind.
 
 mod builds;
+mod direct;
 mod failover;
 mod hotplug;
 mod routes;

@@ -145,7 +145,10 @@ fn a_writer_that_is_killed_at_random_points_leaves_a_whole_service() {
             if kill % 10 == 0 {
                 let core = begin(&mut lab.data, &mut random);
                 publish(lab, core);
-                assert!(send(lab, 1024 + (kill % 20_000) as u16, TCP_SYN).is_some(), "new flows begin after kill {kill}");
+                assert!(
+                    send(lab, 1024 + (kill % 20_000) as u16, TCP_SYN).is_some(),
+                    "new flows begin after kill {kill}"
+                );
                 moved += 1;
             }
         }

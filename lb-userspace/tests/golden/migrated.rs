@@ -150,7 +150,11 @@ fn a_hundred_thousand_flows_and_a_transfer_live_through_an_upgrade_from_shorter_
         assert!((now.0 + 1..=now.0 + sent).contains(&packets) && flows == now.1, "{now:?} + {sent}: {packets} {flows}");
         assert_eq!(lab.flows().len(), FLOWS as usize + 1000, "flows from after the upgrade too");
         for (number, wanted) in &sample {
-            assert_eq!(&run_on(older.program().unwrap(), &frame(*number, TCP_ACK)).1, wanted, "flow {number} after the way back");
+            assert_eq!(
+                &run_on(older.program().unwrap(), &frame(*number, TCP_ACK)).1,
+                wanted,
+                "flow {number} after the way back"
+            );
         }
         assert_eq!(run_on(older.program().unwrap(), &frame(FLOWS + 1000, TCP_SYN)).0, "redirect");
     });
@@ -212,7 +216,8 @@ fn flows_get_new_places_when_the_flow_table_grows_and_shrinks() {
         let packets = flows_and_packets(lab);
         let wanted: Vec<_> = packets.iter().map(|(side, frame)| lab.run(*side, frame)).collect();
         assert!(wanted.iter().all(|(exit, _)| *exit == "redirect"));
-        let mut flows: Vec<_> = lab.flows().into_iter().map(|flow| (flow.client, flow.service_port, flow.source)).collect();
+        let mut flows: Vec<_> =
+            lab.flows().into_iter().map(|flow| (flow.client, flow.service_port, flow.source)).collect();
         flows.sort();
         let pin_dir = lab.pin_dir_to_reload().to_owned();
         for size in [65_536, 1024, 4096] {
@@ -221,7 +226,8 @@ fn flows_get_new_places_when_the_flow_table_grows_and_shrinks() {
             attach(&mut resized);
             let info = MapInfo::from_pin(Pins::new(&pin_dir).map(names::FLOWS)).unwrap();
             assert_eq!(info.max_entries(), size);
-            let mut now: Vec<_> = lab.flows().into_iter().map(|flow| (flow.client, flow.service_port, flow.source)).collect();
+            let mut now: Vec<_> =
+                lab.flows().into_iter().map(|flow| (flow.client, flow.service_port, flow.source)).collect();
             now.sort();
             assert_eq!(now, flows, "in a table of {size}");
             for ((side, frame), wanted) in packets.iter().zip(&wanted) {
@@ -244,15 +250,10 @@ fn other_limits_change_with_what_is_in_use() {
         let wanted: Vec<_> = packets.iter().map(|(side, frame)| lab.run(*side, frame)).collect();
         let tables = lab.data.read().unwrap();
         let pin_dir = lab.pin_dir_to_reload().to_owned();
-        let more = Limits {
-            services: 64,
-            backends: 512,
-            addresses: 128,
-            selection_slots: 1024,
-            port_pools: 32,
-            flows: 1024,
-        };
-        let fewer = Limits { services: 3, backends: 10, addresses: 12, selection_slots: 48, port_pools: 8, flows: 1024 };
+        let more =
+            Limits { services: 64, backends: 512, addresses: 128, selection_slots: 1024, port_pools: 32, flows: 1024 };
+        let fewer =
+            Limits { services: 3, backends: 10, addresses: 12, selection_slots: 48, port_pools: 8, flows: 1024 };
         for limits in [more, fewer] {
             let mut resized = load(&options(&pin_dir, &limits)).unwrap();
             attach(&mut resized);

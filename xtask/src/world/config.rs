@@ -45,8 +45,16 @@ pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     None,
-    Tcp { port: Option<u16> },
-    Http { path: &'static str },
+    Tcp {
+        port: Option<u16>,
+    },
+    Http {
+        path: &'static str,
+    },
+    /// A check of another type, with its own settings and times.
+    Other {
+        lines: String,
+    },
 }
 
 impl Config {
@@ -158,6 +166,7 @@ impl Health {
             Self::None => "[service.health]\ntype = \"none\"\n".to_owned(),
             Self::Tcp { port: None } => format!("[service.health]\ntype = \"tcp\"\n{times}"),
             Self::Tcp { port: Some(port) } => format!("[service.health]\ntype = \"tcp\"\nport = {port}\n{times}"),
+            Self::Other { lines } => format!("[service.health]\n{lines}\n"),
             Self::Http { path } => format!("[service.health]\ntype = \"http\"\npath = \"{path}\"\n{times}"),
         }
     }

@@ -315,12 +315,7 @@ impl Changes {
     }
 
     /// Whether a candidate may be taken over.
-    fn judge<D: Dataplane>(
-        &self,
-        engine: &Engine<D>,
-        job: &Job,
-        candidate: Box<Candidate>,
-    ) -> Result<Judged, Refusal> {
+    fn judge<D: Dataplane>(&self, engine: &Engine<D>, job: &Job, candidate: Box<Candidate>) -> Result<Judged, Refusal> {
         let fixed = reload::fixed(engine.config(), &candidate.effective.config);
         if let Task::Apply { request, .. } = &job.task
             && let Some(budget) = request.max_reset

@@ -217,7 +217,13 @@ impl Loaded {
         migrate::keep(&self.pins, &pending.changing)?;
         let maps: Vec<_> = pending.changing.iter().map(|spec| spec.name).collect();
         let FlowsMoved { kept, evicted, lost } = moved;
-        tracing::info!(maps = maps.join(","), kept, evicted, lost, "maps of another layout were taken over, with their flows");
+        tracing::info!(
+            maps = maps.join(","),
+            kept,
+            evicted,
+            lost,
+            "maps of another layout were taken over, with their flows"
+        );
         Ok(())
     }
 

@@ -8,11 +8,7 @@
 //! finish     when it is on all of them: what was counted meanwhile
 //! ```
 
-use std::{
-    collections::BTreeSet,
-    os::fd::AsFd as _,
-    sync::atomic::Ordering,
-};
+use std::{collections::BTreeSet, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, MapInfo, MapType};

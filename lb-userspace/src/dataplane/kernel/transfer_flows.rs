@@ -223,10 +223,7 @@ impl FlowTransfer {
             }
             let there = self.to.word(place);
             let slot = slot(&self.to.words, place);
-            if slot
-                .compare_exchange(there.0, Word::busy(now).0, Ordering::AcqRel, Ordering::Relaxed)
-                .is_err()
-            {
+            if slot.compare_exchange(there.0, Word::busy(now).0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
             if there.live(now) {

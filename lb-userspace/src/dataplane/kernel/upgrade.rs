@@ -123,11 +123,8 @@ fn open(path: &Path) -> Result<MapData> {
 /// A map that was made with a program.
 fn made(ebpf: &Ebpf, name: &str) -> Result<MapData> {
     let map = ebpf.map(name).with_context(|| format!("the data path has no map `{name}`"))?;
-    let (Map::Array(data)
-    | Map::PerCpuArray(data)
-    | Map::HashMap(data)
-    | Map::LruHashMap(data)
-    | Map::RingBuf(data)) = map
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::RingBuf(data)) =
+        map
     else {
         bail!("the map {name} is of an unexpected type");
     };
