@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 /// Name under which the toolchain with a prebuilt `core` is linked in rustup.
 const PREBUILT: &str = "bpf";
 /// What a released compiler must let these crates use: inline BPF assembly.
-const BOOTSTRAP: &str = "aya_ebpf,lb,decap,lb_bench";
+const BOOTSTRAP: &str = "aya_ebpf,lb,decap,probe,lb_bench";
 
 /// Builds this binary of the package, with these of its features (`""`: none), into `OUT_DIR` under
 /// the binary's name.

@@ -20,6 +20,7 @@ mod flows;
 mod forward;
 mod fragment;
 mod hops;
+mod host;
 mod icmp;
 mod icmp_wire;
 mod jumbo;

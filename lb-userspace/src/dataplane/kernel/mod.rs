@@ -8,6 +8,7 @@
 //! stats, flows, events    what the data path tells
 //! knocks    connections without an answer: which backends owe one; sends their SYNs again
 //! decap     the backend's end of tunnels: a program of its own
+//! probe_ways    probes on the way of clients' packets: programs of their own
 //! ```
 //!
 //! Memory shared with the data path is reached through `mmap` only, and by atomic operations.
@@ -34,6 +35,7 @@ pub(crate) mod object;
 mod pins;
 mod ports;
 mod probe_frames;
+pub mod probe_ways;
 mod slots;
 mod stages;
 mod stats;
