@@ -45,11 +45,15 @@ pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     None,
-    Tcp { port: Option<u16> },
+    Tcp {
+        port: Option<u16>,
+    },
     /// A connection to the backend's own address in every mode, so that no probe is among the packets of
     /// clients.
     OwnAddress,
-    Http { path: &'static str },
+    Http {
+        path: &'static str,
+    },
 }
 
 impl Config {
