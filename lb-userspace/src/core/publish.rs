@@ -20,6 +20,7 @@ use super::{
     maglev::{self, Turn},
     rotation,
     service::{Leave, Made, Member, Place, Probes, Service, ServiceRef, Shape},
+    suspicion,
     tracked::{Hash, Tracked},
     tunnel::Tunnel,
 };
@@ -63,6 +64,7 @@ impl Round<'_> {
         };
         self.publish_info(me, service, id);
         self.publish_members(me, service, id);
+        self.lift_suspicions(service);
         let mut starved = !placed || service.members.iter().any(|member| member.problem.is_some());
         if keeps_key && placed {
             starved |= !self.publish_table(me, service, id);
@@ -101,6 +103,15 @@ impl Round<'_> {
         }
         info.parked_until = service.frozen.map_or(0, |frozen| frozen.tick);
         self.ledger.set_service_info(id, info);
+    }
+
+    /// When it is known which backends can be reached.
+    fn lift_suspicions(&mut self, service: &mut Service) {
+        for address in suspicion::lift(service) {
+            let text = "in turn again while suspected: too few others are".to_owned();
+            let service = service.name().to_owned();
+            self.notices.push(Notice { service, backend: Some(address), text });
+        }
     }
 
     /// Takes the service's key, table and role of the address off the tables.
