@@ -14,6 +14,7 @@
 
 mod address_bits;
 mod attach;
+mod batch;
 mod challenge;
 mod dead_man;
 pub mod decap;
@@ -26,6 +27,7 @@ mod foreign;
 mod knocks;
 mod load;
 mod loads;
+mod many;
 mod maps;
 mod migrate;
 mod mmap;
