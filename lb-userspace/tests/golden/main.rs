@@ -24,6 +24,8 @@ mod host;
 mod icmp;
 mod icmp_wire;
 mod jumbo;
+mod killed;
+mod migrated;
 mod mss;
 mod mutated;
 mod owner;
