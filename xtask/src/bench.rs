@@ -48,6 +48,8 @@ pub enum Part {
     Driver,
     /// What users see, beside no balancer, nftables, HAProxy and nginx
     Users,
+    /// What changes cost among 10,000 services, until the maps are right
+    Control,
 }
 
 impl BenchArguments {
@@ -63,7 +65,12 @@ impl BenchArguments {
 pub fn bench(arguments: &BenchArguments, words: &[OsString]) -> Result<ExitCode> {
     let users = arguments.report.is_none() && arguments.wants(Part::Users);
     setup::setup(Level::Test, false)?;
-    let lb = if users { build::lb(Profile::Dev)?.into() } else { OsString::new() };
+    let control = arguments.report.is_none() && arguments.wants(Part::Control);
+    let lb = match (users, control) {
+        (_, true) => build::lb(Profile::Release)?.into(),
+        (true, false) => build::lb(Profile::Dev)?.into(),
+        (false, false) => OsString::new(),
+    };
     let artifacts = build::artifacts(&["build", "--package", "lb-bench", "--bin", "lb-bench"])?;
     let program = artifacts.into_iter().find(|artifact| artifact.name == "lb-bench" && artifact.kind == "bin");
     let program = program.context("cargo built lb-bench and did not say where it is")?.executable;

@@ -5,11 +5,13 @@ use std::{process::ExitCode, time::SystemTime};
 use anyhow::{Result, ensure};
 use xtask::{
     bench::{BenchArguments, Part},
+    build::{self, Profile},
     shell,
 };
 
 use crate::{
     compare,
+    control::{self, ControlEffort},
     packets::{self, DriverEffort, DriverRow, Effort, Row},
     report,
     result::{DriverResult, Machine, Results},
@@ -60,6 +62,13 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
         let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
         results.users = users::users(effort)?;
         println!("\n{}\n", table::users(&results.users));
+    }
+    if arguments.wants(Part::Control) {
+        println!("control: changes among many services, until the maps are right");
+        let effort = if arguments.quick { ControlEffort::QUICK } else { ControlEffort::FULL };
+        let tell = |text: &str| println!("  {text}");
+        results.control = control::control(effort, &build::lb(Profile::Release)?, &tell)?;
+        println!("\n{}\n", table::control(&results.control));
     }
     Ok(())
 }
