@@ -61,7 +61,7 @@ assert_size! {
     FragmentFlow = 20,
     DirectionCounters = 16,
     ServiceCounters = 64,
-    BackendCounters = 80,
+    BackendCounters = if cfg!(feature = "fixture-older") { 64 } else { 80 },
     VerdictCounters = 16,
     Event = 32,
     Knock = 184,

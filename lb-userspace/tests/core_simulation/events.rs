@@ -122,9 +122,6 @@ impl Simulation {
 
     /// The data path has seen something, true or not, of some backends.
     pub fn suspect(&mut self) {
-        if !self.roomy {
-            return;
-        }
         let ids: Vec<u32> = self.core.desired().backends.keys().copied().collect();
         for _ in 0..self.random.random_range(1..4) {
             let Some(&backend_id) = ids.choose(&mut self.random) else { return };
