@@ -1,6 +1,7 @@
 //! `cargo xtask dist`: a Debian package, and whether it installs, upgrades and goes away cleanly.
 
 mod booted;
+mod image;
 
 use std::{
     fs,
@@ -29,6 +30,9 @@ pub struct DistArguments {
     /// and systemd-nspawn)
     #[arg(long = "boot")]
     booted: bool,
+    /// Then build the image of deploy/Containerfile upon a fresh Debian (needs root, debootstrap and buildah)
+    #[arg(long = "image")]
+    image: bool,
 }
 
 /// Name of the package, of its program and of its user.
@@ -55,7 +59,12 @@ pub fn dist(arguments: &DistArguments) -> Result<()> {
     let package = package(&lb, &folder, env!("CARGO_PKG_VERSION"), compression)?;
     fs::copy(&package, folder.join("lb.deb")).context("the copy for deploy/Containerfile")?;
     println!("{}", package.display());
-    if arguments.tried || arguments.booted {
+    if arguments.tried || arguments.booted || arguments.image {
+        let first = fs::read(&package)?;
+        ensure!(
+            first == fs::read(self::package(&lb, &folder, env!("CARGO_PKG_VERSION"), compression)?)?,
+            "the same program made two packages"
+        );
         let next = self::package(&lb, &folder, concat!(env!("CARGO_PKG_VERSION"), "+next"), QUICK)?;
         ensure!(rustix::process::geteuid().is_root(), "trying a package needs root: sudo -E cargo xtask dist --try");
         if arguments.tried {
@@ -63,6 +72,10 @@ pub fn dist(arguments: &DistArguments) -> Result<()> {
         }
         if arguments.booted {
             boot(&folder, &package, &next)?;
+        }
+        if arguments.image {
+            let chroot = chroot(&folder, "image", "adduser", &package, &next)?;
+            println!("{}", image::image(&chroot.0, &folder)?.display());
         }
     }
     Ok(())
@@ -94,9 +107,10 @@ fn package(lb: &Path, folder: &Path, version: &str, compression: &[&str]) -> Res
     made_by(lb, &tree)?;
     control(&root, &tree, version)?;
     let package = folder.join(format!("{NAME}_{version}_{}.deb", architecture()?));
-    shell::run(
-        shell::tool("dpkg-deb").arg("--root-owner-group").args(compression).arg("--build").arg(&tree).arg(&package),
-    )?;
+    // Times of files are that of the sources, so that the same sources make the same package.
+    let mut command = shell::tool("dpkg-deb");
+    command.env("SOURCE_DATE_EPOCH", source_date()?).arg("--root-owner-group").args(compression);
+    shell::run(command.arg("--build").arg(&tree).arg(&package))?;
     Ok(package)
 }
 
@@ -155,6 +169,14 @@ fn kibibytes(folder: &Path) -> Result<u64> {
         sum += if data.is_dir() { kibibytes(&entry.path())? } else { data.len().div_ceil(1024) };
     }
     Ok(sum)
+}
+
+/// Seconds since 1970: what `SOURCE_DATE_EPOCH` says, or the last commit.
+fn source_date() -> Result<String> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(told) if !told.is_empty() => Ok(told),
+        _ => said(shell::tool("git").arg("-C").arg(shell::root()).args(["log", "-1", "--format=%ct"])),
+    }
 }
 
 fn architecture() -> Result<String> {

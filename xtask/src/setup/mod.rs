@@ -54,6 +54,7 @@ const TOOLS: &[Tool] = &[
         why: "a system to boot with it",
         level: Level::Test,
     },
+    Tool { program: "buildah", package: "buildah", why: "an image of the package", level: Level::Test },
     Tool { program: "setpriv", package: "util-linux", why: "runs without rights", level: Level::Test },
     Tool { program: "setcap", package: "libcap2-bin", why: "runs with single capabilities", level: Level::Test },
     Tool { program: "dpkg-deb", package: "dpkg", why: "unpacks kernels without installing them", level: Level::Vm },
