@@ -73,6 +73,7 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
 fn failover(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     let effort = if arguments.quick { FailoverEffort::QUICK } else { FailoverEffort::FULL };
     println!("failover: {} trials of each fault, 200 new connections a second", effort.trials);
+    (results.failover.trials, results.failover.load) = (effort.trials, Machine::here().load);
     results.failover.rows = failover::failover(effort, arguments.filter.as_deref(), &|line| println!("{line}"))?;
     if arguments.filter.is_none() {
         results.failover.probes = failover::probes(effort.probes)?;

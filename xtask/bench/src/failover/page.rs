@@ -91,9 +91,14 @@ pub fn section(text: &mut String, results: &FailoverResults) {
         let _ = write!(
             text,
             "\n## When a backend is lost\n\n{WHEN_LOST}\n![Connections that failed](performance/{PLOT})\n\n\
-             Of {} targets {met} are met.\n\n\
+             {} of each{}. Load of the machine when it began: {:.1}; {} connections were slow or failed before there was \
+             any fault.\n\nOf {} targets {met} are met.\n\n\
              | fault | balancer | failed | over 50 ms | worst ms | last bad s | back s | rescued | receipt | target | |\n\
              | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |\n",
+            if results.trials == 1 { "One trial".to_owned() } else { format!("{} trials", results.trials) },
+            results.date.as_ref().map_or_else(String::new, |date| format!(", {date}")),
+            results.load,
+            results.rows.iter().map(|row| row.noise).sum::<u32>(),
             met + missed
         );
         for row in &results.rows {
@@ -220,6 +225,7 @@ mod tests {
                 row(Fault::Slow, Peer::Nginx, None),
             ],
             probes: vec![ProbesRow { targets: 1000, hanging: 500, ..ProbesRow::default() }],
+            ..FailoverResults::default()
         }
     }
 
