@@ -195,6 +195,9 @@ shutdown-sessions`. *nginx*: its stream module as it comes. *nginx tuned*: `prox
 turn, without checks. Against *slow*, ours and haproxy ask by HTTP with a timeout of 100 ms, since no other question finds
 that out; an nginx that is free cannot.
 
+What a *slow* backend is answering when it is found out is reset by ours (`on-down` is `reset` unless it is said
+otherwise; `keep` lets it end) and by haproxy's `shutdown-sessions`: those are the ones that fail there.
+
 A connection that a server has taken when it is killed dies with it, whoever balances; that hits one in some runs.
 With direct server return answers are not seen: what is lost before the checks find out is tried again by
 the client's kernel after a second, when the client has given up.
