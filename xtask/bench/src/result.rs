@@ -132,6 +132,15 @@ pub struct ControlResult {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FailoverResults {
+    /// When, if that was another run than the rest: RFC 3339, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub date: Option<String>,
+    /// Processes that wanted a CPU when it began.
+    #[serde(default)]
+    pub load: f64,
+    /// Of each balancer and fault.
+    #[serde(default)]
+    pub trials: u32,
     #[serde(default)]
     pub rows: Vec<FailoverRow>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -229,6 +238,10 @@ impl Results {
         newer(&mut self.rows, other.rows);
         newer(&mut self.driver, other.driver);
         newer(&mut self.users, other.users);
+        if !other.failover.rows.is_empty() {
+            self.failover.date = Some(other.date);
+            (self.failover.load, self.failover.trials) = (other.machine.load, other.failover.trials);
+        }
         newer(&mut self.failover.rows, other.failover.rows);
         newer(&mut self.failover.probes, other.failover.probes);
         self.program = other.program.or(self.program);
@@ -270,7 +283,7 @@ mod tests {
     #[test]
     fn failovers_alone_are_the_rows_and_are_read_back_as_failovers() {
         let row = FailoverRow { peer: "nat".to_owned(), fault: "host silent".to_owned(), ..Default::default() };
-        let failover = FailoverResults { rows: vec![row], probes: Vec::new() };
+        let failover = FailoverResults { rows: vec![row], ..FailoverResults::default() };
         let alone = Results { failover, ..Results::default() };
         let json = alone.json().unwrap();
         for key in ["peer", "fault", "failed", "slow_over_50ms", "worst_ms", "last_bad_s", "back_s"] {
@@ -286,9 +299,11 @@ mod tests {
     fn of_two_runs_the_later_one_counts_where_it_has_measured() {
         let named = |name: &str| RowResult { name: name.to_owned(), ..Default::default() };
         let row = |peer: &str| FailoverRow { peer: peer.to_owned(), ..Default::default() };
-        let failover = |peer: &str| FailoverResults { rows: vec![row(peer)], probes: Vec::new() };
+        let failover = |peer: &str| FailoverResults { rows: vec![row(peer)], ..FailoverResults::default() };
         let mut results = Results { rows: vec![named("a")], failover: failover("old"), ..Results::default() };
-        results.join(Results { failover: failover("new"), ..Results::default() });
+        let date = "2026-01-02T03:04:05Z".to_owned();
+        results.join(Results { failover: failover("new"), date: date.clone(), ..Results::default() });
+        assert_eq!(results.failover.date, Some(date), "the page tells that it was another run");
         assert_eq!((results.rows[0].name.as_str(), results.failover.rows[0].peer.as_str()), ("a", "new"));
     }
 

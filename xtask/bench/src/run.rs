@@ -79,11 +79,18 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// What `--filter` calls that part of the failovers.
+const PROBES: &str = "probes";
+
 fn failover(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     let effort = if arguments.quick { FailoverEffort::QUICK } else { FailoverEffort::FULL };
     println!("failover: {} trials of each fault, 200 new connections a second", effort.trials);
-    results.failover.rows = failover::failover(effort, arguments.filter.as_deref(), &|line| println!("{line}"))?;
-    if arguments.filter.is_none() {
+    let filter = arguments.filter.as_deref();
+    if filter != Some(PROBES) {
+        (results.failover.trials, results.failover.load) = (effort.trials, Machine::here().load);
+        results.failover.rows = failover::failover(effort, filter, &|line| println!("{line}"))?;
+    }
+    if filter.is_none_or(|filter| filter == PROBES) {
         results.failover.probes = failover::probes(effort.probes)?;
     }
     println!("\n{}", failover::page::table(&results.failover));

@@ -49,7 +49,7 @@ impl Fault {
     }
 }
 
-/// A fault that lasts. Dropped, it ends too, but for what was killed.
+/// A fault that lasts until it is repaired.
 pub struct Broken {
     fault: Fault,
     slow: Option<SlowServer>,
@@ -95,7 +95,7 @@ impl Broken {
     ///
     /// # Errors
     /// The kernel refuses, or the server does not start.
-    pub fn repair(mut self, world: &World, web: &mut Web) -> Result<()> {
+    pub fn repair(&self, world: &World, web: &mut Web) -> Result<()> {
         match self.fault {
             Fault::Killed => {
                 web.restart(world, &std::env::current_exe()?)?;
@@ -104,11 +104,19 @@ impl Broken {
             Fault::LinkDown => world.switch.ip(&[format!("link set {} up", backend_name(LOST))])?,
             Fault::Firewalled => nft(world, "delete table ip wall")?,
             Fault::Slow => {
-                nft(world, "delete table ip slow")?;
-                drop(self.slow.take());
+                // Those that were redirected end as they began.
+                nft(world, "flush chain ip slow in")?;
             }
         }
         Ok(())
+    }
+
+    /// Takes off what [`Self::repair`] has left for connections that were under way.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn clear(self, world: &World) -> Result<()> {
+        if self.slow.is_some() { nft(world, "delete table ip slow") } else { Ok(()) }
     }
 }
 

@@ -113,7 +113,9 @@ fn once(scene: &mut Scene, peer: Peer, fault: Fault, effort: &FailoverEffort) ->
         shared.stop.store(true, Ordering::Relaxed);
         (worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), course)
     });
-    let trial = Trial::of(&attempts?, &course?);
+    let (course, broken) = course?;
+    broken.clear(world)?;
+    let trial = Trial::of(&attempts?, &course);
     let told = running.told(scene)?;
     running.stop(scene)?;
     Ok((trial, told))
@@ -127,7 +129,7 @@ fn run_course(
     effort: &FailoverEffort,
     begun: Instant,
     shared: &Shared,
-) -> Result<Course> {
+) -> Result<(Course, Broken)> {
     let lost = u32::from(LOST) + 1;
     let answers = || shared.answers[lost as usize].load(Ordering::Relaxed);
     let sleep_until = |at: Duration| thread::sleep((begun + at).saturating_duration_since(Instant::now()));
@@ -144,7 +146,7 @@ fn run_course(
         thread::sleep(Duration::from_millis(5));
     }
     sleep_until(begun.elapsed() + AFTER);
-    Ok(Course { lost, fault: fault_at, repaired })
+    Ok((Course { lost, fault: fault_at, repaired }, broken))
 }
 
 /// The aims for ours: most that fail, most that are slow, and the longest.

@@ -91,9 +91,14 @@ pub fn section(text: &mut String, results: &FailoverResults) {
         let _ = write!(
             text,
             "\n## When a backend is lost\n\n{WHEN_LOST}\n![Connections that failed](performance/{PLOT})\n\n\
-             Of {} targets {met} are met.\n\n\
+             {} of each{}. Load of the machine when it began: {:.1}; {} connections were slow or failed before there was \
+             any fault.\n\nOf {} targets {met} are met.\n\n\
              | fault | balancer | failed | over 50 ms | worst ms | last bad s | back s | rescued | receipt | target | |\n\
              | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |\n",
+            if results.trials == 1 { "One trial".to_owned() } else { format!("{} trials", results.trials) },
+            results.date.as_ref().map_or_else(String::new, |date| format!(", {date}")),
+            results.load,
+            results.rows.iter().map(|row| row.noise).sum::<u32>(),
             met + missed
         );
         for row in &results.rows {
@@ -190,6 +195,9 @@ shutdown-sessions`. *nginx*: its stream module as it comes. *nginx tuned*: `prox
 turn, without checks. Against *slow*, ours and haproxy ask by HTTP with a timeout of 100 ms, since no other question finds
 that out; an nginx that is free cannot.
 
+What a *slow* backend is answering when it is found out is reset by ours (`on-down` is `reset` unless it is said
+otherwise; `keep` lets it end) and by haproxy's `shutdown-sessions`: those are the ones that fail there.
+
 A connection that a server has taken when it is killed dies with it, whoever balances; that hits one in some runs.
 With direct server return answers are not seen: what is lost before the checks find out is tried again by
 the client's kernel after a second, when the client has given up.
@@ -220,6 +228,7 @@ mod tests {
                 row(Fault::Slow, Peer::Nginx, None),
             ],
             probes: vec![ProbesRow { targets: 1000, hanging: 500, ..ProbesRow::default() }],
+            ..FailoverResults::default()
         }
     }
 

@@ -95,7 +95,7 @@ fn config(hanging: u32) -> String {
         if number % OF_SERVICE == 0 {
             let service = number / OF_SERVICE;
             text += &format!(
-                "[[service]]\nname = \"probes{service}\"\nlisten = \"10.71.1.100:{}\"\nprotocol = \"tcp\"\nmode = \"full-nat\"\n\
+                "[[service]]\nname = \"probes{service}\"\nlisten = \"10.71.1.100:{}\"\nprotocol = \"tcp\"\nmode = \"nat\"\n\
                  [service.health]\ntype = \"tcp\"\ninterval = \"{1}ms\"\ntimeout = \"{1}ms\"\njitter = 0\n",
                 9000 + service,
                 INTERVAL.as_millis()
