@@ -8,8 +8,8 @@
 //!
 //! The way of a decision: `state` (what came in, which services it concerns) -> `configure` (who is
 //! a backend), `probed` (what probes found: `health`, `agent_word`, and where backends have roles
-//! `election`), `census` (who has left) -> `publish` (one service into the tables), which
-//! asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and
+//! `election`), `census` (who has left) -> `publish` (one service into the tables), whose
+//! `table` asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and
 //! `ledger` for everything that is handed out: ids,
 //! slots, port pools, address roles. `adopt` fills the ledger from the maps of an earlier agent.
 
@@ -41,6 +41,7 @@ mod rotation;
 mod service;
 mod state;
 mod suspicion;
+mod table;
 mod tiers;
 mod touched;
 mod tracked;

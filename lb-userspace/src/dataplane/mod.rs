@@ -147,6 +147,15 @@ pub trait Dataplane {
     /// The operation was not carried out, or its effect is not known; read before planning anew.
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError>;
 
+    /// Carries out operations in their order: each as if by [`Dataplane::apply`], but what was done before
+    /// an error is not told.
+    ///
+    /// # Errors
+    /// As there, of the first that failed.
+    fn apply_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
+        ops.iter().try_for_each(|op| self.apply(op))
+    }
+
     /// Reads what the maps hold now.
     ///
     /// # Errors

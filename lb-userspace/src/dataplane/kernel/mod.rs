@@ -16,6 +16,7 @@
 
 mod address_bits;
 mod attach;
+mod batch;
 mod challenge;
 mod counters;
 mod dead_man;
@@ -29,6 +30,7 @@ mod foreign;
 mod knocks;
 mod load;
 mod loads;
+mod many;
 mod maps;
 mod migrate;
 mod mmap;

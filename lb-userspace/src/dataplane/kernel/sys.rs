@@ -279,12 +279,12 @@ pub fn random_u64() -> io::Result<u64> {
     }
 }
 
-fn zeroed_attr() -> bpf_attr {
+pub(super) fn zeroed_attr() -> bpf_attr {
     // SAFETY: a union of plain integers; all zero is valid, and the kernel wants unused bytes zero.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(super) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is a whole `bpf_attr`; pointers in it are valid for this call (callers above).
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, attr as *mut bpf_attr, size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
