@@ -46,8 +46,10 @@ pub struct BackendCounters {
     /// Flows that were over with their backend and scheduled anew.
     pub moved: u64,
     /// Connections that it refused: a reset in answer to a SYN.
+    #[cfg(not(feature = "fixture-older"))]
     pub refusals: u64,
     /// Connections that were sent to another backend because it did not answer.
+    #[cfg(not(feature = "fixture-older"))]
     pub unanswered: u64,
 }
 

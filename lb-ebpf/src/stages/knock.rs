@@ -100,6 +100,7 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
         (*knock).ifindex = if packet.ingress == frame.ifindex() { packet.ingress } else { 0 };
         (*knock).tried[0] = packet.flow.backend_id;
         (*knock).tries = 1;
+        (*knock).contested = 0;
         (*knock).len = len as u8;
         (*knock).v4 = packet.network.v4 as u8;
         (*knock).client_mac = packet.flow.client_mac;
@@ -116,15 +117,7 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
 pub extern "C" fn answered() -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     if let Some(silence) = SILENCES.get_ptr_mut(packet.flow.backend_id) {
-        // SAFETY: aligned words of a map value, each written as a whole. Most of the time they are 0, and
-        // then nothing is written that other CPUs read.
-        unsafe {
-            for word in [&raw mut (*silence).since, &raw mut (*silence).waiting, &raw mut (*silence).refused] {
-                if word.read_volatile() != 0 {
-                    word.write_volatile(0);
-                }
-            }
-        }
+        lives(silence);
     }
     let hash = client_hash(packet);
     let Some(knock) = place(hash) else { return 0 };
@@ -139,6 +132,40 @@ pub extern "C" fn answered() -> u32 {
         // SAFETY: this CPU's element, and the bucket is one of its.
         unsafe { *(&raw mut (*handshakes).counts).cast::<u64>().add(bucket) += 1 };
     }
+    1
+}
+
+/// The backend owes no answer.
+#[inline(always)]
+fn lives(silence: *mut Silence) {
+    // SAFETY: aligned words of a map value, each written as a whole. Most of the time they are 0, and
+    // then nothing is written that other CPUs read.
+    unsafe {
+        for word in [&raw mut (*silence).since, &raw mut (*silence).waiting, &raw mut (*silence).refused] {
+            if word.read_volatile() != 0 {
+                word.write_volatile(0);
+            }
+        }
+    }
+}
+
+/// Takes in that the backend of a connection that waits for its answer has sent something else: it lives, and
+/// holds an earlier connection of the same tuple, which the client is about to reset (RFC 9293, 3.10.7.3).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn contested() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    if let Some(silence) = SILENCES.get_ptr_mut(packet.flow.backend_id) {
+        lives(silence);
+    }
+    let hash = client_hash(packet);
+    let Some(knock) = place(hash) else { return 0 };
+    if stamp(knock) != Knock::stamp_of(hash) || !claim(knock, Knock::stamp_of(hash)) {
+        return 0;
+    }
+    // SAFETY: as in `keep`.
+    unsafe { (*knock).contested = 1 };
+    release(knock, Knock::stamp_of(hash));
     1
 }
 

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod control;
+pub mod failover;
 pub mod packets;
 pub mod plot;
 pub mod report;

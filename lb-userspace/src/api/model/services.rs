@@ -119,6 +119,13 @@ pub struct HealthView {
     /// None: no probe has ended yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe: Option<ProbeView>,
+    /// Where its checks go: `service` (the service's address, as the packets of clients) or `backend` (its
+    /// own). None: it is not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<String>,
+    /// Why its own address is asked, where the service's was meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at_reason: Option<String>,
 }
 
 /// How a probe ended, and where its time went.
