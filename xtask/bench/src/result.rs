@@ -242,6 +242,7 @@ impl Results {
             self.failover.date = Some(other.date);
             (self.failover.load, self.failover.trials) = (other.machine.load, other.failover.trials);
         }
+        newer(&mut self.control, other.control);
         newer(&mut self.failover.rows, other.failover.rows);
         newer(&mut self.failover.probes, other.failover.probes);
         self.program = other.program.or(self.program);
