@@ -70,16 +70,19 @@ pub fn refusal(backend_id: u32) {
     }
 }
 
-/// Counts a connection that was sent to another backend; `unanswered`: because this one was silent.
+/// Counts a connection that was sent to another backend; `unanswered`: because `from` was silent.
 #[inline(always)]
 pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
         // SAFETY: as in `count`.
         unsafe { (*counters).rescued += 1 };
     }
-    if unanswered && let Some(counters) = BACKEND_STATS.get_ptr_mut(from) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(from) {
         // SAFETY: as in `count`.
-        unsafe { (*counters).unanswered += 1 };
+        unsafe {
+            (*counters).rescued += 1;
+            (*counters).unanswered += unanswered as u64;
+        }
     }
 }
 

@@ -45,10 +45,12 @@ pub struct BackendCounters {
     pub reset: u64,
     /// Flows that were over with their backend and scheduled anew.
     pub moved: u64,
-    /// Connections that it refused: a reset in answer to a SYN.
+    /// Connections that it refused: a reset in answer to a SYN, or an ICMP error about one.
     pub refusals: u64,
     /// Connections that were sent to another backend because it did not answer.
     pub unanswered: u64,
+    /// Connections that were sent to another backend for either reason.
+    pub rescued: u64,
 }
 
 /// Value of `verdict_stats`, indexed by [`crate::verdict::Reason`].

@@ -134,7 +134,8 @@ impl Simulation {
                 _ => SuspectFor::Repeated,
             };
             let clients = self.random.random_range(1..9);
-            self.input(Input::Suspect(Suspect { backend_id, seen, clients }));
+            let (first, answered) = (Duration::from_millis(60), Some(Duration::from_millis(61)));
+            self.input(Input::Suspect(Suspect { backend_id, seen, clients, first, answered }));
             self.suspended += self.core.view().iter().flat_map(|s| &s.backends).filter(|b| b.suspended).count() as u64;
         }
     }

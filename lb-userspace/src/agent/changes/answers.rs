@@ -130,8 +130,8 @@ pub(super) fn impact_view(impact: &Impact) -> ImpactView {
 
 /// All flows are cut: the maps are made anew.
 pub(super) fn all_reset(flows: FlowImpactView) -> FlowImpactView {
-    let FlowImpactView { kept, drained, reset } = flows;
-    FlowImpactView { kept: 0, drained: 0, reset: kept + drained + reset }
+    let FlowImpactView { kept, drained, rehomed, reset } = flows;
+    FlowImpactView { reset: kept + drained + rehomed + reset, ..FlowImpactView::default() }
 }
 
 fn service_view(service: &ServiceImpact) -> ServiceImpactView {
@@ -159,8 +159,8 @@ fn backend_view(backend: &BackendImpact) -> BackendImpactView {
 }
 
 fn flows_view(flows: FlowImpact) -> FlowImpactView {
-    let FlowImpact { kept, drained, reset } = flows;
-    FlowImpactView { kept, drained, reset }
+    let FlowImpact { kept, drained, rehomed, reset } = flows;
+    FlowImpactView { kept, drained, rehomed, reset }
 }
 
 fn presence_name(presence: Presence) -> &'static str {
