@@ -299,12 +299,14 @@ fn reply(packet: &mut Packet) -> Reason {
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
     packet.send_to_client(info.address);
-    let answers = packet.transport.tcp_flags & (TCP_SYN | TCP_RST) != 0 || packet.transport.protocol == Protocol::Udp;
-    if answers && packet.place.word.is_unanswered() && packet.flow.flags & Flow::WATCHED != 0 {
-        if packet.transport.tcp_flags & TCP_RST != 0 {
+    if packet.place.word.is_unanswered() && packet.flow.flags & Flow::WATCHED != 0 {
+        let flags = packet.transport.tcp_flags;
+        if flags & TCP_RST != 0 {
             packet.begins = REFUSED;
-        } else {
+        } else if flags & TCP_SYN != 0 || packet.transport.protocol == Protocol::Udp {
             knock::answered();
+        } else {
+            knock::contested();
         }
     }
     // A connection that is refused may be rescued all the same.

@@ -62,6 +62,7 @@ pub fn flow_moved(backend_id: u32) {
 }
 
 /// Counts a connection that a backend has refused.
+#[cfg(not(feature = "fixture-older"))]
 #[inline(always)]
 pub fn refusal(backend_id: u32) {
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
@@ -70,6 +71,10 @@ pub fn refusal(backend_id: u32) {
     }
 }
 
+#[cfg(feature = "fixture-older")]
+#[inline(always)]
+pub fn refusal(_: u32) {}
+
 /// Counts a connection that was sent to another backend; `unanswered`: because `from` was silent.
 #[inline(always)]
 pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
@@ -77,7 +82,13 @@ pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
         // SAFETY: as in `count`.
         unsafe { (*counters).rescued += 1 };
     }
-    if let Some(counters) = BACKEND_STATS.get_ptr_mut(from) {
+    passed_over(from, unanswered);
+}
+
+#[cfg(not(feature = "fixture-older"))]
+#[inline(always)]
+fn passed_over(backend_id: u32, unanswered: bool) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
         // SAFETY: as in `count`.
         unsafe {
             (*counters).rescued += 1;
@@ -85,6 +96,10 @@ pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
         }
     }
 }
+
+#[cfg(feature = "fixture-older")]
+#[inline(always)]
+fn passed_over(_: u32, _: bool) {}
 
 /// Counts a flow that was over with its backend: reset, or scheduled anew.
 #[inline(always)]

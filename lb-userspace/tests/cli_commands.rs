@@ -272,6 +272,7 @@ fn status() -> Status {
             flow_capacity: 262_144,
             sweep_micros: 950,
             dead_man: lb_userspace::api::model::DeadManStatus::of(&Default::default()),
+            ways: None,
         },
         services: vec![ServiceSummary {
             frozen_millis: Some(4200),
@@ -345,6 +346,8 @@ fn backend(ip: &str, tier: u8, health: &str, reason: &str, used: bool, why: &str
             reason: reason.to_owned(),
             for_millis: 185_000,
             last_probe: None,
+            asked_at: None,
+            asked_at_reason: None,
         },
         role: None,
         role_detail: None,

@@ -1,5 +1,7 @@
 //! `cargo xtask dist`: a Debian package, and whether it installs, upgrades and goes away cleanly.
 
+mod booted;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -23,6 +25,10 @@ pub struct DistArguments {
     /// Then install, upgrade and remove it in a fresh Debian below target/ (needs root and debootstrap)
     #[arg(long = "try")]
     tried: bool,
+    /// Then boot a fresh Debian with it in a container, and try the unit under systemd (needs root, debootstrap
+    /// and systemd-nspawn)
+    #[arg(long = "boot")]
+    booted: bool,
 }
 
 /// Name of the package, of its program and of its user.
@@ -49,9 +55,15 @@ pub fn dist(arguments: &DistArguments) -> Result<()> {
     let package = package(&lb, &folder, env!("CARGO_PKG_VERSION"), compression)?;
     fs::copy(&package, folder.join("lb.deb")).context("the copy for deploy/Containerfile")?;
     println!("{}", package.display());
-    if arguments.tried {
+    if arguments.tried || arguments.booted {
         let next = self::package(&lb, &folder, concat!(env!("CARGO_PKG_VERSION"), "+next"), QUICK)?;
-        try_out(&folder, &package, &next)?;
+        ensure!(rustix::process::geteuid().is_root(), "trying a package needs root: sudo -E cargo xtask dist --try");
+        if arguments.tried {
+            try_out(&folder, &package, &next)?;
+        }
+        if arguments.booted {
+            boot(&folder, &package, &next)?;
+        }
     }
     Ok(())
 }
@@ -172,12 +184,7 @@ impl Drop for Chroot {
 }
 
 fn try_out(folder: &Path, first: &Path, next: &Path) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "trying a package needs root: sudo -E cargo xtask dist --try");
-    let chroot = Chroot(folder.join(format!("chroot-{}", std::process::id())));
-    bootstrap(&chroot.0)?;
-    for (name, package) in [("first.deb", first), ("next.deb", next)] {
-        fs::copy(package, chroot.0.join("tmp").join(name))?;
-    }
+    let chroot = chroot(folder, "chroot", "adduser", first, next)?;
     for (what, script) in STEPS {
         println!("trying: {what}");
         let mut command = shell::tool("chroot");
@@ -189,6 +196,25 @@ fn try_out(folder: &Path, first: &Path, next: &Path) -> Result<()> {
         shell::run(&mut command).with_context(|| format!("the package fails at: {what}"))?;
     }
     Ok(())
+}
+
+fn boot(folder: &Path, first: &Path, next: &Path) -> Result<()> {
+    let packages = format!("adduser,{}", booted::PACKAGES);
+    let chroot = chroot(folder, "system", &packages, first, next)?;
+    // Outside /tmp, which systemd covers with one of its own.
+    fs::copy(next, chroot.0.join("root/next.deb"))?;
+    shell::run(shell::tool("chroot").arg(&chroot.0).args(["dpkg", "--install", "/tmp/first.deb"]))?;
+    booted::try_booted(&chroot.0, "/root/next.deb")
+}
+
+/// A fresh Debian with both packages in its `/tmp`.
+fn chroot(folder: &Path, name: &str, include: &str, first: &Path, next: &Path) -> Result<Chroot> {
+    let chroot = Chroot(folder.join(format!("{name}-{}", std::process::id())));
+    bootstrap(&chroot.0, include)?;
+    for (name, package) in [("first.deb", first), ("next.deb", next)] {
+        fs::copy(package, chroot.0.join("tmp").join(name))?;
+    }
+    Ok(chroot)
 }
 
 /// Each must end with 0.
@@ -217,7 +243,7 @@ const STEPS: &[(&str, &str)] = &[
 ];
 
 /// The release of this machine, from where its packages come from.
-fn bootstrap(to: &Path) -> Result<()> {
+fn bootstrap(to: &Path, include: &str) -> Result<()> {
     let targets = said(shell::tool("apt-get").args([
         "indextargets",
         "--format",
@@ -235,7 +261,7 @@ fn bootstrap(to: &Path) -> Result<()> {
     let (site, codename) = line.split_once(' ').context("site and release")?;
     let codename = codename.split(' ').next().unwrap_or_default();
     let mut command = shell::tool("debootstrap");
-    command.args(["--variant=minbase", "--include=adduser"]);
+    command.arg("--variant=minbase").arg(format!("--include={include}"));
     if !Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists() {
         command.arg("--no-check-gpg");
     }

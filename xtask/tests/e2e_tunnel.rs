@@ -50,8 +50,13 @@ fn decaps(stage: &Stage) -> Vec<Decap<'_>> {
 
 /// A service of each family, both with backends of one.
 fn services(mode: &'static str, outer: Family, port: u16, backends: Vec<u8>) -> [Service; 2] {
-    Family::BOTH
-        .map(|family| Service { backend_family: outer, ..Service::tcp(family, mode, port, backends.clone(), port) })
+    // Packets that are stripped are compared with those of clients.
+    let health = Health::OwnAddress;
+    Family::BOTH.map(|family| Service {
+        backend_family: outer,
+        health: health.clone(),
+        ..Service::tcp(family, mode, port, backends.clone(), port)
+    })
 }
 
 /// Every packet that the balancer has sent has been stripped; none was refused on the way.

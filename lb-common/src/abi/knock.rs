@@ -27,7 +27,9 @@ pub struct Knock {
     pub len: u8,
     /// Not 0: IPv4.
     pub v4: u8,
-    pub zero: u8,
+    /// Not 0: the last backend is there, but has acknowledged an earlier connection of the same tuple (it holds
+    /// it in TIME-WAIT). The client resets that and sends its SYN again: to the same backend.
+    pub contested: u8,
     /// Link-layer source of the client's frame.
     pub client_mac: [u8; 6],
     pub reserved: [u8; 6],

@@ -110,6 +110,7 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
         (*knock).ifindex = if packet.ingress == frame.ifindex() { packet.ingress } else { 0 };
         (*knock).tried[0] = packet.flow.backend_id;
         (*knock).tries = 1;
+        (*knock).contested = 0;
         (*knock).len = len as u8;
         (*knock).v4 = packet.network.v4 as u8;
         (*knock).client_mac = packet.flow.client_mac;
@@ -163,6 +164,26 @@ fn clear(silence: *mut Silence, now: u64) {
         }
         (&raw mut (*silence).answered_at).write_volatile(now);
     }
+}
+
+/// Takes in that the backend of a connection that waits for its answer has sent something else: it lives, and
+/// holds an earlier connection of the same tuple, which the client is about to reset (RFC 9293, 3.10.7.3).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn contested() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    if let Some(silence) = SILENCES.get_ptr_mut(packet.flow.backend_id) {
+        clear(silence, time());
+    }
+    let hash = client_hash(packet);
+    let Some(knock) = place(hash) else { return 0 };
+    if stamp(knock) != Knock::stamp_of(hash) || !claim(knock, Knock::stamp_of(hash)) {
+        return 0;
+    }
+    // SAFETY: as in `keep`.
+    unsafe { (*knock).contested = 1 };
+    release(knock, Knock::stamp_of(hash));
+    1
 }
 
 /// The hash of what the client of the packet's flow sends.

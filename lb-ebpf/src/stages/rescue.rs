@@ -4,7 +4,7 @@
 //! | what comes | what becomes of it |
 //! | --- | --- |
 //! | a reset that answers a SYN, or an ICMP error about it | the SYN that was kept, to another backend |
-//! | a client's SYN again, not answered | goes to another backend |
+//! | a client's SYN again, not answered | goes to another backend; to the same one where that held an earlier connection of the tuple |
 //! | a SYN-ACK of a backend that the connection was taken from | answered with a reset |
 //!
 //! Where there is no other backend, or no SYN was kept, the packet goes where it would have gone.
@@ -272,6 +272,9 @@ extern "C" fn repeated() -> u32 {
         if knock::time().wrapping_sub(known.sent_at) < KNOCK_AGAIN_NS {
             return 0;
         }
+        if known.contested != 0 {
+            return again(hash);
+        }
         recall(packet, known);
     }
     knock::repeated(packet.flow.backend_id, &packet.flow.client);
@@ -280,6 +283,21 @@ extern "C" fn repeated() -> u32 {
     }
     remember();
     1
+}
+
+/// Notes that a SYN goes to its backend once more: what was in its way there is gone.
+#[inline(always)]
+fn again(hash: u64) -> u32 {
+    let Some(knock) = place(hash) else { return 0 };
+    if knock::claim(knock, Knock::stamp_of(hash)) {
+        // SAFETY: the element is this program's until it is released.
+        unsafe {
+            (*knock).contested = 0;
+            (*knock).sent_at = knock::time();
+        }
+        knock::release(knock, Knock::stamp_of(hash));
+    }
+    0
 }
 
 /// Remembers what the flow's backend may still answer.
@@ -323,6 +341,7 @@ extern "C" fn note(md: *mut xdp_md) -> u32 {
         (*knock).sent_at = now;
         (*knock).tried[tries] = packet.flow.backend_id;
         (*knock).tries = tries as u8 + 1;
+        (*knock).contested = 0;
     }
     knock::release(knock, Knock::stamp_of(hash));
     1

@@ -47,7 +47,7 @@ pub fn relay(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if hop != Reason::ToClient {
         return hop;
     }
-    if write(md) != 0 { Reason::ErrorToClient } else { Reason::Internal }
+    if write_answer(md) != 0 { Reason::ErrorToClient } else { Reason::Internal }
 }
 
 /// Finds the client's packet in the quoted tunnel and its flow. 0: it is not there, or none of ours.
@@ -121,7 +121,7 @@ pub extern "C" fn is_right(md: *mut xdp_md) -> u32 {
 /// client's packet stays where it is. 0: it cannot be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn write(md: *mut xdp_md) -> u32 {
+extern "C" fn write_answer(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let mut frame = Frame::of(md);
     let v4 = packet.network.v4;

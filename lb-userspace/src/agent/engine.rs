@@ -373,6 +373,7 @@ impl<D: Dataplane> Engine<D> {
                 flow_capacity: self.config.limits.flows.into(),
                 sweep_micros: micros(self.sweep_took),
                 dead_man: DeadManStatus::of(&self.config.dead_man),
+                ways: None,
             },
             services: services.collect(),
             config,

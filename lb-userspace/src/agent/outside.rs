@@ -19,9 +19,10 @@ use super::{
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
+    way_keeper::WayKeeper,
 };
 use crate::{
-    api::model::EventView,
+    api::model::{EventView, WaysStatus},
     config::Config,
     core::ProbeKey,
     dataplane::kernel::{DataplaneEvent, Events},
@@ -42,7 +43,8 @@ pub struct World {
     _knocks: KnockThread,
     flows: FlowWatch,
     receipts: ReceiptWriter,
-    _tasks: [AbortOnDropHandle<()>; 4],
+    probe_ways: WayKeeper,
+    _tasks: [AbortOnDropHandle<()>; 5],
 }
 
 impl World {
@@ -68,7 +70,9 @@ impl World {
         let (jobs, inbox) = mpsc::channel(WAITING);
         let (ways, backends) = watch::channel(BTreeSet::new());
         let spawn = |task| AbortOnDropHandle::new(task);
+        let (probe_ways, keeping) = WayKeeper::new(host.netlink(), findings.clone());
         let tasks = [
+            spawn(tokio::spawn(keeping)),
             spawn(tokio::spawn(stamp(results, probed))),
             spawn(tokio::spawn(route_watch::run(host.netlink(), backends, findings.clone()))),
             spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
@@ -76,7 +80,17 @@ impl World {
         ];
         let host = HostQueue::new(jobs, findings);
         Ok((
-            Self { prober: Prober::new(outcomes), host, ways, sweeps, flows, receipts, _knocks: knocks, _tasks: tasks },
+            Self {
+                prober: Prober::new(outcomes).with_ways(probe_ways.ways()),
+                host,
+                ways,
+                sweeps,
+                flows,
+                receipts,
+                probe_ways,
+                _knocks: knocks,
+                _tasks: tasks,
+            },
             probes,
         ))
     }
@@ -84,6 +98,7 @@ impl World {
 
 impl Outside for World {
     fn probe(&mut self, keys: Vec<ProbeKey>) {
+        self.probe_ways.keep(&keys);
         self.prober.set(keys);
     }
 
@@ -124,6 +139,10 @@ impl Outside for World {
 
     fn await_flow(&mut self, service_id: u32) {
         self.flows.watch(service_id);
+    }
+
+    fn probe_ways(&self) -> Option<WaysStatus> {
+        self.probe_ways.status()
     }
 
     fn keep_receipts(&mut self, receipts: Vec<EventView>) {

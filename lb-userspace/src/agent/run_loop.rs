@@ -27,7 +27,7 @@ use super::{
 use crate::{
     api::{
         Refusal, Request, Task, WriteOptions,
-        model::{EventView, InterfaceStatus, Stopping},
+        model::{EventView, InterfaceStatus, Stopping, WaysStatus},
     },
     config::Config,
     core::{ProbeKey, ProbeOutcome, Suspect},
@@ -119,6 +119,10 @@ pub trait Outside {
     /// Tell the next flow of a service that begins, by its id; answered by [`Finding::FlowBegun`] if one
     /// does.
     fn await_flow(&mut self, service_id: u32);
+    /// How probes get to the addresses of services; `None`: none does.
+    fn probe_ways(&self) -> Option<WaysStatus> {
+        None
+    }
     /// Keep these receipts on disk, and no others.
     fn keep_receipts(&mut self, receipts: Vec<EventView>);
 }
@@ -290,7 +294,9 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         match request {
             Request::Status(reply) => {
                 let config = self.changes.state.status(&self.engine);
-                drop(reply.send(self.engine.status(config)));
+                let mut status = self.engine.status(config);
+                status.data_path.ways = self.outside.probe_ways();
+                drop(reply.send(status));
             }
             Request::Services(reply) => drop(reply.send(self.engine.services())),
             Request::Events(reply) => drop(reply.send(self.engine.receipts.views())),

@@ -16,7 +16,7 @@ pub use super::quic::Quic;
 use super::{
     dead_man::DeadMan,
     failover::Failover,
-    probes::{AgentCheck, Check},
+    probes::{AgentCheck, Check, Via},
     role::RolePolicy,
 };
 
@@ -274,6 +274,7 @@ pub struct Health {
     pub jitter_percent: u8,
     /// Asked instead of the backend's own port.
     pub port: Option<u16>,
+    pub via: Via,
     /// What the backend's own agent is asked.
     pub agent: Option<AgentHealth>,
 }
@@ -290,6 +291,7 @@ impl Default for Health {
             rise: 2,
             jitter_percent: 10,
             port: None,
+            via: Via::Backend,
             agent: None,
         }
     }

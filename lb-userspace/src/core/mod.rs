@@ -46,6 +46,7 @@ mod touched;
 mod tracked;
 mod tunnel;
 mod view;
+mod way;
 
 pub use commands::{Command, CommandError};
 pub use freeze::FREEZE_MAX;
@@ -56,6 +57,7 @@ pub use receipts::{FailoverCause, Receipt, ReceiptFlows};
 pub use report::{AgentAdmin, AgentReply, Certificate, Epoch, Phase, ProbeOutcome, Role, RoleReport};
 pub use state::Core;
 pub use touched::{Scope, Touched};
+pub use way::{AskedAt, Way, WayTunnel};
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -83,6 +85,8 @@ pub struct ProbeKey {
     pub fast: Option<FastPace>,
     pub timeout: Duration,
     pub jitter_percent: u8,
+    /// To a service's address by way of the target; `None`: to the target itself.
+    pub way: Option<Way>,
 }
 
 /// After a result unlike the one before, so many more results are wanted so soon after each other.
@@ -217,6 +221,8 @@ pub struct BackendView {
     pub health_since: Now,
     /// The last probe, with its phases; `None`: none has ended yet.
     pub last_probe: Option<ProbeOutcome>,
+    /// Where its probes go; `None`: it has none.
+    pub asked: Option<AskedAt>,
     /// Where its service asks for roles.
     pub role: Option<RoleView>,
     /// What its own agent said last, in words.

@@ -378,7 +378,13 @@ impl Round<'_> {
                 }
                 if let Some(table) = service.table.as_mut().filter(|table| table.shape.hash.is_some()) {
                     if wanted.is_empty() {
+                        // The old slots say without turns what the new ones would: flows without an entry
+                        // are where they were, and get one. So the time of those left behind runs.
                         table.shape = Shape { turns: 0, paired: false, ..table.shape };
+                        if tracked.stale {
+                            tracked.placed(Some(self.ledger.next_generation()));
+                            self.ledger.touch();
+                        }
                     }
                     return false;
                 }

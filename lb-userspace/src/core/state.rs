@@ -236,7 +236,7 @@ impl Core {
             let waits = service.leaving.is_some() || service.tracked.is_some();
             waits || service.members.iter().any(|member| member.leaving.is_some())
         };
-        !self.ledger.old_sources.is_empty() || self.services.values().any(leaves)
+        self.ledger.sources_leave() || self.services.values().any(leaves)
     }
 
     fn problems(&self) -> Vec<Notice> {

@@ -155,7 +155,7 @@ impl Core {
             format!("suspected: {why}; it stays in turn, and probes decide")
         };
         member.suspicion.burst = Some(Burst { since: now, successes: 0 });
-        let wanted = member_probes(member, &config.health);
+        let wanted = member_probes(member, &config);
         self.indexes.set_probes(me, member, wanted);
         self.notices.push(Notice { service: config.name, backend: Some(member.address), text });
     }
@@ -185,7 +185,7 @@ impl Core {
                     let text = format!("in turn again: nothing was found for {longest:?}");
                     self.notices.push(Notice { service: config.name.clone(), backend: Some(member.address), text });
                 }
-                let wanted = member_probes(member, &config.health);
+                let wanted = member_probes(member, config);
                 self.indexes.set_probes(*me, member, wanted);
             }
         }
@@ -207,10 +207,10 @@ pub(super) fn judge(member: &mut Member, up: bool, rise: u32, policy: &Passive, 
 }
 
 /// What to ask about a member: more often while it is suspected.
-pub(super) fn member_probes(member: &Member, health: &config::Health) -> Probes {
-    let mut wanted = probes(member.address, member.check_address, health);
+pub(super) fn member_probes(member: &Member, service: &config::Service) -> Probes {
+    let mut wanted = probes(member.address, member.check_address, service);
     if let (true, Some(key)) = (member.suspicion.is_open(), &mut wanted.health) {
-        let pace = health.fast_interval.unwrap_or(BURST).min(BURST).min(key.interval);
+        let pace = service.health.fast_interval.unwrap_or(BURST).min(BURST).min(key.interval);
         (key.interval, key.fast, key.jitter_percent) = (pace, None, 0);
     }
     wanted

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Admin, BackendView, Core, HealthState, Override, RoleView, ServiceView, TrackingView, census,
+    Admin, AskedAt, BackendView, Core, HealthState, Override, ProbeKey, RoleView, ServiceView, TrackingView, census,
     election::RoleState,
     health::word,
     service::{Member, Service},
+    way::OTHER_FAMILY,
 };
+use crate::config::Via;
 
 impl Core {
     /// Every configured service, in file order.
@@ -58,6 +60,7 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         health_reason: member.health.reason.clone(),
         health_since: member.health.since,
         last_probe: member.last_probe.clone(),
+        asked: member.probes.health.as_ref().map(|key| asked_at(service, member, key)),
         role: service.config.as_ref().and_then(|config| config.role.as_ref()).map(|_| role(&member.role)),
         agent: member.agent.shown(),
         suspended: member.suspicion.suspended.is_some(),
@@ -66,6 +69,16 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         leaving: member.leaving.is_some(),
         live_flows: member.live_flows,
         knocks: member.knocks,
+    }
+}
+
+fn asked_at(service: &Service, member: &Member, key: &ProbeKey) -> AskedAt {
+    let meant = service.config.as_ref().is_some_and(|config| config.health.via == Via::Service);
+    let last = member.last_probe.as_ref().and_then(|last| last.own_address.clone());
+    match &key.way {
+        Some(_) if last.is_none() => AskedAt::Service,
+        Some(_) => AskedAt::Backend(last),
+        None => AskedAt::Backend((meant && member.check_address.is_none()).then(|| OTHER_FAMILY.to_owned())),
     }
 }
 

@@ -342,3 +342,34 @@ fn between_families_a_refused_connection_goes_to_the_next_backend() {
         });
     }
 }
+
+#[test]
+fn a_backend_that_acknowledges_an_earlier_connection_is_asked_again_and_not_suspected() {
+    for mode in [Mode::Nat, Mode::FullNat] {
+        lab(move |lab| {
+            let served = serve(lab, true, mode, 2);
+            let first = open(lab, &served);
+            // TIME-WAIT: the backend tells where the earlier connection stands (RFC 9293, 3.10.7.4).
+            let mut told = answer(true, first, lab.flow().source, TCP_ACK);
+            let Segment::Tcp { header, .. } = &mut told.segment else { unreachable!() };
+            header.acknowledgment_number = SEQUENCE.wrapping_sub(5000);
+            assert_passed(&lab.send(Side::Back, &from_backend(first, &told)), "to_client");
+            let reset = tcp((client(true), 40_000).into(), (vip(true), 80).into(), TCP_RST, &[]);
+            assert_passed(&lab.send(Side::Front, &from_client(&reset)), "to_backend");
+            sleep(AGAIN);
+            let sent = lab.send(Side::Front, &from_client(&syn(true, 40_000, &OPTIONS)));
+            assert_passed(&sent, "to_backend");
+            assert_eq!(at(lab, &served), first, "the way to it is clear now");
+            assert_frame(&sent.frame, &wanted(lab, &served));
+            // Once: when it says nothing then, it is as silent as any other.
+            sleep(AGAIN);
+            lab.send(Side::Front, &from_client(&syn(true, 40_000, &OPTIONS)));
+            assert_ne!(at(lab, &served), first);
+        });
+    }
+}
+
+#[track_caller]
+fn assert_passed(sent: &Sent, reason: &str) {
+    assert!(sent.counted.iter().any(|line| line.starts_with(&format!("{reason} 1 "))), "{:?}", sent.counted);
+}

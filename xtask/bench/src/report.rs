@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
+    failover,
     plot::{Bar, Kind, Plot},
     result::{Results, RowResult},
 };
@@ -54,6 +55,7 @@ fn plots_of(results: &Results) -> Vec<(&'static str, String)> {
         let title = "Processor time of a new connection over having no balancer";
         plots.push((USERS, Plot { title, unit: "\u{b5}s", reference: None, bars: &bars }.svg()));
     }
+    plots.extend(failover::page::plot(&results.failover));
     plots
 }
 
@@ -104,6 +106,7 @@ fn markdown(results: &Results) -> String {
     packets(&mut text, results);
     driver(&mut text, results);
     users(&mut text, results);
+    failover::page::section(&mut text, &results.failover);
     text
 }
 

@@ -10,6 +10,7 @@ use xtask::{
 
 use crate::{
     compare,
+    failover::{self, FailoverEffort},
     packets::{self, DriverEffort, DriverRow, Effort, Row},
     report,
     result::{DriverResult, Machine, Results},
@@ -20,9 +21,11 @@ use crate::{
 /// # Errors
 /// Something that was to be measured could not be.
 pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
-    if let Some(path) = &arguments.report {
+    if let Some((first, others)) = arguments.report.split_first() {
         let folder = arguments.into.clone().unwrap_or_else(|| shell::root().join("docs"));
-        report::report(&Results::read(path)?, &folder)?;
+        let mut results = Results::read(first)?;
+        others.iter().try_for_each(|path| Results::read(path).map(|other| results.join(other)))?;
+        report::report(&results, &folder)?;
         println!("written: {}", folder.join("performance.md").display());
         return Ok(ExitCode::SUCCESS);
     }
@@ -61,6 +64,20 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
         results.users = users::users(effort)?;
         println!("\n{}\n", table::users(&results.users));
     }
+    if arguments.wants(Part::Failover) {
+        failover(arguments, results)?;
+    }
+    Ok(())
+}
+
+fn failover(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    let effort = if arguments.quick { FailoverEffort::QUICK } else { FailoverEffort::FULL };
+    println!("failover: {} trials of each fault, 200 new connections a second", effort.trials);
+    results.failover.rows = failover::failover(effort, arguments.filter.as_deref(), &|line| println!("{line}"))?;
+    if arguments.filter.is_none() {
+        results.failover.probes = failover::probes(effort.probes)?;
+    }
+    println!("\n{}", failover::page::table(&results.failover));
     Ok(())
 }
 

@@ -88,12 +88,12 @@ impl Stage {
 
     /// The agent, not necessarily ready yet.
     pub fn lb_at_once(&self, config: &Config) -> Balancer<'_> {
-        let launch = Launch {
-            program: lb_program(),
-            config: &config.render(),
-            arguments: &[],
-            log: &self.folder.join("lb.log"),
-        };
+        self.lb_running(&config.render())
+    }
+
+    /// The same with this file.
+    pub fn lb_running(&self, config: &str) -> Balancer<'_> {
+        let launch = Launch { program: lb_program(), config, arguments: &[], log: &self.folder.join("lb.log") };
         Balancer::start(&self.world, &launch).unwrap()
     }
 }

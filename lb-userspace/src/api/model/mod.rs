@@ -104,7 +104,11 @@ impl Status {
         let bare = self.data_path.interfaces.iter().filter(|interface| !interface.is_attached()).map(|interface| {
             format!("the XDP program is not on {}: {}", interface.name, interface.note.as_deref().unwrap_or_default())
         });
-        fallback.into_iter().chain(failed).chain(behind).chain(bare).collect()
+        let ways =
+            self.data_path.ways.as_ref().and_then(|ways| ways.problem.as_ref()).map(|why| {
+                format!("checks cannot go to the addresses of services, and ask backends at their own: {why}")
+            });
+        fallback.into_iter().chain(failed).chain(behind).chain(bare).chain(ways).collect()
     }
 }
 
@@ -135,6 +139,28 @@ pub struct DataPathStatus {
     pub sweep_micros: u64,
     #[serde(default)]
     pub dead_man: DeadManStatus,
+    /// How checks get to the addresses of services; None: none of them goes there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ways: Option<WaysStatus>,
+}
+
+/// Checks that go to the addresses of services, as the packets of clients do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WaysStatus {
+    /// Backends that are to be asked so.
+    pub backends: usize,
+    /// Interfaces with the programs that take the packets there.
+    pub interfaces: Vec<String>,
+    /// Packets to addresses of services.
+    pub sent: u64,
+    /// Packets from there.
+    pub answered: u64,
+    /// Packets that could not be sent.
+    pub dropped: u64,
+    /// Why backends are asked at their own addresses instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What `lb support-bundle` made.
@@ -354,6 +380,13 @@ pub struct HealthView {
     /// None: no probe has ended yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe: Option<ProbeView>,
+    /// Where its checks go: `service` (the service's address, as the packets of clients) or `backend` (its
+    /// own). None: it is not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at: Option<String>,
+    /// Why its own address is asked, where the service's was meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_at_reason: Option<String>,
 }
 
 /// How a probe ended, and where its time went.

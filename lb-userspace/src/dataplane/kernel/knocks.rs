@@ -26,6 +26,8 @@ use crate::{
 const FRESH: u64 = 2_000_000_000;
 /// The shortest time after which a backend owes an answer, and the longest.
 const PATIENCE_MIN: u64 = KNOCK_PATIENCE_NS;
+/// Whoever has owed an answer for less than this before that is seen at the next look.
+const BETWEEN: u64 = 10_000_000;
 const PATIENCE_MAX: u64 = 1_000_000_000;
 /// Where too few handshakes were seen to know better.
 const PATIENCE_UNKNOWN: u64 = 50_000_000;
@@ -151,7 +153,7 @@ impl Knocks {
         let waited = now.saturating_sub(noted.since);
         if noted.since != 0 && old(noted.asked_at) {
             self.clear(id, &[SINCE, WAITING]);
-        } else if noted.since != 0 {
+        } else if noted.since != 0 && waited + BETWEEN >= PATIENCE_MIN {
             let patience = self.patience_with(id, now)?;
             if waited >= patience {
                 overdue.insert(id, patience);
