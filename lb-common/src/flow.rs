@@ -342,10 +342,14 @@ impl Word {
         if again || matches!(self.state(), State::BothWays) { State::BothWays } else { State::OneWay }
     }
 
-    /// TCP: the backend has not answered the first packet, as far as can be seen.
+    /// The backend has not answered the first packet, as far as can be seen.
     #[inline(always)]
     pub const fn is_unanswered(self) -> bool {
-        matches!(self.state(), State::Opening) && self.flags() & Self::FLAG_REPLY == 0
+        match self.state() {
+            State::Opening => self.flags() & Self::FLAG_REPLY == 0,
+            State::OneWay => true,
+            _ => false,
+        }
     }
 
     /// Whether the packet begins a new connection on the tuple of one that is over, or that the

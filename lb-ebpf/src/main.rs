@@ -72,7 +72,7 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = icmp::run(&mut frame);
-    finish(&ctx, bytes, verdict)
+    proceed(&ctx, bytes, verdict)
 }
 
 #[xdp(frags)]

@@ -162,9 +162,10 @@ impl<D: Dataplane> Engine<D> {
         self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
-    /// What the data path has seen of backends.
-    pub fn suspected(&mut self, suspects: Vec<Suspect>) {
-        self.take_in(suspects.into_iter().map(Input::Suspect));
+    /// What the data path has seen of backends; their times count from `at` back.
+    pub fn suspected(&mut self, suspects: Vec<Suspect>, at: Instant) {
+        let since = at.elapsed();
+        self.take_in(suspects.into_iter().map(|suspect| Input::Suspect(suspect.later(since))));
     }
 
     /// Whether packets to one backend may take different ways.

@@ -16,6 +16,7 @@ use super::{
     tracked::{Hash, Tracked},
     tunnel::Tunnel,
 };
+use crate::config;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,7 +321,18 @@ impl Round<'_> {
 /// The constant part of a service.
 fn constants(me: ServiceRef, service: &Service) -> ServiceInfo {
     let timeout = service.client_timeout().map_or(0, |timeout| seconds(timeout.as_secs()));
-    ServiceInfo { client_timeout: timeout, ..ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode) }
+    let answer_within = service.config.as_ref().map_or(0, answer_within);
+    ServiceInfo {
+        client_timeout: timeout,
+        answer_within,
+        ..ServiceInfo::new(me.key.address, me.key.port, me.key.protocol, me.mode)
+    }
+}
+
+/// Milliseconds within which a flow's first datagram is answered; 0: nobody knows.
+fn answer_within(config: &config::Service) -> u32 {
+    let within = config.passive.answer_within.filter(|_| config.protocol == Protocol::Udp);
+    within.map_or(0, |within| u32::try_from(within.as_millis()).unwrap_or(u32::MAX))
 }
 
 /// What packets need to know; the ledger adds the generation.
@@ -343,10 +355,12 @@ pub(super) fn value(id: u32, me: ServiceRef, service: &Service) -> ServiceValue 
         flags: if service.frozen.is_some() { ServiceValue::PARKED } else { 0 },
         ..ServiceValue::EMPTY
     };
-    if let Some(config) = service.config.as_ref().filter(|config| config.protocol == Protocol::Tcp) {
-        value.retries = config.passive.retries;
-        let watched = config.passive.enabled || config.passive.retries != 0;
+    if let Some(config) = &service.config {
+        let tcp = config.protocol == Protocol::Tcp;
+        value.retries = if tcp { config.passive.retries } else { 0 };
+        let watched = config.passive.enabled && config.protocol != Protocol::Sctp || value.retries != 0;
         value.flags |= if watched { ServiceValue::WATCHED } else { 0 };
+        value.flags |= if watched && answer_within(config) != 0 { ServiceValue::ANSWERED } else { 0 };
     }
     if let Some(hash) = shape.hash {
         let stay = service.tracked.as_ref().is_some_and(Tracked::clients_stay);

@@ -72,6 +72,7 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         used_reason: used_reason(service, member, used, unlisted),
         leaving: member.leaving.is_some(),
         live_flows: member.live_flows,
+        knocks: member.knocks,
     }
 }
 

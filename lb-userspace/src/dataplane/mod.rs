@@ -98,6 +98,19 @@ pub struct FlowCensus {
     pub entries: BTreeMap<u32, SlotEntries>,
     /// By id of a backend whose flows are over.
     pub ended: BTreeMap<u32, EndedFlows>,
+    /// By backend id, of those that have any.
+    pub knocks: BTreeMap<u32, KnockCounts>,
+}
+
+/// Connections that a backend did not take, since it has its id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnockCounts {
+    /// That it refused.
+    pub refusals: u64,
+    /// That were taken from it because it did not answer.
+    pub unanswered: u64,
+    /// That another backend got instead, for either reason.
+    pub rescued: u64,
 }
 
 /// What has become of the flows of a backend with which they are over.

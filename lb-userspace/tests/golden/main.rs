@@ -11,6 +11,7 @@ mod pool;
 
 mod clients;
 mod dead_man;
+mod denied;
 mod dsr;
 mod ending;
 mod errors;

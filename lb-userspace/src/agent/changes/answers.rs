@@ -158,8 +158,8 @@ fn backend_view(backend: &BackendImpact) -> BackendImpactView {
 }
 
 fn flows_view(flows: FlowImpact) -> FlowImpactView {
-    let FlowImpact { kept, drained, reset } = flows;
-    FlowImpactView { kept, drained, reset }
+    let FlowImpact { kept, drained, rehomed, reset } = flows;
+    FlowImpactView { kept, drained, rehomed, reset }
 }
 
 fn presence_name(presence: Presence) -> &'static str {
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_budget_may_be_used_up_and_not_passed() {
-        let flows = FlowImpactView { kept: 3, drained: 4, reset: 12 };
+        let flows = FlowImpactView { kept: 3, drained: 4, rehomed: 0, reset: 12 };
         assert_eq!(over_budget(&flows, 11).as_deref(), Some("12 live flows would be reset, 11 may be"));
         assert_eq!(over_budget(&flows, 12), None);
     }

@@ -88,6 +88,15 @@ pub struct BackendView {
     /// Removed, kept until its flows are over.
     pub leaving: bool,
     pub live_flows: u64,
+    /// Connections that it refused, as of the last count, a second ago.
+    #[serde(default)]
+    pub refusals: u64,
+    /// Connections that were taken from it because it did not answer.
+    #[serde(default)]
+    pub unanswered: u64,
+    /// Connections that another backend got instead, for either reason.
+    #[serde(default)]
+    pub rescued: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

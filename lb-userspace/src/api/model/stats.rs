@@ -50,6 +50,9 @@ pub struct BackendStats {
     pub refusals: u64,
     /// Connections that were taken from it because it did not answer.
     pub unanswered: u64,
+    /// Connections that another backend got instead, for either reason.
+    #[serde(default)]
+    pub rescued: u64,
     /// Flows that were over with the backend, and were answered with a reset.
     #[serde(default)]
     pub reset: u64,
