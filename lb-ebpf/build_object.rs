@@ -25,6 +25,15 @@ const BOOTSTRAP: &str = "aya_ebpf,lb,decap,lb_bench";
 /// # Errors
 /// No toolchain can build it, or it does not compile.
 pub(crate) fn embed(binary: &str, features: &str) -> Result<()> {
+    embed_as(binary, features, binary)
+}
+
+/// The same, into `OUT_DIR` under another name: for a binary that is embedded with other features elsewhere.
+///
+/// # Errors
+/// As [`embed`].
+#[allow(dead_code, reason = "not every build script that has this file needs it")]
+pub(crate) fn embed_as(binary: &str, features: &str, name: &str) -> Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
     let root = manifest.ancestors().find(|folder| folder.join("lb-ebpf").is_dir()).context("there is no lb-ebpf")?;
     println!("cargo:rerun-if-changed=build.rs");
@@ -34,7 +43,7 @@ pub(crate) fn embed(binary: &str, features: &str) -> Result<()> {
     for variable in ["LB_BPF_TOOLCHAIN", "AYA_BUILD_SKIP"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join(binary);
+    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join(name);
     if skipped() {
         return fs::write(&object, []).with_context(|| format!("writing {}", object.display()));
     }
@@ -56,7 +65,9 @@ fn build(package: &Path, binary: &str, features: &str, object: &Path) -> Result<
     let toolchain = toolchain()?;
     // <profile>/build/<package>/out/<object>: one folder for all packages and for each time one of them
     // changes its dependencies, or the procedural macros would be built again and again.
-    let target_dir = object.ancestors().nth(4).context("OUT_DIR is no build script's")?.join("bpf");
+    // What has another name has another folder: two build scripts may be at work at the same time.
+    let folder = if object.ends_with(binary) { "bpf".to_owned() } else { format!("bpf-{features}") };
+    let target_dir = object.ancestors().nth(4).context("OUT_DIR is no build script's")?.join(folder);
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
         Ok("big") => "bpfeb-unknown-none",

@@ -5,6 +5,9 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+#[macro_use]
+mod steps;
+
 mod atomic;
 mod copy;
 mod ctx;
@@ -12,6 +15,7 @@ mod events;
 mod hops;
 mod maps;
 mod opaque;
+mod ordered;
 mod packet;
 mod pipeline;
 mod settings;

@@ -46,6 +46,8 @@ pub enum Part {
     Packets,
     /// The same as live frames through the driver
     Driver,
+    /// Where the time of a packet goes, step by step
+    Steps,
     /// What users see, beside no balancer, nftables, HAProxy and nginx
     Users,
 }

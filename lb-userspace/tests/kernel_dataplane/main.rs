@@ -5,6 +5,7 @@ mod flows;
 mod load;
 mod observe;
 mod ports;
+mod service_lines;
 mod support;
 mod tables;
 mod verifier;

@@ -56,7 +56,7 @@ pub struct Loaded {
 /// Rights are missing, pinned maps do not fit (names the map and what to do), or the kernel or its
 /// verifier refuses.
 pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
-    load_specs(options, object::map_specs(options.limits)?)
+    load_specs(options, object::map_specs(options.limits)?, &EMBEDDED)
 }
 
 /// As a version would that needed only so many elements of a map: the older one in tests of upgrades.
@@ -67,17 +67,37 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
 pub fn load_as_if(options: &LoadOptions<'_>, map: &str, max_entries: u32) -> Result<Loaded> {
     let mut specs = object::map_specs(options.limits)?;
     specs.iter_mut().filter(|spec| spec.name == map).for_each(|spec| spec.max_entries = max_entries);
-    load_specs(options, specs)
+    load_specs(options, specs, &EMBEDDED)
 }
 
-fn load_specs(options: &LoadOptions<'_>, specs: Vec<MapSpec>) -> Result<Loaded> {
+/// The data path from an object that was built with marks between its steps, ending packets at one of them:
+/// for the bench.
+///
+/// # Errors
+/// As [`load`].
+#[doc(hidden)]
+pub fn load_marked(options: &LoadOptions<'_>, object: &'static [u8], last_step: u32) -> Result<Loaded> {
+    load_specs(options, object::map_specs(options.limits)?, &Variant { object: Some(object), last_step })
+}
+
+/// Which programs are loaded.
+struct Variant {
+    /// `None`: the embedded ones.
+    object: Option<&'static [u8]>,
+    /// Of programs with marks: where packets end.
+    last_step: u32,
+}
+
+const EMBEDDED: Variant = Variant { object: None, last_step: 0 };
+
+fn load_specs(options: &LoadOptions<'_>, specs: Vec<MapSpec>, variant: &Variant) -> Result<Loaded> {
     let pins = Pins::new(options.pin_dir);
     pins.create()?;
     migrate::refuse_other_layouts(&pins)?;
     migrate::recover(&pins, &specs)?;
     let growing = pins.check(&specs)?;
     migrate::set_aside(&pins, &growing)?;
-    let loaded = load_maps(options, &pins, &specs).and_then(|(mut ebpf, settings)| {
+    let loaded = load_maps(options, &pins, &specs, variant).and_then(|(mut ebpf, settings)| {
         migrate::take_over(&pins, &growing)?;
         // The seed is stored before the program runs, so that every flow in the maps follows it.
         store_settings(&mut ebpf, &settings)?;
@@ -91,7 +111,7 @@ fn load_specs(options: &LoadOptions<'_>, specs: Vec<MapSpec>) -> Result<Loaded> 
 }
 
 /// Makes the maps, or takes those that are pinned.
-fn load_maps(options: &LoadOptions<'_>, pins: &Pins, specs: &[MapSpec]) -> Result<(Ebpf, Settings)> {
+fn load_maps(options: &LoadOptions<'_>, pins: &Pins, specs: &[MapSpec], variant: &Variant) -> Result<(Ebpf, Settings)> {
     let settings = settings(pins)?;
     let mut globals = Globals::new(options, &settings);
     let mut loader = globals.loader();
@@ -99,7 +119,9 @@ fn load_maps(options: &LoadOptions<'_>, pins: &Pins, specs: &[MapSpec]) -> Resul
         loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
     }
     loader.map_max_entries(names::HOPS, options.limits.backends);
-    let ebpf = loader.load(object::object()?).context("making the maps of the data path")?;
+    loader.override_global("LAST_STEP", &variant.last_step, false);
+    let object = variant.object.map_or_else(object::object, Ok)?;
+    let ebpf = loader.load(object).context("making the maps of the data path")?;
     Ok((ebpf, settings))
 }
 

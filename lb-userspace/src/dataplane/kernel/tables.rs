@@ -17,6 +17,7 @@ use super::{
     mmap::SharedArray,
     pins::Pins,
     ports::Pools,
+    service_lines::ServiceLines,
     sweep::{Audit, Sweeper, owned_ports},
 };
 use crate::{
@@ -37,6 +38,7 @@ pub struct KernelDataplane {
     addresses: Table<Address, AddressRoles>,
     address_bits: AddressBits,
     services: Table<ServiceKey, ServiceValue>,
+    service_lines: ServiceLines,
     service_info: List<ServiceInfo>,
     backends: List<Backend>,
     quic_ids: Table<QuicKey, u32>,
@@ -63,6 +65,7 @@ impl KernelDataplane {
             address_bits: AddressBits::open(pins, published.into_iter().map(|(address, _)| address))?,
             addresses,
             services: Table::open(pins, names::SERVICES)?,
+            service_lines: ServiceLines::open(pins)?,
             service_info: List::open(pins, names::SERVICE_INFO)?,
             backends: List::open(pins, names::BACKENDS)?,
             quic_ids: Table::open(pins, names::QUIC_IDS)?,
@@ -133,6 +136,25 @@ impl KernelDataplane {
         self.backends.map.set(id, backend, 0).map_err(|error| kernel(what(), error))
     }
 
+    /// No line says what the map does not say any more: it is withdrawn first, and comes back last.
+    fn set_service(&mut self, key: &ServiceKey, value: &ServiceValue) -> Result<(), DataplaneError> {
+        self.service_lines.withdraw(key);
+        inserted("services", self.services.capacity, "services", self.services.map.insert(key, value, 0))?;
+        self.service_lines.put(key, value);
+        Ok(())
+    }
+
+    /// Who changes something for the first time makes the lines of services what the map says: the one that
+    /// wrote them before may have ended in between.
+    fn take_over_lines(&mut self) -> Result<(), DataplaneError> {
+        if self.service_lines.is_taken_over() {
+            return Ok(());
+        }
+        let services = self.services.read_all().map_err(failed("reading the services"))?;
+        self.service_lines.take_over(services);
+        Ok(())
+    }
+
     /// Counters of a service begin anew when the id is given to another one.
     fn set_service_info(&mut self, id: u32, info: &ServiceInfo) -> Result<(), DataplaneError> {
         check("service id", id, self.service_info.map.len(), "services")?;
@@ -165,6 +187,7 @@ impl KernelDataplane {
 
 impl Dataplane for KernelDataplane {
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
+        self.take_over_lines()?;
         match op {
             Op::SetGeneration(generation) => {
                 self.change_settings("writing the generation", |settings| settings.generation = *generation)
@@ -181,11 +204,11 @@ impl Dataplane for KernelDataplane {
                 self.set_service_info(*id, &ServiceInfo { mode: UNUSED_MODE, ..Zeroable::zeroed() })
             }
             Op::WriteSelection { base, slots } => self.write_selection(*base, slots),
-            Op::SetService { key, value } => {
-                let result = self.services.map.insert(key, value, 0);
-                inserted("services", self.services.capacity, "services", result)
+            Op::SetService { key, value } => self.set_service(key, value),
+            Op::DeleteService { key } => {
+                self.service_lines.remove(key);
+                removed("deleting a service", self.services.map.remove(key))
             }
-            Op::DeleteService { key } => removed("deleting a service", self.services.map.remove(key)),
             Op::SetAddress { address, roles } => {
                 self.address_bits.set(*address);
                 let result = self.addresses.map.insert(address, roles, 0);
