@@ -138,6 +138,52 @@ pub struct TextbookHop {
     pub destination: [u8; 6],
 }
 
+macro_rules! steps {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $text:literal;)+) => {
+        /// Steps of the short way, each with what was done since the one before it. Not every way has all of
+        /// them, and each has them in this order.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+        pub enum Step { $($(#[doc = $doc])+ $variant),+ }
+
+        impl Step {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// What was done, in a few words.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+steps! {
+    /// No packet ends before the end of its way.
+    Never = "whole";
+    /// The program was entered, and counts the verdict.
+    Enter = "enter the program, count the verdict";
+    /// The network header was read, and the destination may be ours.
+    Ours = "network header, bit of the address";
+    /// The transport header was read.
+    Parse = "transport header";
+    /// The service was found.
+    Service = "service";
+    /// Of the tuple, for the slot or for the flow table.
+    Hash = "hash";
+    /// The slot of the selection table, or the flow's word and entry.
+    Place = "slot or flow";
+    /// The backend's entry, and whether it lives.
+    Backend = "backend";
+    /// The coarse clock and the next hop of this tick.
+    Hop = "clock and next hop";
+    /// Service and backend have counted the packet.
+    Count = "counters of service and backend";
+    /// The TTL is lowered; of tunnels, room is made for the outer header.
+    Room = "room for the outer header";
+    /// Headers and checksums are written.
+    Write = "headers";
+}
+
 #[cfg(feature = "user")]
 mod user {
     use super::{Stream, StreamFlow, TextbookBackend, TextbookFlow, TextbookHop, TextbookNat, TextbookVip, TupleKey};

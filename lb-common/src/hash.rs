@@ -1,6 +1,9 @@
 //! The hash of a flow's 5-tuple, for the flow table and for schedulers.
 
-use crate::abi::{Address, HashedBy, Port, ServiceValue, limits::ADDRESS_BITS};
+use crate::abi::{
+    Address, HashedBy, Port, ServiceKey, ServiceValue,
+    limits::{ADDRESS_BITS, SERVICE_LINES},
+};
 
 /// Keeps a seed of zero from meaning nothing: 2^64 divided by the golden ratio.
 const START: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -59,10 +62,25 @@ pub fn selection_slot(hash: u64, attempt: u32, len: u32) -> u32 {
 /// secret: who aims at it makes the packet look up what others look up too.
 #[inline(always)]
 pub const fn address_bit(address: &Address) -> u32 {
+    (address_hash(address) >> (64 - ADDRESS_BITS.trailing_zeros())) as u32
+}
+
+/// The two elements of `service_lines` that may be a service's. No secret either: nobody outside chooses
+/// services.
+#[inline(always)]
+pub const fn service_lines(key: &ServiceKey) -> [u32; 2] {
+    const BITS: u32 = SERVICE_LINES.trailing_zeros();
+    let rest = u16::from_ne_bytes(key.port.to_wire()) as u64 | (key.protocol as u64) << 16;
+    let hash = (address_hash(&key.address) ^ rest).wrapping_mul(FINISH);
+    [(hash >> (64 - BITS)) as u32, (hash >> (64 - 2 * BITS)) as u32 & (SERVICE_LINES - 1)]
+}
+
+/// Good in its upper bits.
+#[inline(always)]
+const fn address_hash(address: &Address) -> u64 {
     let [a, b, c, d] = address.words();
     let high = (a as u64 | (b as u64) << 32).wrapping_mul(FINISH);
-    let hash = (high ^ (c as u64 | (d as u64) << 32)).wrapping_mul(START);
-    (hash >> (64 - ADDRESS_BITS.trailing_zeros())) as u32
+    (high ^ (c as u64 | (d as u64) << 32)).wrapping_mul(START)
 }
 
 /// 64 bits of hash over a 5-tuple in packet order (source, destination), mixed with a secret

@@ -1,11 +1,14 @@
 //! The data path. A packet's way: [`lb`] -> [`short::run`] or, where that does not do, [`lb_whole`] ->
-//! [`pipeline::run`] -> one file per stage -> [`transmit`]; a verdict comes back and is counted here. What is rare goes on in a program of its
-//! own ([`Stage`](lb_common::verdict::Stage)), and ends here as well.
+//! [`pipeline::run`] -> one file per stage -> [`transmit`]; a verdict comes back and is counted here. What is
+//! rare goes on in a program of its own ([`Stage`](lb_common::verdict::Stage)), and ends here as well.
 //!
 //! Compiled for the host it is a library (lb-ebpf/host), for fuzzing; so no function has the name of one of the C
 //! library's.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", no_main, feature(asm_experimental_arch))]
+
+#[macro_use]
+mod steps;
 
 #[cfg_attr(not(target_arch = "bpf"), path = "atomic_host.rs")]
 mod atomic;
@@ -15,6 +18,7 @@ mod events;
 mod hops;
 pub mod maps;
 mod opaque;
+mod ordered;
 mod packet;
 mod pipeline;
 pub mod settings;

@@ -9,8 +9,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendCounters, Event, Flow, FragmentFlow, FragmentKey, Handshakes, Interface,
-        Knock, MovedKey, PortPool, QuicKey, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, Settings, Silence,
-        Slot, VerdictCounters, VlanKey, VlanLink, limits,
+        Knock, MovedKey, PortPool, QuicKey, ServiceCounters, ServiceInfo, ServiceKey, ServiceLine, ServiceValue,
+        Settings, Silence, Slot, VerdictCounters, VlanKey, VlanLink, limits,
     },
     verdict::{Reason, Stage},
 };
@@ -41,6 +41,10 @@ pub static ADDRESSES: HashMap<Address, AddressRoles, { limits::ADDRESSES as usiz
 /// Written by the agent, one service at a time; an update replaces the value as a whole.
 #[btf_map(name = "services")]
 pub static SERVICES: HashMap<ServiceKey, ServiceValue, { limits::SERVICES as usize }> = HashMap::new();
+
+/// Written by the agent, beside `services`.
+#[btf_map(name = "service_lines")]
+pub static SERVICE_LINES: Array<ServiceLine, { limits::SERVICE_LINES as usize }, MAPPED> = Array::new();
 
 /// Written by the agent before the id is published; later only the timeouts change.
 #[btf_map(name = "service_info")]

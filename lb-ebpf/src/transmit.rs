@@ -179,12 +179,7 @@ pub fn look_up(md: *mut xdp_md, packet: &mut Packet, reply: bool) -> Reason {
 
 #[inline(always)]
 fn request(packet: &mut Packet) {
-    // As a whole it would be cleared byte by byte.
-    let words: *mut u32 = (&raw mut packet.fib).cast();
-    for word in 0..size_of::<bpf_fib_lookup>() / size_of::<u32>() {
-        // SAFETY: within the request, of which all-zero bytes are valid.
-        unsafe { words.add(word).write_volatile(0) };
-    }
+    clear(&mut packet.fib);
     let tot_len = length(packet);
     let (fib, to) = (&mut packet.fib, &packet.to);
     fib.l4_protocol = packet.transport.protocol as u8;
@@ -198,6 +193,16 @@ fn request(packet: &mut Packet) {
     fib.__bindgen_anon_1 = bpf_fib_lookup__bindgen_ty_1 { tot_len };
     fib.ifindex = packet.ingress;
     between(fib, &to.source, &to.destination);
+}
+
+/// As a whole it would be cleared byte by byte.
+#[inline(always)]
+pub fn clear(fib: &mut bpf_fib_lookup) {
+    let words: *mut u32 = (&raw mut *fib).cast();
+    for word in 0..size_of::<bpf_fib_lookup>() / size_of::<u32>() {
+        // SAFETY: within the request, of which all-zero bytes are valid.
+        unsafe { words.add(word).write_volatile(0) };
+    }
 }
 
 /// Asks for the way between two addresses.

@@ -4,5 +4,6 @@
 mod build_object;
 
 fn main() -> anyhow::Result<()> {
-    build_object::embed("lb-bench", "bench")
+    build_object::embed("lb-bench", "bench")?;
+    build_object::embed_variant("lb-steps", "lb", "steps")
 }

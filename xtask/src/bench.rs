@@ -47,6 +47,8 @@ pub enum Part {
     Packets,
     /// The same as live frames through the driver
     Driver,
+    /// Where the time of a packet goes, step by step
+    Steps,
     /// What users see, beside no balancer, nftables, HAProxy and nginx
     Users,
     /// What clients notice when a backend is lost, beside nftables, HAProxy and nginx; and what probes cost

@@ -10,6 +10,9 @@ pub const SERVICES: u32 = 1024;
 pub const ADDRESSES: u32 = 8192;
 /// Bits that tell most packets that are not ours by one read: a power of two, 64 KiB of memory.
 pub const ADDRESS_BITS: u32 = 1 << 19;
+/// Places for copies of services where packets find them sooner: a power of two, 2 MiB of memory. With two
+/// places for each, nearly all of up to half as many services have one.
+pub const SERVICE_LINES: u32 = 1 << 15;
 pub const BACKENDS: u32 = 4096;
 /// Slots of all selection tables together: six services with tables of [`MAGLEV_TABLE`] slots, room
 /// to replace one of those, and small tables for the others.

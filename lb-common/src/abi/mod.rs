@@ -14,6 +14,7 @@ mod knock;
 pub mod limits;
 pub mod names;
 pub mod probe;
+mod service_line;
 mod slot;
 mod vlan;
 
@@ -26,6 +27,7 @@ pub use entries::{
 pub use events::{Event, EventKind};
 pub use fragment::{FragmentFlow, FragmentKey};
 pub use knock::{Handshakes, Knock, MovedKey, Silence};
+pub use service_line::ServiceLine;
 pub use slot::Slot;
 pub use vlan::{VlanKey, VlanLink, VlanTag, VlanTags, vlan_bit};
 
@@ -47,6 +49,7 @@ assert_size! {
     AddressRoles = 4,
     ServiceKey = 20,
     ServiceValue = 32,
+    ServiceLine = 64,
     ServiceInfo = 64,
     Backend = 64,
     Flow = 64,

@@ -13,6 +13,7 @@ names! {
     ADDRESS_BITS = "address_bits",
     ADDRESSES = "addresses",
     SERVICES = "services",
+    SERVICE_LINES = "service_lines",
     SERVICE_INFO = "service_info",
     BACKENDS = "backends",
     BACKEND_LOAD = "backend_load",

@@ -22,7 +22,21 @@ use crate::{
 
 #[xdp(frags)]
 pub fn textbook(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(&ctx);
+    run(&ctx, |frame, network, transport, bytes| {
+        let Some(vip) = vip(network, transport) else { return Some(xdp_action::XDP_PASS) };
+        let id = known(network, transport).or_else(|| begin(vip, network, transport))?;
+        let tunnel = tunnel(BACKENDS.get(id)?);
+        count_sent(vip.id, id, bytes);
+        frame.adjust_head(-(tunnel.growth() as i32))?;
+        encapsulate(frame, network, transport, &tunnel)?;
+        transmit(frame, bytes)
+    })
+}
+
+/// Counts and parses a packet and has it balanced; what cannot be is dropped.
+#[inline(always)]
+pub fn run(ctx: &XdpContext, balance: impl Fn(&mut Frame, &Network, &Transport, u64) -> Option<u32>) -> u32 {
+    let mut frame = Frame::new(ctx);
     let bytes = frame.bytes();
     count(TOTAL.get_ptr_mut(0), bytes);
     let Ok(network) = parse::network(&frame) else { return xdp_action::XDP_PASS };
@@ -33,17 +47,17 @@ pub fn textbook(ctx: XdpContext) -> u32 {
     }
 }
 
+/// Counts a packet for its service and its backend.
 #[inline(always)]
-fn balance(frame: &mut Frame, network: &Network, transport: &Transport, bytes: u64) -> Option<u32> {
-    let Some(vip) = vip(network, transport) else { return Some(xdp_action::XDP_PASS) };
-    let id = known(network, transport).or_else(|| begin(vip, network, transport))?;
-    let backend = BACKENDS.get(id)?;
-    let hop = *HOP.get(0)?;
-    count(VIP_STATS.get_ptr_mut(vip.id), bytes);
-    count(REAL_STATS.get_ptr_mut(id), bytes);
-    let tunnel = tunnel(backend);
-    frame.adjust_head(-(tunnel.growth() as i32))?;
-    encapsulate(frame, network, transport, &tunnel)?;
+pub fn count_sent(vip: u32, backend: u32, bytes: u64) {
+    count(VIP_STATS.get_ptr_mut(vip), bytes);
+    count(REAL_STATS.get_ptr_mut(backend), bytes);
+}
+
+/// To the one next hop.
+#[inline(always)]
+pub fn transmit(frame: &mut Frame, bytes: u64) -> Option<u32> {
+    let hop = HOP.get(0)?;
     frame.write(0, hop.destination)?;
     frame.write(6, hop.source)?;
     count(TOTAL.get_ptr_mut(1), bytes);
@@ -70,6 +84,13 @@ pub fn key(network: &Network, transport: &Transport) -> TupleKey {
     }
 }
 
+/// What a new flow's backend, and its first source port, follow from.
+#[inline(always)]
+pub fn hash(network: &Network, transport: &Transport) -> u64 {
+    let (from, to) = (transport.source_port, transport.destination_port);
+    selection_hash(&network.source, &network.destination, from, to, transport.protocol as u8)
+}
+
 /// The backend that the Maglev table of the service has for a hash.
 #[inline(always)]
 pub fn select(vip: &TextbookVip, hash: u64) -> Option<u32> {
@@ -88,7 +109,7 @@ pub fn now() -> u32 {
 }
 
 #[inline(always)]
-pub fn count(counters: Option<*mut DirectionCounters>, bytes: u64) {
+fn count(counters: Option<*mut DirectionCounters>, bytes: u64) {
     if let Some(counters) = counters {
         // SAFETY: this CPU's element.
         unsafe {
@@ -122,14 +143,7 @@ fn known(network: &Network, transport: &Transport) -> Option<u32> {
 
 #[inline(always)]
 fn begin(vip: &TextbookVip, network: &Network, transport: &Transport) -> Option<u32> {
-    let hash = selection_hash(
-        &network.source,
-        &network.destination,
-        transport.source_port,
-        transport.destination_port,
-        transport.protocol as u8,
-    );
-    let backend = select(vip, hash)?;
+    let backend = select(vip, hash(network, transport))?;
     // As its peers do: a table that cannot take the flow loses nothing but the memory of it.
     let _ = FLOWS.insert(key(network, transport), TextbookFlow { backend, seen: now() }, 0);
     Some(backend)

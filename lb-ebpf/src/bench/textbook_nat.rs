@@ -10,29 +10,19 @@ use aya_ebpf::{
 use lb_common::{
     abi::Port,
     bench::{FULL_NAT, TextbookNat, TextbookVip, TupleKey},
-    hash::selection_hash,
-    packet::PacketAccess,
-    parse::{self, Network, Transport},
+    parse::{Network, Transport},
     rewrite::{Translation, translate},
 };
 
 use crate::{
     ctx::Frame,
-    maps::{BACKENDS, HOP, NAT_FLOWS, NEW_FLOW, NewFlow, REAL_STATS, TOTAL, VIP_STATS},
-    textbook::{count, is_syn, key, now, select, vip},
+    maps::{BACKENDS, NAT_FLOWS, NEW_FLOW, NewFlow},
+    textbook::{count_sent, hash, is_syn, key, now, run, select, transmit, vip},
 };
 
 #[xdp(frags)]
 pub fn textbook_nat(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(&ctx);
-    let bytes = frame.bytes();
-    count(TOTAL.get_ptr_mut(0), bytes);
-    let Ok(network) = parse::network(&frame) else { return xdp_action::XDP_PASS };
-    let Ok(transport) = parse::transport(&frame, &network) else { return xdp_action::XDP_PASS };
-    match balance(&mut frame, &network, &transport, bytes) {
-        Some(action) => action,
-        None => xdp_action::XDP_DROP,
-    }
+    run(&ctx, balance)
 }
 
 #[inline(always)]
@@ -63,14 +53,9 @@ fn balance(frame: &mut Frame, network: &Network, transport: &Transport, bytes: u
         source_port: flow.source_port,
         destination_port: flow.destination_port,
     };
-    count(VIP_STATS.get_ptr_mut(flow.vip), bytes);
-    count(REAL_STATS.get_ptr_mut(flow.backend), bytes);
-    let hop = *HOP.get(0)?;
+    count_sent(flow.vip, flow.backend, bytes);
     translate(frame, network, transport, &to)?;
-    frame.write(0, hop.destination)?;
-    frame.write(6, hop.source)?;
-    count(TOTAL.get_ptr_mut(1), bytes);
-    Some(xdp_action::XDP_TX)
+    transmit(frame, bytes)
 }
 
 /// Source ports tried for a flow.
@@ -84,13 +69,7 @@ const FIRST_PORT: u32 = 1024;
 /// outside the stack, which is short.
 #[inline(always)]
 fn begin(vip: &TextbookVip, network: &Network, transport: &Transport, key: &TupleKey) -> Option<*mut TextbookNat> {
-    let hash = selection_hash(
-        &network.source,
-        &network.destination,
-        transport.source_port,
-        transport.destination_port,
-        transport.protocol as u8,
-    );
+    let hash = hash(network, transport);
     let id = select(vip, hash)?;
     let backend = BACKENDS.get(id)?;
     // SAFETY: this CPU's element, and no other reference to it lives.

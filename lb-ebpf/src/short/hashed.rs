@@ -1,7 +1,7 @@
 //! Flows without an entry, on a slot that is clean: the way that [`crate::stages::hashed`] tells of.
 
 use lb_common::{
-    abi::{BackendState, Mode, ServiceValue},
+    abi::{Address, BackendState, Mode, Port, ServiceValue},
     encap::Tunnel,
     flow::{TCP_ACK, TCP_RST, TCP_SYN},
     hash::{selection_slot, slot_hash},
@@ -27,17 +27,29 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
     let (from, to) = (transport.source_port, transport.destination_port);
     let (source, destination) = (&network.source, &network.destination);
     let hash = slot_hash(service.stable_hash, service, source, destination, from, to, transport.protocol as u8);
+    step!(Hash, hash);
     let index = service.selection_base.wrapping_add(selection_slot(hash, 0, service.stable_len));
     let Some(slot) = SELECTION.get(index).filter(|slot| slot.is_clean()) else { return LONGER };
     let id = slot.current();
+    step!(Place, id);
     let Some(backend) = BACKENDS.get(id).filter(|backend| backend.state == BackendState::Live as u8) else {
         return LONGER;
     };
-    if Mode::is_tunnel(service.mode) {
-        let tunnel = tunnel::to(backend, of_flow(hash, transport));
-        send(frame, packet, service.id, id, Some(&tunnel))
+    step!(Backend, backend.generation);
+    if !Mode::is_tunnel(service.mode) {
+        return send(frame, packet, service.id, id, None);
+    }
+    let tunnel = tunnel::to(backend, of_flow(hash, transport));
+    if !tunnel.destination.is_v4() {
+        return send(frame, packet, service.id, id, Some(&tunnel));
+    }
+    // Pieces of code of their own, in which the compiler knows what the header is made of.
+    let v4 = |address: &Address| Address::v4(address.v4_octets());
+    let tunnel = Tunnel { source: v4(&tunnel.source), destination: v4(&tunnel.destination), ..tunnel };
+    if tunnel.gue_port == Port::ANY {
+        send(frame, packet, service.id, id, Some(&Tunnel { gue_port: Port::ANY, ..tunnel }))
     } else {
-        send(frame, packet, service.id, id, None)
+        send(frame, packet, service.id, id, Some(&tunnel))
     }
 }
 
@@ -50,9 +62,11 @@ fn may_not_begin(service: &ServiceValue) -> bool {
 #[inline(always)]
 fn send(frame: &mut Frame, packet: &Plain, service: u32, backend: u32, tunnel: Option<&Tunnel>) -> Verdict {
     let Some(hop) = sent::hop(frame, packet, backend, tunnel, now()) else { return LONGER };
+    step!(Hop, hop.ifindex);
     if packet.transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN {
         stats::flow_begun(service, backend);
     }
     stats::sent(service, backend, false, packet.bytes);
+    step!(Count);
     sent::one_sided(frame, packet, service, tunnel, hop)
 }

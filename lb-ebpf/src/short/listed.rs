@@ -2,19 +2,19 @@
 
 use lb_common::{
     abi::{Address, BackendState, Flow, Granularity, Mode, Protocol, ServiceValue, limits::WAYS},
-    flow::{Seen, State, TCP_FIN, TCP_RST, TCP_SYN, Word, buckets, index, tag},
+    flow::{Seen, State, TCP_FIN, TCP_RST, TCP_SYN, Word},
     hash::tuple_hash,
     rewrite::Translation,
-    verdict::Verdict,
+    verdict::{Reason, Verdict},
 };
 
-use super::{LONGER, Plain, sent};
+use super::{LONGER, Plain, sent, tags::tagged_flow};
 use crate::{
     atomic::compare_exchange,
     ctx::Frame,
-    maps::{BACKENDS, Bucket, FLOW_WORDS, FLOWS, SERVICE_INFO},
+    maps::{BACKENDS, FLOW_WORDS, FLOWS, SERVICE_INFO},
     pipeline::now,
-    settings::{flow_mask, hash_seed},
+    settings::hash_seed,
     stages::table,
     stats, tunnel,
 };
@@ -33,11 +33,13 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
     let (network, transport) = (&packet.network, &packet.transport);
     let (from, to, protocol) = (transport.source_port, transport.destination_port, transport.protocol as u8);
     let hash = tuple_hash(hash_seed(), &network.source, &network.destination, from, to, protocol, 0);
-    let Some(found) = find(hash) else { return LONGER };
+    step!(Hash, hash);
+    let Some(found) = Found::at(tagged_flow(hash)) else { return LONGER };
     let flow = &found.copy();
     if !asks(flow, packet, service.id) {
         return LONGER;
     }
+    step!(Place, flow.backend_id, flow.source_port.get());
     let Some(backend) = BACKENDS.get(flow.backend_id) else { return LONGER };
     let lives = backend.generation == flow.backend_generation && backend.state == BackendState::Live as u8;
     let Some(info) = SERVICE_INFO.get(service.id) else { return LONGER };
@@ -47,12 +49,15 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
     if !lives || flow.flags & Flow::ACROSS_FAMILIES != 0 || !found.is_whole() {
         return LONGER;
     }
+    step!(Backend, backend.port.get(), after.0);
     let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(backend, hash));
     let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref(), now) else { return LONGER };
+    step!(Hop, hop.ifindex);
     if after != found.word && found.touch(after) {
         table::remember_mac(found.index, frame.sender());
     }
     stats::sent(service.id, flow.backend_id, false, packet.bytes);
+    step!(Count);
     if Mode::is_one_sided(flow.mode) {
         return sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop);
     }
@@ -62,7 +67,7 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         source_port: flow.source_port,
         destination_port: table::backend_port(backend, flow.service_port),
     };
-    sent::translated(frame, packet, service.id, &to, hop)
+    sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop)
 }
 
 /// Whether the packet is one that the flow's client sends.
@@ -79,62 +84,34 @@ fn asks(flow: &Flow, packet: &Plain, service: u32) -> bool {
 
 /// Without a branch for each word.
 #[inline(always)]
-fn same(one: &Address, other: &Address) -> bool {
+pub fn same(one: &Address, other: &Address) -> bool {
     let ([a, b, c, d], [e, f, g, h]) = (one.words(), other.words());
     (a ^ e | b ^ f | c ^ g | d ^ h) == 0
 }
 
 /// A place in the flow table that may be the packet's.
-struct Found {
-    index: u32,
-    word: Word,
+pub struct Found {
+    pub index: u32,
+    pub word: Word,
     place: *mut u64,
     flow: *const Flow,
 }
 
-/// The first place with the tag of the hash. The second bucket is asked for before the first has been looked
-/// at: where neither is in the cache, they come together.
-#[inline(always)]
-fn find(hash: u64) -> Option<Found> {
-    let [first, second] = buckets(hash, flow_mask());
-    let (one, other) = (FLOW_WORDS.get_ptr_mut(first)?, FLOW_WORDS.get_ptr_mut(second)?);
-    // SAFETY: within the bucket.
-    unsafe { (&raw const (*other).words[0]).read_volatile() };
-    let (mut bucket, mut words, mut way) = (first, one, way_of(one, hash));
-    if way >= WAYS as u32 {
-        (bucket, words, way) = (second, other, way_of(other, hash));
-    }
-    if way >= WAYS as u32 {
-        return None;
-    }
-    let index = index(bucket, way);
-    // SAFETY: the way is below the bucket's length; the word may change, so it is read once.
-    let place = unsafe { &raw mut (*words).words[way as usize % WAYS] };
-    // SAFETY: as above.
-    let word = Word(unsafe { place.read_volatile() });
-    Some(Found { index, word, place, flow: FLOWS.get_ptr_mut(index)? })
-}
-
-/// The way of a bucket with the tag of the hash; [`WAYS`] or more: there is none, or there are several.
-/// Sums instead of branches: the processor cannot guess which way it is.
-#[inline(always)]
-fn way_of(bucket: *const Bucket, hash: u64) -> u32 {
-    let (mut found, mut ways) = (0, 0);
-    for way in 0..WAYS as u64 {
-        // SAFETY: within the bucket.
-        let word = Word(unsafe { (&raw const (*bucket).words[way as usize]).read_volatile() });
-        let different = (word.tag() ^ tag(hash)) as u64;
-        let is_it = different.wrapping_sub(1) >> 63;
-        found += is_it;
-        ways += is_it * way;
-    }
-    (ways + (1 ^ found) * WAYS as u64) as u32
-}
-
 impl Found {
+    /// The place of this index; `None`: there is no such place.
+    #[inline(always)]
+    pub fn at(index: u32) -> Option<Self> {
+        let words = FLOW_WORDS.get_ptr_mut(index / WAYS as u32)?;
+        // SAFETY: the remainder is below the bucket's length; the word may change, so it is read once.
+        let place = unsafe { &raw mut (*words).words[index as usize % WAYS] };
+        // SAFETY: as above.
+        let word = Word(unsafe { place.read_volatile() });
+        Some(Self { index, word, place, flow: FLOWS.get_ptr_mut(index)? })
+    }
+
     /// The flow, read once.
     #[inline(always)]
-    fn copy(&self) -> Flow {
+    pub fn copy(&self) -> Flow {
         let mut copy = [0u64; size_of::<Flow>() / 8];
         for (at, word) in copy.iter_mut().enumerate() {
             // SAFETY: within the element, which is aligned to its size; every bit pattern is a Flow.
@@ -145,7 +122,7 @@ impl Found {
 
     /// Whether the flow was read as a whole: its place has not changed hands meanwhile.
     #[inline(always)]
-    fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         // SAFETY: a word of a map value.
         let now = Word(unsafe { self.place.read_volatile() });
         now.tag() == self.word.tag() && now.state() > State::Busy
@@ -153,7 +130,7 @@ impl Found {
 
     /// Notes the time of the packet, unless somebody else was faster.
     #[inline(always)]
-    fn touch(&self, after: Word) -> bool {
+    pub fn touch(&self, after: Word) -> bool {
         // SAFETY: an aligned word of a map value.
         unsafe { compare_exchange(self.place, self.word.0, after.0) == self.word.0 }
     }

@@ -6,22 +6,26 @@
 //! ```text
 //! headers -> ours? -> service -> hashed (the slot says where the flow is)
 //!                             -> listed (the flow table says it) -> sent
+//!               -> no service -> reply (the table of replies says where the flow is) -> sent
 //! ```
 
 mod hashed;
 mod listed;
+mod reply;
 mod sent;
+mod service;
+mod tags;
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{ServiceKey, ServiceValue},
+    abi::ServiceValue,
     packet::PacketAccess as _,
     parse::{NETWORK_OFFSET, Network, Transport},
     plain::{Head, HeadV4, HeadV6},
     verdict::{Reason, Stage, Verdict},
 };
 
-use crate::{ctx::Frame, maps::SERVICES, stages::admit};
+use crate::{ctx::Frame, stages::admit};
 
 /// Ether types (IEEE), as they stand in the frame.
 const ETHERTYPE: usize = 12;
@@ -40,32 +44,8 @@ pub struct Plain {
     pub ttl: [u8; 4],
 }
 
-/// A [`ServiceKey`] on the stack, written in the words in which the kernel reads it at once: what was written
-/// in smaller ones would have to reach the cache first.
-#[repr(C, align(8))]
-struct Key {
-    address: [u64; 2],
-    rest: u32,
-}
-const _: () = assert!(size_of::<ServiceKey>() == 20);
-
-impl Key {
-    /// The service key of a packet.
-    #[inline(always)]
-    fn of(network: &Network, transport: &Transport) -> Self {
-        let [a, b, c, d] = network.destination.words();
-        let join = |low: u32, high: u32| u64::from_ne_bytes(bytemuck::cast([low, high]));
-        let [high, low] = transport.destination_port.to_wire();
-        let rest = u32::from_ne_bytes([high, low, transport.protocol as u8, 0]);
-        Self { address: [join(a, b), join(c, d)], rest }
-    }
-
-    #[inline(always)]
-    fn get(&self) -> &ServiceKey {
-        // SAFETY: at least as large and aligned, and any bytes are a key.
-        unsafe { &*(&raw const *self).cast() }
-    }
-}
+/// From no client to a service's port: perhaps a backend's reply.
+const REPLY: Verdict = Verdict::go_on(Stage::Whole).because(Reason::ToClient);
 
 /// Not decided here.
 const LONGER: Verdict = Verdict::go_on(Stage::Whole);
@@ -74,15 +54,22 @@ const LONGER: Verdict = Verdict::go_on(Stage::Whole);
 /// length where that is known.
 #[inline(always)]
 pub fn run(frame: &Frame, bytes: &mut u64) -> Verdict {
+    step!(Enter);
     match frame.read::<u16>(ETHERTYPE) {
-        Some(IPV4) => way_v4(frame.md(), bytes),
-        Some(IPV6) => way_v6(frame.md(), bytes),
+        Some(IPV4) => match way_v4(frame.md(), bytes) {
+            REPLY => reply_v4(frame.md(), bytes),
+            verdict => verdict,
+        },
+        Some(IPV6) => match way_v6(frame.md(), bytes) {
+            REPLY => reply_v6(frame.md(), bytes),
+            verdict => verdict,
+        },
         Some(tag) if TAGGED.contains(&tag) => Verdict::go_on(Stage::Unusual),
         _ => Verdict::of(Reason::NotIp),
     }
 }
 
-/// A function of its own for each family: stack and registers are not enough for both together.
+/// A function of its own for each family, and for replies: stack and registers are not enough for all together.
 #[inline(never)]
 fn way_v4(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
     way::<HeadV4>(&mut Frame::of(md), bytes)
@@ -91,6 +78,27 @@ fn way_v4(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
 #[inline(never)]
 fn way_v6(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
     way::<HeadV6>(&mut Frame::of(md), bytes)
+}
+
+#[inline(never)]
+fn reply_v4(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
+    reply::<HeadV4>(&mut Frame::of(md), bytes)
+}
+
+#[inline(never)]
+fn reply_v6(md: *mut xdp_md, bytes: &mut u64) -> Verdict {
+    reply::<HeadV6>(&mut Frame::of(md), bytes)
+}
+
+/// Reads once more what [`way`] has read: that costs less than to keep it.
+#[inline(always)]
+fn reply<H: Head>(frame: &mut Frame, bytes: &mut u64) -> Verdict {
+    let Some(head) = frame.read::<H>(NETWORK_OFFSET) else { return LONGER };
+    let Some(network) = head.network() else { return LONGER };
+    let linear = frame.linear();
+    let Some(transport) = head.transport(linear).filter(|transport| transport.ttl > 1) else { return LONGER };
+    *bytes = linear as u64;
+    reply::run(frame, &Plain { network, transport, bytes: linear as u64, ttl: head.ttl() })
 }
 
 #[inline(always)]
@@ -104,17 +112,17 @@ fn way<H: Head>(frame: &mut Frame, bytes: &mut u64) -> Verdict {
     }
     if !admit::maybe_ours(&network.destination) {
         if admit::maybe_ours(&network.source) {
-            return LONGER;
+            return REPLY;
         }
         // ICMP errors come from anywhere on the way, and go to whom a packet said it was from.
         return if head.is_icmp() { Verdict::go_on(Stage::Icmp) } else { Verdict::of(Reason::NotForUs) };
     }
+    step!(Ours, head.packet_len());
     let Some(transport) = head.transport(linear).filter(|transport| transport.ttl > 1) else { return LONGER };
     let packet = Plain { network, transport, bytes: linear as u64, ttl: head.ttl() };
-    let key = Key::of(&network, &transport);
-    // SAFETY: an update puts a new element in the place of the old, which stays whole until no program can
-    // see it.
-    let Some(service) = (unsafe { SERVICES.get(key.get()) }) else { return LONGER };
+    step!(Parse, transport.source_port.get(), transport.offset, *bytes);
+    let Some(service) = service::find(&network, &transport) else { return REPLY };
+    step!(Service, service.selection_base, service.flags);
     const HASHED: u8 = ServiceValue::TRACKED | ServiceValue::PAIRED;
     if service.flags & HASHED == HASHED {
         hashed::run(frame, &packet, service)

@@ -22,15 +22,23 @@ pub fn hop(frame: &Frame, packet: &Plain, backend: u32, tunnel: Option<&Tunnel>,
 /// Direct server return: the packet as it is, with another TTL, and in its tunnel if it takes one.
 #[inline(always)]
 pub fn one_sided(frame: &mut Frame, packet: &Plain, service: u32, tunnel: Option<&Tunnel>, hop: &Hop) -> Verdict {
-    let written = hand_on(frame, packet, tunnel, hop);
+    let room = make_room(frame, packet, tunnel);
+    step!(Room, room.is_some());
+    let written = room.and_then(|()| hand_on(frame, packet, tunnel, hop));
+    step!(Write, written.is_some());
     leave(frame, service, Reason::ToBackend, hop, written)
+}
+
+/// Lowers the TTL, and grows the frame for the outer header.
+#[inline(always)]
+fn make_room(frame: &mut Frame, packet: &Plain, tunnel: Option<&Tunnel>) -> Option<()> {
+    lower_known_ttl(frame, packet.network.v4, packet.ttl)?;
+    tunnel.map_or(Some(()), |tunnel| frame.adjust_head(-(tunnel.growth() as i32)))
 }
 
 #[inline(always)]
 fn hand_on(frame: &mut Frame, packet: &Plain, tunnel: Option<&Tunnel>, hop: &Hop) -> Option<()> {
-    lower_known_ttl(frame, packet.network.v4, packet.ttl)?;
     if let Some(tunnel) = tunnel {
-        frame.adjust_head(-(tunnel.growth() as i32))?;
         encapsulate(frame, &packet.network, &packet.transport, tunnel)?;
     }
     link_layer(frame, hop)
@@ -38,9 +46,17 @@ fn hand_on(frame: &mut Frame, packet: &Plain, tunnel: Option<&Tunnel>, hop: &Hop
 
 /// The packet with the addresses and ports of its translation.
 #[inline(always)]
-pub fn translated(frame: &mut Frame, packet: &Plain, service: u32, to: &Translation, hop: &Hop) -> Verdict {
+pub fn translated(
+    frame: &mut Frame,
+    packet: &Plain,
+    service: u32,
+    reason: Reason,
+    to: &Translation,
+    hop: &Hop,
+) -> Verdict {
     let written = translate(frame, &packet.network, &packet.transport, to).and_then(|()| link_layer(frame, hop));
-    leave(frame, service, Reason::ToBackend, hop, written)
+    step!(Write, written.is_some());
+    leave(frame, service, reason, hop, written)
 }
 
 /// The verdict of a packet that was `written` for its hop, or could not be.

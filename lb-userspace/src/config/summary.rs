@@ -108,6 +108,7 @@ fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
         array(names::ADDRESS_BITS, u64::from(limits::ADDRESS_BITS) / 64, size_of::<u64>()),
         hash(names::ADDRESSES, limits.addresses, size_of::<abi::Address>(), size_of::<abi::AddressRoles>()),
         hash(names::SERVICES, limits.services, size_of::<abi::ServiceKey>(), size_of::<abi::ServiceValue>()),
+        array(names::SERVICE_LINES, limits::SERVICE_LINES.into(), size_of::<abi::ServiceLine>()),
         array(names::SERVICE_INFO, services, size_of::<abi::ServiceInfo>()),
         array(names::BACKENDS, backends, size_of::<abi::Backend>()),
         array(names::BACKEND_LOAD, backends, size_of::<i64>()),

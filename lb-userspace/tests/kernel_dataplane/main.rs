@@ -6,6 +6,7 @@ mod load;
 mod many;
 mod observe;
 mod ports;
+mod service_lines;
 mod support;
 mod tables;
 mod verifier;

@@ -104,6 +104,7 @@ fn markdown(results: &Results) -> String {
         );
     }
     packets(&mut text, results);
+    steps(&mut text, results);
     driver(&mut text, results);
     users(&mut text, results);
     failover::page::section(&mut text, &results.failover);
@@ -140,6 +141,23 @@ fn packets(text: &mut String, results: &Results) {
             row.target.as_deref().unwrap_or(""),
             verdict(row.met)
         );
+    }
+}
+
+fn steps(text: &mut String, results: &Results) {
+    for (number, way) in results.steps.chunk_by(|a, b| a.way == b.way).enumerate() {
+        if number == 0 {
+            let _ = write!(text, "\n## Where the time goes\n\n{WHERE_TIME_GOES}");
+        }
+        let _ = write!(
+            text,
+            "\n| {} | step ns | up to here | least |\n| --- | ---: | ---: | ---: |\n",
+            way.first().map_or("", |step| &step.way)
+        );
+        for step in way {
+            let _ =
+                writeln!(text, "| {} | {:+.1} | {:.1} | {:.1} |", step.step, step.step_ns, step.net_ns, step.min_ns);
+        }
     }
 }
 
@@ -257,6 +275,15 @@ parser and headers, so the ratio compares designs. A dashed line marks its cost,
 
 *hit*: packets of so many established flows in turn, in random order. *new*: every packet begins a flow,
 and the table is full. *flood*: SYNs from clients that were never seen. *reply*: packets from backends.
+";
+
+const WHERE_TIME_GOES: &str = "\
+The data path with marks between its steps, loaded once for each of them with packets ending there; all of
+these programs take their turns in the same rounds. A step costs what ending behind it takes longer than ending
+before it, without the harness. A processor works on many steps at a time: one that waits for nothing
+may cost next to nothing, one that everything waits for more than its instructions. *whole* is the product,
+which has no marks: its difference to the step before is the price of the marks, and of what they keep the
+compiler from moving.
 ";
 
 const THROUGH_DRIVER: &str = "\

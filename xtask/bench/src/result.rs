@@ -21,6 +21,9 @@ pub struct Results {
     /// In-kernel cost by packet.
     #[serde(default)]
     pub rows: Vec<RowResult>,
+    /// Where the time of a packet goes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepResult>,
     /// Live frames through the driver.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub driver: Vec<DriverResult>,
@@ -72,6 +75,18 @@ pub struct RowResult {
     pub met: Option<bool>,
     /// Flows that gave way to others meanwhile.
     pub evicted: u64,
+}
+
+/// One step of a packet's way; nanoseconds a packet, without the harness.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepResult {
+    pub way: String,
+    pub step: String,
+    /// What ending behind the step costs more than ending before it: the median over the rounds.
+    pub step_ns: f64,
+    /// Up to the end of the step.
+    pub net_ns: f64,
+    pub min_ns: f64,
 }
 
 /// Packets through the driver, on one CPU.

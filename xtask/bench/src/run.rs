@@ -57,6 +57,12 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     if arguments.wants(Part::Packets) {
         packets(arguments, results)?;
     }
+    if arguments.wants(Part::Steps) {
+        println!("steps: where the time of a packet goes, nanoseconds without the harness");
+        let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
+        let filter = arguments.filter.as_deref().unwrap_or_default();
+        results.steps = packets::steps(effort, filter, &|step| println!("{}", table::step(step)))?;
+    }
     if arguments.wants(Part::Driver) {
         driver(arguments, results)?;
     }

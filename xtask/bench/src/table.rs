@@ -2,12 +2,18 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use crate::result::{ControlResult, DriverResult, RowResult, UserResult};
+use crate::result::{ControlResult, DriverResult, RowResult, StepResult, UserResult};
 
 /// One line a row, as it is measured.
 pub fn line(row: &RowResult) -> String {
     let ratio = row.textbook_ratio.map_or_else(String::new, |ratio| format!("{ratio:.2} x textbook"));
     format!("  {:<42} {:>7.1} ns  {ratio:<16} {}", row.name, row.net_ns, verdict(row.met))
+}
+
+/// One line a step, as its way was measured.
+pub fn step(step: &StepResult) -> String {
+    let StepResult { way, step, step_ns, net_ns, min_ns } = step;
+    format!("  {way:<34} {step:<40} {step_ns:>+6.1} ns  {net_ns:>6.1} in all, least {min_ns:.1}")
 }
 
 /// All rows. Times are nanoseconds a packet; `net` is without the harness.

@@ -9,7 +9,7 @@ use lb_common::abi::{Mode, Protocol, Scheduler};
 const TCP4: Kind = Kind { v4: true, protocol: Protocol::Tcp };
 
 fn setting(mode: Mode, kind: Kind) -> Setting {
-    Setting { mode, scheduler: Scheduler::Maglev, kind, services: 1, lines: "" }
+    Setting { mode, scheduler: Scheduler::Maglev, kind, services: 1, visited: 1, lines: "" }
 }
 
 /// Runs in a namespace of its own, on the first CPU.
@@ -55,7 +55,7 @@ fn parsed(frame: &[u8]) -> (String, String, u16, u16) {
 #[test]
 fn every_program_passes_the_verifier() {
     inside(|| {
-        let mut object = Object::load(Capacity { flows: 64, nat: 64 })?;
+        let mut object = Object::load(Capacity::flows(64, 64))?;
         for name in PROGRAMS {
             object.program(name)?;
         }
@@ -134,7 +134,7 @@ fn replies_of_both_translating_modes_find_their_flows() {
 #[test]
 fn a_frame_that_no_program_is_aimed_at_is_an_error() {
     inside(|| {
-        let mut object = Object::load(Capacity { flows: 64, nat: 64 })?;
+        let mut object = Object::load(Capacity::flows(64, 64))?;
         let error = object.run(Harness::Fixed, 0, 1).expect_err("nothing is under test").to_string();
         assert!(error.contains("could not call"), "{error}");
         Ok(())

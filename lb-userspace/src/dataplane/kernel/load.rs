@@ -75,7 +75,7 @@ impl Drop for Pending {
 /// Rights are missing, pinned maps do not fit (names the map and what to do), or the kernel or its
 /// verifier refuses.
 pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
-    load_specs(options, object::object()?, object::map_specs(options.limits)?)
+    load_specs(options, object::object()?, object::map_specs(options.limits)?, NO_MARKS)
 }
 
 /// Loads another build of the data path: another version, in tests of upgrades.
@@ -84,7 +84,7 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
 /// As [`load`].
 #[doc(hidden)]
 pub fn load_object(options: &LoadOptions<'_>, object: &[u8]) -> Result<Loaded> {
-    load_specs(options, object, object::map_specs_of(object, options.limits)?)
+    load_specs(options, object, object::map_specs_of(object, options.limits)?, NO_MARKS)
 }
 
 /// As a version would that needed only so many elements of a map: the older one in tests of upgrades.
@@ -95,10 +95,23 @@ pub fn load_object(options: &LoadOptions<'_>, object: &[u8]) -> Result<Loaded> {
 pub fn load_as_if(options: &LoadOptions<'_>, map: &str, max_entries: u32) -> Result<Loaded> {
     let mut specs = object::map_specs(options.limits)?;
     specs.iter_mut().filter(|spec| spec.name == map).for_each(|spec| spec.max_entries = max_entries);
-    load_specs(options, object::object()?, specs)
+    load_specs(options, object::object()?, specs, NO_MARKS)
 }
 
-fn load_specs(options: &LoadOptions<'_>, object: &[u8], specs: Vec<MapSpec>) -> Result<Loaded> {
+/// The data path from an object that was built with marks between its steps, ending packets at one of them:
+/// for the bench.
+///
+/// # Errors
+/// As [`load`].
+#[doc(hidden)]
+pub fn load_marked(options: &LoadOptions<'_>, object: &[u8], last_step: u32) -> Result<Loaded> {
+    load_specs(options, object, object::map_specs(options.limits)?, last_step)
+}
+
+/// Of programs without marks: packets end at none.
+const NO_MARKS: u32 = 0;
+
+fn load_specs(options: &LoadOptions<'_>, object: &[u8], specs: Vec<MapSpec>, last_step: u32) -> Result<Loaded> {
     let pins = Pins::new(options.pin_dir);
     pins.create()?;
     migrate::refuse_other_layouts(&pins)?;
@@ -106,7 +119,7 @@ fn load_specs(options: &LoadOptions<'_>, object: &[u8], specs: Vec<MapSpec>) -> 
     let changing = migrate::changing(&pins, &specs)?;
     let settings = settings(&pins)?;
     migrate::set_aside(&pins, &changing)?;
-    let loaded = load_maps(options, object, &pins, &specs, &settings).and_then(|mut ebpf| {
+    let loaded = load_maps(options, (object, last_step), &pins, &specs, &settings).and_then(|mut ebpf| {
         let pending = take_over(&pins, &changing)?;
         // The seed is stored before the program runs, so that every flow in the maps follows it.
         store_settings(&mut ebpf, &settings)?;
@@ -122,7 +135,7 @@ fn load_specs(options: &LoadOptions<'_>, object: &[u8], specs: Vec<MapSpec>) -> 
 /// Makes the maps, or takes those that are pinned.
 fn load_maps(
     options: &LoadOptions<'_>,
-    object: &[u8],
+    (object, last_step): (&[u8], u32),
     pins: &Pins,
     specs: &[MapSpec],
     settings: &Settings,
@@ -133,6 +146,7 @@ fn load_maps(
         loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
     }
     loader.map_max_entries(names::HOPS, options.limits.backends);
+    loader.override_global("LAST_STEP", &last_step, false);
     loader.load(object).context("making the maps of the data path")
 }
 

@@ -5,7 +5,7 @@ use std::mem::discriminant;
 
 use aya::maps::MapData;
 use bytemuck::Pod;
-use lb_common::abi::{Backend, BackendCounters, ServiceCounters, ServiceInfo, names};
+use lb_common::abi::{Backend, BackendCounters, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, names};
 use std::os::fd::AsFd as _;
 
 use super::{
@@ -95,8 +95,7 @@ impl KernelDataplane {
                     Op::SetService { key, value } => Some((*key, *value)),
                     _ => None,
                 });
-                let written = batch::update(self.services.handle.fd().as_fd(), &keys, &values);
-                judge(written, |source| not_inserted("services", self.services.capacity, "services", source))
+                self.set_services(&keys, &values)
             }
             Op::SetAddress { .. } => {
                 let (keys, values) = split(run, |op| match op {
@@ -125,11 +124,27 @@ impl KernelDataplane {
         }
     }
 
+    /// No line says what the map does not say any more, as for a single service.
+    fn set_services(&mut self, keys: &[ServiceKey], values: &[ServiceValue]) -> Result<bool, DataplaneError> {
+        self.take_over_lines()?;
+        keys.iter().for_each(|key| self.service_lines.withdraw(key));
+        let written = batch::update(self.services.handle.fd().as_fd(), keys, values);
+        let done = judge(written, |source| not_inserted("services", self.services.capacity, "services", source));
+        if matches!(done, Ok(true)) {
+            keys.iter().zip(values).for_each(|(key, value)| self.service_lines.put(key, value));
+        } else {
+            self.service_lines.doubt();
+        }
+        done
+    }
+
     fn delete_run(&mut self, run: &[Op]) -> Result<bool, DataplaneError> {
         let failed = |what: &'static str| move |source| DataplaneError::Kernel { what: what.into(), source };
         match run[0] {
             Op::DeleteService { .. } => {
                 let keys = of(run, |op| if let Op::DeleteService { key } = op { Some(*key) } else { None });
+                self.take_over_lines()?;
+                keys.iter().for_each(|key| self.service_lines.remove(key));
                 judge(batch::delete(self.services.handle.fd().as_fd(), &keys), failed("deleting services"))
             }
             Op::DeleteAddress { .. } => {

@@ -18,6 +18,7 @@ use super::{
     mmap::SharedArray,
     pins::Pins,
     ports::Pools,
+    service_lines::ServiceLines,
     sweep::{Audit, Sweeper, owned_ports},
 };
 use crate::{
@@ -38,6 +39,7 @@ pub struct KernelDataplane {
     pub(super) addresses: Table<Address, AddressRoles>,
     pub(super) address_bits: AddressBits,
     pub(super) services: Table<ServiceKey, ServiceValue>,
+    pub(super) service_lines: ServiceLines,
     pub(super) service_info: List<ServiceInfo>,
     pub(super) backends: List<Backend>,
     pub(super) quic_ids: Table<QuicKey, u32>,
@@ -65,6 +67,7 @@ impl KernelDataplane {
             address_bits: AddressBits::open(pins, published.into_iter().map(|(address, _)| address))?,
             addresses,
             services: Table::open(pins, names::SERVICES)?,
+            service_lines: ServiceLines::open(pins)?,
             service_info: List::open(pins, names::SERVICE_INFO)?,
             backends: List::open(pins, names::BACKENDS)?,
             quic_ids: Table::open(pins, names::QUIC_IDS)?,
@@ -149,6 +152,26 @@ impl KernelDataplane {
         Ok(())
     }
 
+    /// No line says what the map does not say any more: it is withdrawn first, and comes back last.
+    fn set_service(&mut self, key: &ServiceKey, value: &ServiceValue) -> Result<(), DataplaneError> {
+        self.service_lines.withdraw(key);
+        let result = self.services.map.insert(key, value, 0);
+        inserted("services", self.services.capacity, "services", result).inspect_err(|_| self.service_lines.doubt())?;
+        self.service_lines.put(key, value);
+        Ok(())
+    }
+
+    /// Who changes something for the first time makes the lines of services what the map says: the one that
+    /// wrote them before may have ended in between.
+    pub(super) fn take_over_lines(&mut self) -> Result<(), DataplaneError> {
+        if self.service_lines.is_taken_over() {
+            return Ok(());
+        }
+        let services = self.services.read_all().map_err(failed("reading the services"))?;
+        self.service_lines.take_over(services);
+        Ok(())
+    }
+
     /// Counters of a service begin anew when the id is given to another one.
     fn set_service_info(&mut self, id: u32, info: &ServiceInfo) -> Result<(), DataplaneError> {
         check("service id", id, self.service_info.map.len(), "services")?;
@@ -183,6 +206,7 @@ impl KernelDataplane {
 
 impl Dataplane for KernelDataplane {
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
+        self.take_over_lines()?;
         match op {
             Op::SetGeneration(generation) => {
                 self.change_settings("writing the generation", |settings| settings.generation = *generation)
@@ -197,11 +221,11 @@ impl Dataplane for KernelDataplane {
             Op::SetServiceInfo { id, info } => self.set_service_info(*id, info),
             Op::ClearServiceInfo { id } => self.set_service_info(*id, &unused_info()),
             Op::WriteSelection { base, slots } => self.write_selection(*base, slots),
-            Op::SetService { key, value } => {
-                let result = self.services.map.insert(key, value, 0);
-                inserted("services", self.services.capacity, "services", result)
+            Op::SetService { key, value } => self.set_service(key, value),
+            Op::DeleteService { key } => {
+                self.service_lines.remove(key);
+                removed("deleting a service", self.services.map.remove(key))
             }
-            Op::DeleteService { key } => removed("deleting a service", self.services.map.remove(key)),
             Op::SetAddress { address, roles } => {
                 self.address_bits.set(*address);
                 let result = self.addresses.map.insert(address, roles, 0);

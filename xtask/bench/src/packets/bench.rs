@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
 use lb_common::{
     abi::{Mode, Protocol},
-    bench::{STREAM_FLOWS, Stream, StreamFlow, WINDOW},
+    bench::{STREAM_FLOWS, Step, Stream, StreamFlow, WINDOW},
 };
 use lb_userspace::dataplane::kernel::ifindex;
 
@@ -15,7 +15,7 @@ use super::{
     lab,
     lane::{Lane, Which},
     object::{Capacity, Harness, Object, Ran},
-    ours::{Ours, ProgramSize},
+    ours::{Marked, Ours, ProgramSize},
     rows::Case,
     setting::{FLOWS, Setting},
     stream::{self, ACK, Order, Renewal, SYN},
@@ -31,7 +31,7 @@ pub struct Bench {
     pub ours: Ours,
     pub ifindex: u32,
     ours_fd: ProgramFd,
-    textbook_fd: Option<ProgramFd>,
+    textbook_fd: ProgramFd,
     flows: Flows,
     /// How many of the flows are established.
     filled: u32,
@@ -48,16 +48,17 @@ impl Bench {
     /// # Errors
     /// The kernel refuses.
     pub fn new(setting: Setting) -> Result<Self> {
-        let compared = setting.services == 1;
         let one_sided = Mode::is_one_sided(setting.mode as u8);
-        let room = |wanted: bool, entries: u32| if compared && wanted { entries } else { 1024 };
-        let mut object = Object::load(Capacity { flows: room(one_sided, FLOWS), nat: room(!one_sided, 2 * FLOWS) })?;
+        let room = |wanted: bool, entries: u32| if wanted { entries } else { 1024 };
+        let mut object = Object::load(Capacity {
+            services: setting.services,
+            backends: (setting.services * setting.backends_each()).next_power_of_two(),
+            slots: setting.services * setting.table(),
+            ..Capacity::flows(room(one_sided, FLOWS), room(!one_sided, 2 * FLOWS))
+        })?;
         let mut ours = Ours::load(&setting)?;
-        let mut textbook_fd = None;
-        if compared {
-            textbook::publish(&mut object, &setting).context("filling the textbook balancer")?;
-            textbook_fd = Some(object.program(if one_sided { "textbook" } else { "textbook_nat" })?);
-        }
+        textbook::publish(&mut object, &setting).context("filling the textbook balancer")?;
+        let textbook_fd = object.program(if one_sided { "textbook" } else { "textbook_nat" })?;
         Ok(Self {
             setting,
             ours_fd: ours.program()?,
@@ -65,7 +66,7 @@ impl Bench {
             object,
             ours,
             ifindex: ifindex(lab::INTERFACE)?,
-            flows: Arc::new(stream::client_flows(setting.kind.v4, setting.services)),
+            flows: Arc::new(stream::client_flows(setting.kind.v4, setting.visited)),
             filled: 0,
             ours_replies: Vec::new(),
             textbook_replies: Vec::new(),
@@ -118,11 +119,22 @@ impl Bench {
         let own = if reply { replies(&self.ours_replies) } else { flows.clone() };
         lane(Which::Ours, self.ours_fd.try_clone()?, &own, &order, grows);
         // Fragments are nothing that it knows.
-        if let Some(program) = self.textbook_fd.as_ref().filter(|_| case != Case::Fragment) {
+        if case != Case::Fragment {
             let own = if reply { replies(&self.textbook_replies) } else { flows.clone() };
-            lane(Which::Textbook, program.try_clone()?, &own, &order, textbook_grows);
+            lane(Which::Textbook, self.textbook_fd.try_clone()?, &own, &order, textbook_grows);
         }
         Ok(lanes)
+    }
+
+    /// The lane of one established flow for our data path up to a step.
+    ///
+    /// # Errors
+    /// The program is not loaded.
+    pub fn step_lane(&self, step: Step, marked: &mut Marked) -> Result<Lane> {
+        let (order, flows) = self.order(Case::Hit(1));
+        let grows = Mode::is_tunnel(self.setting.mode as u8) && step >= Step::Room;
+        let harness = Harness::Run(self.setting.kind);
+        Ok(Lane::new(Which::Step(step), marked.program()?, harness, flows, &order, grows))
     }
 
     fn order(&self, case: Case) -> (Order, Flows) {
@@ -198,11 +210,8 @@ impl Bench {
         let flows = Arc::new(flows);
         let seen = self.establish(&self.ours_fd.try_clone()?, &flows).context("our data path")?;
         self.ours_replies.extend(seen);
-        if let Some(program) = &self.textbook_fd {
-            let program = program.try_clone()?;
-            let seen = self.establish(&program, &flows).context("the textbook balancer")?;
-            self.textbook_replies.extend(seen);
-        }
+        let seen = self.establish(&self.textbook_fd.try_clone()?, &flows).context("the textbook balancer")?;
+        self.textbook_replies.extend(seen);
         self.filled = upto;
         Ok(())
     }
@@ -210,8 +219,9 @@ impl Bench {
     /// Gives what backends answer.
     fn establish(&mut self, program: &ProgramFd, flows: &Flows) -> Result<Vec<StreamFlow>> {
         let (kind, count) = (self.setting.kind, flows.len() as u32);
-        let first = Order::of(&stream::requests(kind, SYN), count, Renewal::None);
-        // One more: what has become of a frame is noted when the next one comes.
+        // One more: what has become of a frame is noted when the next one comes. It is another flow's, because
+        // a SYN that comes again is sent to another backend.
+        let first = Order::of(&stream::requests(kind, SYN), count, Renewal::Ports);
         self.stream(program, flows, &first, Harness::Capture(kind), count + 1)?;
         let mut replies = Vec::new();
         if !Mode::is_one_sided(self.setting.mode as u8) {

@@ -81,7 +81,7 @@ pub fn driver(
     let mut results = Vec::new();
     for group in rows.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
         let kind = Kind { v4: true, protocol: Protocol::Tcp };
-        let setting = Setting { mode: group[0].0, scheduler: group[0].1, kind, services: 1, lines: "" };
+        let setting = Setting { mode: group[0].0, scheduler: group[0].1, kind, services: 1, visited: 1, lines: "" };
         let measured = lab::inside(last_cpu(), || {
             let mut stage = Stage::new(setting)?;
             let mut results = Vec::new();

@@ -1,7 +1,7 @@
 //! One program under test with its own stream, and what each round has found.
 
 use aya::programs::ProgramFd;
-use lb_common::bench::Stream;
+use lb_common::bench::{Step, Stream};
 
 use super::{
     bench::Flows,
@@ -19,6 +19,8 @@ pub enum Which {
     Floor,
     Ours,
     Textbook,
+    /// Ours as far as this step.
+    Step(Step),
 }
 
 pub struct Lane {

@@ -160,6 +160,6 @@ fn judge(row: &Row, result: &mut RowResult, before: &[RowResult]) {
     result.met = target.met(&cost);
 }
 
-fn tenths(ns: f64) -> f64 {
+pub fn tenths(ns: f64) -> f64 {
     (ns * 10.0).round() / 10.0
 }

@@ -17,6 +17,7 @@ mod ours;
 mod rows;
 mod setting;
 mod sink;
+mod steps;
 mod stream;
 mod textbook;
 
@@ -30,4 +31,5 @@ pub use ours::{Counted, Ours, ProgramSize};
 pub use rows::{Case, Row, rows};
 pub use setting::Setting;
 pub use sink::Sink;
+pub use steps::steps;
 pub use stream::{Kind, udp_order};

@@ -64,13 +64,23 @@ pub struct Ran {
     pub action: u32,
 }
 
-/// Room for flows in the textbook balancer's two tables. The kernel's LRU hash takes all its memory at
-/// once.
+/// Room in the textbook balancer's tables. The kernel's LRU hash takes all its memory at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capacity {
+    pub services: u32,
+    pub backends: u32,
+    /// Of all Maglev tables together.
+    pub slots: u32,
     pub flows: u32,
     /// Of entries: two a flow.
     pub nat: u32,
+}
+
+impl Capacity {
+    /// Of one service, with room for flows in either table.
+    pub const fn flows(flows: u32, nat: u32) -> Self {
+        Self { services: 1, backends: 4096, slots: 65_537, flows, nat }
+    }
 }
 
 /// The loaded programs.
@@ -91,7 +101,12 @@ impl Object {
         let mut loader = EbpfLoader::new();
         loader
             .map_max_entries(names::TEXTBOOK_FLOWS, capacity.flows)
-            .map_max_entries(names::TEXTBOOK_NAT, capacity.nat);
+            .map_max_entries(names::TEXTBOOK_NAT, capacity.nat)
+            .map_max_entries(names::TEXTBOOK_VIPS, capacity.services)
+            .map_max_entries(names::TEXTBOOK_VIP_STATS, capacity.services)
+            .map_max_entries(names::TEXTBOOK_BACKENDS, capacity.backends)
+            .map_max_entries(names::TEXTBOOK_REAL_STATS, capacity.backends)
+            .map_max_entries(names::TEXTBOOK_RING, capacity.slots);
         let mut ebpf = loader.load(OBJECT).context("making the maps of the bench")?;
         let target = ebpf.take_map(names::TARGET).context("the bench has no program array")?;
         Ok(Self {

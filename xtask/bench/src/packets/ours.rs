@@ -12,9 +12,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
-use lb_common::verdict::{Action, Reason};
+use lb_common::{
+    bench::Step,
+    verdict::{Action, Reason},
+};
 use lb_userspace::{
-    config::XdpMode,
+    config::{Limits, XdpMode},
     core::{Core, Input, reconcile::Reconciler},
     dataplane::{
         Dataplane as _,
@@ -39,7 +42,24 @@ pub struct Ours {
     // The program goes before its pins.
     loaded: Loaded,
     stats: Stats,
+    limits: Limits,
     pin_dir: PinDir,
+}
+
+/// The data path with marks between its steps.
+static MARKED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-steps"));
+
+/// Our data path up to a step, over the maps of the whole one.
+pub struct Marked(Loaded);
+
+impl Marked {
+    /// The program, to be put under test.
+    ///
+    /// # Errors
+    /// It is not loaded.
+    pub fn program(&mut self) -> Result<ProgramFd> {
+        Ok(self.0.program()?.fd()?.try_clone()?)
+    }
 }
 
 impl Ours {
@@ -62,7 +82,7 @@ impl Ours {
         core.handle(Input::Published { generation: report.generation }, Duration::ZERO);
         settle(&mut core, &mut data)?;
         let stats = Stats::open(&pin_dir.0)?;
-        Ok(Self { loaded, stats, pin_dir })
+        Ok(Self { loaded, stats, limits, pin_dir })
     }
 
     /// The program, to be put under test.
@@ -71,6 +91,15 @@ impl Ours {
     /// It is not loaded.
     pub fn program(&mut self) -> Result<ProgramFd> {
         Ok(self.loaded.program()?.fd()?.try_clone()?)
+    }
+
+    /// Loads the data path once more, with packets ending at a step.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn marked(&self, step: Step) -> Result<Marked> {
+        let options = LoadOptions { pin_dir: &self.pin_dir.0, limits: &self.limits, debug_log: false };
+        Ok(Marked(kernel::load_marked(&options, MARKED, step as u32)?))
     }
 
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use lb_common::abi::{Mode, Scheduler};
 use lb_userspace::{
     config::{self, Config},
@@ -25,6 +25,8 @@ pub struct Setting {
     pub scheduler: Scheduler,
     pub kind: Kind,
     pub services: u32,
+    /// How many of these packets are sent to, from the first.
+    pub visited: u32,
     /// Further lines at the end of the configuration: of features that rows switch on.
     pub lines: &'static str,
 }
@@ -42,7 +44,7 @@ impl Setting {
         let services = self.services;
         let (room, each) = (services.next_power_of_two().max(64), self.backends_each());
         // As long as a table must be for one service, and short where there are thousands.
-        let table: u32 = if services == 1 { 65_537 } else { 251 };
+        let table = self.table();
         let mut text = format!(
             "interfaces = [\"{}\"]\nmaglev-table-size = {table}\n\
              [limits]\nservices = {room}\nbackends = {}\naddresses = {}\nselection-slots = {}\nflows = {FLOWS}\n",
@@ -57,7 +59,12 @@ impl Setting {
         text + self.lines
     }
 
-    fn backends_each(&self) -> u32 {
+    /// Slots of each service's table.
+    pub fn table(&self) -> u32 {
+        if self.services == 1 { 65_537 } else { 251 }
+    }
+
+    pub fn backends_each(&self) -> u32 {
         if self.services == 1 { lab::BACKENDS } else { 2 }
     }
 
@@ -90,9 +97,8 @@ impl Setting {
         Ok(core)
     }
 
-    /// What the textbook balancer has to know: the same service, scheduled by Maglev.
+    /// What the textbook balancer has to know: the same services, scheduled by Maglev.
     pub fn textbook_tables(&self) -> Result<Tables> {
-        ensure!(self.services == 1, "the textbook balancer is compared with one service");
         let maglev = Self { scheduler: Scheduler::Maglev, lines: "", ..*self };
         let core = maglev.core().context("planning for the textbook balancer")?;
         Ok(core.desired().clone())

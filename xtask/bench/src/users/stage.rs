@@ -71,7 +71,7 @@ impl Stage {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         world.lb.ip(&[format!("neigh replace {backend_address} lladdr {mac} dev eth1 nud permanent")])?;
         let web = web(&world)?;
-        Ok(Self { world, object: Object::load(Capacity { flows: 64, nat: 64 })?, web, far_end: None })
+        Ok(Self { world, object: Object::load(Capacity::flows(64, 64))?, web, far_end: None })
     }
 
     /// Where the backend answers, without a balancer.
