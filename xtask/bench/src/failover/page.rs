@@ -204,8 +204,9 @@ the client's kernel after a second, when the client has given up.
 ";
 
 const PROBES: &str = "\
-The agent with backends that are checked by TCP ten times a second (`timeout = \"100ms\"`, no jitter), those that hang
-leave every SYN without an answer. *Off schedule*: how far the time between two probes of a target is from the
+The agent with backends that are checked by TCP ten times a second (a timeout of 80 ms, no jitter), those that hang
+leave every SYN without an answer. Where the timeout is as long as the interval, a target that hangs misses every second
+turn: probes of one target never overlap. *Off schedule*: how far the time between two probes of a target is from the
 interval, by the kernel's time stamps on the wire; over all targets.
 ";
 
