@@ -25,6 +25,20 @@ const BOOTSTRAP: &str = "aya_ebpf,lb,decap,probe,lb_bench";
 /// # Errors
 /// No toolchain can build it, or it does not compile.
 pub(crate) fn embed(binary: &str, features: &str) -> Result<()> {
+    embed_as(binary, binary, features, "bpf")
+}
+
+/// The same under a name of its own, built in a folder of its own beside the others': a build of one binary
+/// with other features would otherwise come between a build and the copy that is made of it.
+///
+/// # Errors
+/// As [`embed`].
+#[allow(dead_code, reason = "most build scripts need one build of each binary")]
+pub(crate) fn embed_variant(name: &str, binary: &str, features: &str) -> Result<()> {
+    embed_as(name, binary, features, &format!("bpf-{name}"))
+}
+
+fn embed_as(name: &str, binary: &str, features: &str, folder: &str) -> Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
     let root = manifest.ancestors().find(|folder| folder.join("lb-ebpf").is_dir()).context("there is no lb-ebpf")?;
     println!("cargo:rerun-if-changed=build.rs");
@@ -34,11 +48,11 @@ pub(crate) fn embed(binary: &str, features: &str) -> Result<()> {
     for variable in ["LB_BPF_TOOLCHAIN", "AYA_BUILD_SKIP"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join(binary);
+    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join(name);
     if skipped() {
         return fs::write(&object, []).with_context(|| format!("writing {}", object.display()));
     }
-    build(&root.join("lb-ebpf"), binary, features, &object).with_context(|| {
+    build(&root.join("lb-ebpf"), binary, features, &object, folder).with_context(|| {
         format!(
             "the eBPF program `{binary}` (lb-ebpf) could not be built; `cargo xtask setup` installs what that needs"
         )
@@ -52,11 +66,11 @@ fn skipped() -> bool {
 /// Runs cargo for the BPF target. Not through aya-build, which fixes the compiler's flags: with
 /// `target-cpu=v3` LLVM has all instructions of that version, where a choice of single features
 /// (32-bit arithmetic without 32-bit comparisons) makes it compare wrongly.
-fn build(package: &Path, binary: &str, features: &str, object: &Path) -> Result<()> {
+fn build(package: &Path, binary: &str, features: &str, object: &Path, folder: &str) -> Result<()> {
     let toolchain = toolchain()?;
     // <profile>/build/<package>/out/<object>: one folder for all packages and for each time one of them
     // changes its dependencies, or the procedural macros would be built again and again.
-    let target_dir = object.ancestors().nth(4).context("OUT_DIR is no build script's")?.join("bpf");
+    let target_dir = object.ancestors().nth(4).context("OUT_DIR is no build script's")?.join(folder);
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {
         Ok("big") => "bpfeb-unknown-none",

@@ -72,7 +72,7 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = icmp::run(&mut frame);
-    finish(&ctx, bytes, verdict)
+    proceed(&ctx, bytes, verdict)
 }
 
 #[xdp(frags)]
@@ -147,6 +147,8 @@ fn finish(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
 #[inline(always)]
 fn end(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
     let bytes = if bytes == UNTOUCHED { Frame::new(ctx).bytes() } else { bytes };
+    #[cfg(feature = "fixture-twin")]
+    let bytes = opaque::opaque(opaque::opaque(bytes as usize)) as u64;
     stats::count(verdict.reason(), bytes);
     debug!(ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason());
     match verdict.exit() {

@@ -139,6 +139,10 @@ pub const REFUSED: u32 = 3;
 pub const REPEATED: u32 = 4;
 /// A backend answers a connection that is not known.
 pub const LATE: u32 = 5;
+/// Somebody on the way to a backend refuses such a connection, by an ICMP error.
+pub const DENIED: u32 = 6;
+/// The same where no other backend can have the connection.
+pub const UNDENIED: u32 = 7;
 
 /// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
 /// begin.
@@ -299,7 +303,7 @@ fn reply(packet: &mut Packet) -> Reason {
         let flags = packet.transport.tcp_flags;
         if flags & TCP_RST != 0 {
             packet.begins = REFUSED;
-        } else if flags & TCP_SYN != 0 {
+        } else if flags & TCP_SYN != 0 || packet.transport.protocol == Protocol::Udp {
             knock::answered();
         } else {
             knock::contested();

@@ -42,6 +42,9 @@ fn backend(service: &str, address: &str) -> BackendView {
         effective: EffectiveView { used: true, reason: "tier 0 serves".to_owned() },
         leaving: false,
         live_flows: 312,
+        refusals: 0,
+        unanswered: 0,
+        rescued: 0,
     }
 }
 

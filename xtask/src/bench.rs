@@ -51,6 +51,8 @@ pub enum Part {
     Users,
     /// What clients notice when a backend is lost, beside nftables, HAProxy and nginx; and what probes cost
     Failover,
+    /// What changes cost among 10,000 services, until the maps are right
+    Control,
 }
 
 impl BenchArguments {
@@ -67,7 +69,11 @@ pub fn bench(arguments: &BenchArguments, words: &[OsString]) -> Result<ExitCode>
     let lb = [Part::Users, Part::Failover].into_iter().any(|part| arguments.wants(part));
     let lb = arguments.report.is_empty() && lb;
     setup::setup(Level::Test, false)?;
-    let lb = if lb { build::lb(Profile::Dev)?.into() } else { OsString::new() };
+    let lb = match (lb, arguments.report.is_empty() && arguments.wants(Part::Control)) {
+        (_, true) => build::lb(Profile::Release)?.into(),
+        (true, false) => build::lb(Profile::Dev)?.into(),
+        (false, false) => OsString::new(),
+    };
     let artifacts = build::artifacts(&["build", "--package", "lb-bench", "--bin", "lb-bench"])?;
     let program = artifacts.into_iter().find(|artifact| artifact.name == "lb-bench" && artifact.kind == "bin");
     let program = program.context("cargo built lb-bench and did not say where it is")?.executable;

@@ -98,10 +98,53 @@ pub fn ip(source: Address, destination: Address, ttl: u8, protocol: u8, payload:
     [header, payload.to_vec()].concat()
 }
 
+/// The same UDP packet with bytes behind its datagram, which no checksum covers (RFC 9868).
+pub fn with_surplus(packet: &[u8], bytes: &[u8]) -> Vec<u8> {
+    lengthened([packet, bytes].concat(), bytes.len())
+}
+
+/// The same UDP packet without a checksum.
+pub fn without_checksum(mut packet: Vec<u8>) -> Vec<u8> {
+    let at = header_len(&packet) + 6;
+    packet[at..at + 2].fill(0);
+    packet
+}
+
+/// The same packet with options that say nothing: of IPv4 in its header, of IPv6 in one of their own.
+pub fn with_options(packet: &[u8]) -> Vec<u8> {
+    let (header, rest) = packet.split_at(header_len(packet));
+    let mut header = header.to_vec();
+    let options = if header[0] >> 4 == 4 {
+        header[0] += 1;
+        vec![1, 1, 1, 0]
+    } else {
+        vec![std::mem::replace(&mut header[6], 60), 0, 1, 4, 0, 0, 0, 0]
+    };
+    lengthened([&header, &options, rest].concat(), options.len())
+}
+
+/// Bytes of the IP header of a packet made here, without options.
+fn header_len(packet: &[u8]) -> usize {
+    if packet[0] >> 4 == 4 { 20 } else { 40 }
+}
+
+/// Mends the header of a packet that has got so many bytes more.
+fn lengthened(mut packet: Vec<u8>, more: usize) -> Vec<u8> {
+    let v4 = packet[0] >> 4 == 4;
+    let at = if v4 { 2 } else { 4 };
+    let length = u16::from_be_bytes([packet[at], packet[at + 1]]) + more as u16;
+    packet[at..at + 2].copy_from_slice(&length.to_be_bytes());
+    if v4 {
+        let len = usize::from(packet[0] & 15) * 4;
+        put_checksum(&mut packet[..len], 10, Vec::new());
+    }
+    packet
+}
+
 /// The pieces of an IP packet, of which all but the last have `chunk` bytes (a multiple of eight) of it.
 pub fn pieces(packet: &[u8], chunk: usize, id: u8) -> Vec<Vec<u8>> {
     let v4 = packet[0] >> 4 == 4;
-    let (header, payload) = packet.split_at(if v4 { 20 } else { 40 });
+    let (header, payload) = packet.split_at(header_len(packet));
     let count = payload.len().div_ceil(chunk);
     let piece = |(number, part): (usize, &[u8])| {
         let more = u16::from(number + 1 < count);

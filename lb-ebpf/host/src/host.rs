@@ -80,9 +80,14 @@ impl Host {
         self.machine.set_random(next);
     }
 
+    /// By number of the reason.
+    pub fn verdicts(&self) -> Vec<VerdictCounters> {
+        copies(Reason::COUNT, |id| maps::VERDICT_STATS.get(id))
+    }
+
     pub fn counters(&self) -> Counters {
         Counters {
-            verdicts: copies(Reason::COUNT, |id| maps::VERDICT_STATS.get(id)),
+            verdicts: self.verdicts(),
             services: copies(LIMITS.services, |id| maps::SERVICE_STATS.get(id)),
             backends: copies(LIMITS.backends, |id| maps::BACKEND_STATS.get(id)),
         }

@@ -124,9 +124,16 @@ impl<'a> Player<'a> {
         self.packets
     }
 
-    /// A client's packet.
+    /// A client's packet, sometimes with what is rarely seen.
     fn ask(&mut self, bytes: &mut Bytes<'_>, target: &mut impl Target) {
         let packet = self.question(bytes);
+        let udp = packet[if packet[0] >> 4 == 4 { 9 } else { 6 }] == Protocol::Udp as u8;
+        let packet = match bytes.next() {
+            240.. => frame::with_options(&packet),
+            few @ 225.. if udp => frame::with_surplus(&packet, &vec![few; usize::from(few - 224)]),
+            210.. if udp => frame::without_checksum(packet),
+            _ => packet,
+        };
         self.send(bytes, target, Side::Front, packet);
     }
 

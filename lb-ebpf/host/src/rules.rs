@@ -22,6 +22,7 @@ pub const NO_VERDICTS: [Reason; 2] = [Reason::Evicted, Reason::FragmentGuessed];
 const PAUSE: u64 = 10_000_000_000;
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// The host's program under these rules.
 pub struct Ruled<'a> {
@@ -39,7 +40,7 @@ type Connection = (Address, u16, u16);
 
 impl<'a> Ruled<'a> {
     pub fn new(host: Host, world: &'a World) -> Self {
-        let verdicts = host.counters().verdicts;
+        let verdicts = host.verdicts();
         Self { host, world, verdicts, owners: BTreeMap::new(), ended: BTreeMap::new() }
     }
 
@@ -156,6 +157,9 @@ impl Target for Ruled<'_> {
         assert_exit(reason, &sent, frame, &tell);
         if sent.action >= XDP_TX {
             assert_right(reason, frame, &sent.frame, &tell);
+            if matches!(reason, Reason::ToBackend | Reason::ToClient) {
+                assert_carried(frame, &sent.frame, &tell);
+            }
         }
         self.follow(side, frame, reason, &sent);
         sent
@@ -215,6 +219,18 @@ fn tags(frame: &[u8]) -> usize {
     }
 }
 
+/// What is sent on ends with what it carried.
+fn assert_carried(frame: &[u8], left: &[u8], tell: &impl Fn() -> String) {
+    let Some((protocol, at)) = judge(frame).ok().and_then(|right| right.transport) else { return };
+    let header = match protocol {
+        TCP => usize::from(frame[at + 12] >> 4) * 4,
+        UDP => 8,
+        // SCTP is never rewritten.
+        _ => 0,
+    };
+    assert!(left.ends_with(&frame[at + header..]), "the payload has changed: {}", tell());
+}
+
 /// A connection, and the flags of the packet.
 fn connection(frame: &[u8], right: &Right) -> Option<(Connection, u8)> {
     let (protocol, at) = right.transport?;
@@ -223,13 +239,6 @@ fn connection(frame: &[u8], right: &Right) -> Option<(Connection, u8)> {
     }
     let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     Some(((right.source, port(at), port(at + 2)), frame[at + 13]))
-}
-
-impl Host {
-    /// By number of the reason.
-    pub fn verdicts(&self) -> Vec<VerdictCounters> {
-        self.counters().verdicts
-    }
 }
 
 const _: () = assert!(LIMITS.flows.is_power_of_two());

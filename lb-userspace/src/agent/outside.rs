@@ -13,7 +13,7 @@ use super::{
     failover_watch::{FlowWatch, ReceiptWriter},
     host_queue::HostQueue,
     host_task::{self, HostJob},
-    knock_thread::KnockThread,
+    knock_thread::{KnockThread, KnockWaker},
     receipts::ReceiptFile,
     route_watch,
     run_loop::{Finding, Outside, Probed},
@@ -76,7 +76,7 @@ impl World {
             spawn(tokio::spawn(stamp(results, probed))),
             spawn(tokio::spawn(route_watch::run(host.netlink(), backends, findings.clone()))),
             spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
-            spawn(tokio::spawn(pass_events(events, findings.clone()))),
+            spawn(tokio::spawn(pass_events(events, knocks.waker(), findings.clone()))),
         ];
         let host = HostQueue::new(jobs, findings);
         Ok((
@@ -159,13 +159,17 @@ async fn stamp(mut results: mpsc::Receiver<(ProbeKey, crate::core::ProbeOutcome)
     }
 }
 
-async fn pass_events(mut events: Events, findings: mpsc::Sender<Finding>) {
+async fn pass_events(mut events: Events, knocks: KnockWaker, findings: mpsc::Sender<Finding>) {
     loop {
         let finding = match events.next().await {
             Ok(DataplaneEvent::NeighbourMissing { ifindex, address }) => {
                 Finding::NeighbourMissing { ifindex, next_hop: address }
             }
             Ok(DataplaneEvent::PortsExhausted { backend_id, .. }) => Finding::PortsExhausted { backend_id },
+            Ok(DataplaneEvent::Suspect { .. }) => {
+                knocks.wake();
+                continue;
+            }
             Err(error) => {
                 let text = format!("the data path's events can no longer be read: {error}; restart the agent");
                 drop(findings.send(Finding::Warning(text)).await);

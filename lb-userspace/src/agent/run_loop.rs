@@ -63,8 +63,8 @@ pub enum Finding {
     NeighbourMissing { ifindex: u32, next_hop: IpAddr },
     /// The data path found no source port towards a backend.
     PortsExhausted { backend_id: u32 },
-    /// How backends answer the connections of clients speaks against these.
-    Suspects(Vec<Suspect>),
+    /// How backends answer the connections of clients speaks against these, as was seen at this time.
+    Suspects { suspects: Vec<Suspect>, at: Instant },
     /// A flow of a service began.
     FlowBegun { service_id: u32, at: Instant },
     /// The agent's own file is to be read again.
@@ -255,7 +255,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
             }
             Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
-            Finding::Suspects(suspects) => self.engine.suspected(suspects),
+            Finding::Suspects { suspects, at } => self.engine.suspected(suspects, at),
             Finding::FlowBegun { service_id, at } => self.engine.flow_begun(service_id, at),
             Finding::Reload(author) => self.reload(author),
             Finding::Worked(result) => {

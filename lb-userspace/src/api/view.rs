@@ -86,6 +86,9 @@ fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> Backend
         effective: EffectiveView { used: backend.used, reason: backend.used_reason.clone() },
         leaving: backend.leaving,
         live_flows: backend.live_flows,
+        refusals: backend.knocks.refusals,
+        unanswered: backend.knocks.unanswered,
+        rescued: backend.knocks.rescued,
     }
 }
 

@@ -134,13 +134,13 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
 /// A check goes to the service's address by a connection to the backend's, which has to be one of the
 /// same family.
 fn asked_elsewhere(findings: &mut Findings, service: &ServiceDraft) {
-    let (Ok(listen), Ok(health)) = (&service.listen, &service.health) else { return };
+    let (Ok(listen), Ok(mode), Ok(health)) = (&service.listen, &service.mode, &service.health) else { return };
     let mut asked = service.backends().filter(|backend| matches!(backend.check_address, Ok(None)));
     let other = asked.find_map(|backend| {
         let endpoint = backend.endpoint.as_ref().ok()?;
         (endpoint.value.ip.is_ipv4() != listen.value.ip().is_ipv4()).then_some(endpoint)
     });
-    if let (Via::Service, Some(endpoint)) = (health.via, other) {
+    if let (Via::Service, true, Some(endpoint)) = (health.via, Mode::joins_families(mode.value as u8), other) {
         let message = "checks of this backend go to its own address, and not through its tunnel to the service's";
         let finding = Finding::new(&endpoint.at, message)
             .and(&listen.at, "an address of another family")

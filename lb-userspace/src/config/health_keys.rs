@@ -197,7 +197,7 @@ pub(super) static HTTP_METHOD: Key<HttpMethod> = Key {
 pub(super) static HTTP_HOST: Key<String> = Key {
     name: "host",
     form: &Shaped::new(value::HOST_ALLOWED, value::http_host, shape::http_host),
-    left_out: LeftOut::Depends("the backend's address"),
+    left_out: LeftOut::Depends("the address that is asked"),
     doc: "`http`, `https`: the Host header.",
 };
 
@@ -239,7 +239,7 @@ pub(super) static TLS: Key<bool> = Key {
 pub(super) static SERVER_NAME: Key<String> = Key {
     name: "server-name",
     form: &Shaped::new(values::NAME_ALLOWED, values::name, shape::host_name),
-    left_out: LeftOut::Depends("the name in `host`, otherwise the backend's address"),
+    left_out: LeftOut::Depends("the name in `host`, otherwise the address that is asked"),
     doc: "TLS: the name that is asked for (SNI) and that the certificate must have.",
 };
 

@@ -152,6 +152,8 @@ pub struct Passive {
     pub panic_percent: u8,
     /// After a false alarm.
     pub back_off: Duration,
+    /// UDP: within this time the first datagram of a flow is answered; `None`: that need not be.
+    pub answer_within: Option<Duration>,
 }
 
 impl Passive {
@@ -162,6 +164,7 @@ impl Passive {
         max_suspended_percent: 50,
         panic_percent: 50,
         back_off: Duration::from_secs(5),
+        answer_within: None,
     };
 }
 

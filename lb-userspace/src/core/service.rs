@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{self, Check},
-    dataplane::EndedFlows,
+    dataplane::{EndedFlows, KnockCounts},
 };
 
 /// Who a service is: the same key in another mode is another service with an id of its own, because
@@ -265,6 +265,8 @@ pub(super) struct Member {
     pub last_good: Option<Now>,
     /// What has become of its flows, each time that they were over with it.
     pub ended: EndedFlows,
+    /// Connections that it did not take, at the last walk.
+    pub knocks: KnockCounts,
     /// What the maps said of its flows when they were taken over.
     pub inherited: Ending,
     pub agent: AgentWord,
@@ -331,6 +333,7 @@ impl Member {
             step: tiers::WHOLE,
             last_good: None,
             ended: EndedFlows::default(),
+            knocks: KnockCounts::default(),
             inherited: Ending::LIVE,
             agent: AgentWord::default(),
             suspicion: Suspicion::default(),

@@ -1,6 +1,6 @@
 //! What is shown of services and backends.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Admin, AskedAt, BackendView, Core, HealthState, Override, ProbeKey, RoleView, ServiceView, TrackingView, census,
@@ -17,15 +17,19 @@ impl Core {
         self.config.services.iter().filter_map(|service| self.service(&service.name)).collect()
     }
 
+    /// Addresses of the backends of all configured services.
+    pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
+        let configured = self.names.values().filter_map(|me| self.services.get(me));
+        configured.flat_map(|service| &service.members).map(|member| member.address.ip()).collect()
+    }
+
     /// One configured service; `None`: no service has this name.
     pub fn service(&self, name: &str) -> Option<ServiceView> {
         let service = self.services.get(self.names.get(name)?)?;
-        let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
-        let used: BTreeSet<u32> = slots.iter().map(|slot| slot.current()).collect();
         let unlisted = census::unlisted(&self.ledger, service);
         let backends = service.members.iter().map(|member| {
-            let named = |ids: &BTreeSet<u32>| member.place.as_ref().is_some_and(|place| ids.contains(&place.id));
-            backend(service, member, named(&used), named(&unlisted))
+            let waits = member.place.as_ref().is_some_and(|place| unlisted.contains(&place.id));
+            backend(service, member, member.used, waits)
         });
         Some(ServiceView {
             config: service.config.clone()?,
@@ -68,6 +72,7 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         used_reason: used_reason(service, member, used, unlisted),
         leaving: member.leaving.is_some(),
         live_flows: member.live_flows,
+        knocks: member.knocks,
     }
 }
 

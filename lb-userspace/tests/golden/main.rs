@@ -11,6 +11,7 @@ mod pool;
 
 mod clients;
 mod dead_man;
+mod denied;
 mod dsr;
 mod ending;
 mod errors;
@@ -24,6 +25,8 @@ mod host;
 mod icmp;
 mod icmp_wire;
 mod jumbo;
+mod killed;
+mod migrated;
 mod mss;
 mod mutated;
 mod owner;

@@ -30,6 +30,9 @@ pub struct Results {
     /// What clients notice of a backend that is lost, and what probes cost.
     #[serde(default, skip_serializing_if = "FailoverResults::is_empty")]
     pub failover: FailoverResults,
+    /// What changes cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<ControlResult>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -104,6 +107,25 @@ pub struct UserResult {
     /// Processor seconds of all parts for each gigabyte.
     pub cpu_s_per_gb: Option<f64>,
     pub failed: u64,
+    pub target: Option<String>,
+    pub met: Option<bool>,
+}
+
+/// One kind of change, until the maps are right.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ControlResult {
+    pub name: String,
+    pub samples: usize,
+    pub median_ms: f64,
+    pub min_ms: f64,
+    pub max_ms: f64,
+    /// Processor time of the agent meanwhile, whatever for: the median. Where it is far less than the time, the
+    /// machine had other things to do, or the agent waited.
+    pub cpu_ms: f64,
+    /// Of the agent meanwhile, whatever for: the median.
+    pub syscalls: u64,
+    /// Resident afterwards; of a start and a reload the most that it ever was.
+    pub memory_mib: f64,
     pub target: Option<String>,
     pub met: Option<bool>,
 }
@@ -220,6 +242,7 @@ impl Results {
             self.failover.date = Some(other.date);
             (self.failover.load, self.failover.trials) = (other.machine.load, other.failover.trials);
         }
+        newer(&mut self.control, other.control);
         newer(&mut self.failover.rows, other.failover.rows);
         newer(&mut self.failover.probes, other.failover.probes);
         self.program = other.program.or(self.program);

@@ -5,11 +5,13 @@ use std::{process::ExitCode, time::SystemTime};
 use anyhow::{Result, ensure};
 use xtask::{
     bench::{BenchArguments, Part},
+    build::{self, Profile},
     shell,
 };
 
 use crate::{
     compare,
+    control::{self, ControlEffort},
     failover::{self, FailoverEffort},
     packets::{self, DriverEffort, DriverRow, Effort, Row},
     report,
@@ -66,6 +68,13 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     }
     if arguments.wants(Part::Failover) {
         failover(arguments, results)?;
+    }
+    if arguments.wants(Part::Control) {
+        println!("control: changes among many services, until the maps are right");
+        let effort = if arguments.quick { ControlEffort::QUICK } else { ControlEffort::FULL };
+        let tell = |text: &str| println!("  {text}");
+        results.control = control::control(effort, &build::lb(Profile::Release)?, &tell)?;
+        println!("\n{}\n", table::control(&results.control));
     }
     Ok(())
 }

@@ -51,6 +51,9 @@ pub enum Health {
     Http {
         path: &'static str,
     },
+    /// A connection to the backend's own address in every mode, so that no probe is among the packets of
+    /// clients.
+    OwnAddress,
     /// A check of another type, with its own settings and times.
     Other {
         lines: String,
@@ -167,6 +170,7 @@ impl Health {
             Self::Tcp { port: None } => format!("[service.health]\ntype = \"tcp\"\n{times}"),
             Self::Tcp { port: Some(port) } => format!("[service.health]\ntype = \"tcp\"\nport = {port}\n{times}"),
             Self::Other { lines } => format!("[service.health]\n{lines}\n"),
+            Self::OwnAddress => format!("[service.health]\ntype = \"tcp\"\nvia = \"backend\"\n{times}"),
             Self::Http { path } => format!("[service.health]\ntype = \"http\"\npath = \"{path}\"\n{times}"),
         }
     }

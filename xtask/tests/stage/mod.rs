@@ -2,6 +2,7 @@
 //! `target/e2e/<test>/` when the test fails.
 #![allow(dead_code, reason = "each test file compiles this on its own and uses its part")]
 
+pub mod arrivals;
 pub mod clients;
 pub mod dsr;
 pub mod echo;
