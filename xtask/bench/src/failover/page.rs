@@ -196,7 +196,7 @@ turn, without checks. Against *slow*, ours and haproxy ask by HTTP with a timeou
 that out; an nginx that is free cannot.
 
 What a *slow* backend is answering when it is found out is reset by ours (`on-down` is `reset` unless it is said
-otherwise; `keep` lets it end) and by haproxy's `shutdown-sessions`: those are the ones that fail there.
+otherwise; `keep` lets it end) and by haproxy's `shutdown-sessions`. With those that never find out, what is under way at the repair fails.
 
 A connection that a server has taken when it is killed dies with it, whoever balances; that hits one in some runs.
 With direct server return answers are not seen: what is lost before the checks find out is tried again by
@@ -204,8 +204,9 @@ the client's kernel after a second, when the client has given up.
 ";
 
 const PROBES: &str = "\
-The agent with backends that are checked by TCP ten times a second (`timeout = \"100ms\"`, no jitter), those that hang
-leave every SYN without an answer. *Off schedule*: how far the time between two probes of a target is from the
+The agent with backends that are checked by TCP ten times a second (a timeout of 80 ms, no jitter), those that hang
+leave every SYN without an answer. Where the timeout is as long as the interval, a target that hangs misses every second
+turn: probes of one target never overlap. *Off schedule*: how far the time between two probes of a target is from the
 interval, by the kernel's time stamps on the wire; over all targets.
 ";
 

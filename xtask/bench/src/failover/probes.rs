@@ -20,6 +20,8 @@ use xtask::{
 use crate::{result::ProbesRow, statistics::quantile, users::cpu};
 
 const INTERVAL: Duration = Duration::from_millis(100);
+/// Over before the next one is due: a probe that is not makes its target miss that turn.
+const TIMEOUT: Duration = Duration::from_millis(80);
 const TARGETS: u32 = 1000;
 /// Backends of one service.
 const OF_SERVICE: u32 = 250;
@@ -96,9 +98,10 @@ fn config(hanging: u32) -> String {
             let service = number / OF_SERVICE;
             text += &format!(
                 "[[service]]\nname = \"probes{service}\"\nlisten = \"10.71.1.100:{}\"\nprotocol = \"tcp\"\nmode = \"nat\"\n\
-                 [service.health]\ntype = \"tcp\"\ninterval = \"{1}ms\"\ntimeout = \"{1}ms\"\njitter = 0\n",
+                 [service.health]\ntype = \"tcp\"\ninterval = \"{1}ms\"\ntimeout = \"{2}ms\"\njitter = 0\n",
                 9000 + service,
-                INTERVAL.as_millis()
+                INTERVAL.as_millis(),
+                TIMEOUT.as_millis()
             );
         }
         // Spread over the services, whatever their share.
