@@ -26,7 +26,7 @@ pub use services::{
 pub use stats::{BackendStats, FlowList, FlowView, ServiceStats, StatsView, Traffic, VerdictStats};
 pub use status::{
     AgentStatus, DataPathStatus, DeadManStatus, Failed, InterfaceStatus, NoticeView, ProbedChange, ServiceSummary,
-    Status,
+    Status, WaysStatus,
 };
 
 /// The version of every document.
