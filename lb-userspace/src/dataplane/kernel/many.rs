@@ -1,12 +1,11 @@
 //! Many operations of a plan: neighbours of one kind go into one system call, in their order, so that each
 //! step of the plan is done before the next begins. Where the kernel cannot do that they go one by one.
 
-use std::mem::discriminant;
+use std::{mem::discriminant, os::fd::AsFd as _};
 
 use aya::maps::MapData;
 use bytemuck::Pod;
 use lb_common::abi::{Backend, BackendCounters, ServiceCounters, ServiceInfo, ServiceKey, ServiceValue, names};
-use std::os::fd::AsFd as _;
 
 use super::{
     batch::{self, Refused},
