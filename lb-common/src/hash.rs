@@ -71,7 +71,9 @@ pub const fn address_bit(address: &Address) -> u32 {
 pub const fn service_lines(key: &ServiceKey) -> [u32; 2] {
     const BITS: u32 = SERVICE_LINES.trailing_zeros();
     let rest = u16::from_ne_bytes(key.port.to_wire()) as u64 | (key.protocol as u64) << 16;
-    let hash = (address_hash(&key.address) ^ rest).wrapping_mul(FINISH);
+    // The upper half alone depends on all of an address: of neighbours the lower halves are the same.
+    let address = address_hash(&key.address);
+    let hash = (address ^ address >> 32 ^ rest).wrapping_mul(FINISH);
     [(hash >> (64 - BITS)) as u32, (hash >> (64 - 2 * BITS)) as u32 & (SERVICE_LINES - 1)]
 }
 
