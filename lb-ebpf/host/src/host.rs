@@ -1,9 +1,13 @@
 //! The program on the host, with the maps that it shares with an agent.
 
 use aya_ebpf::{Machine, Program, bindings::xdp_action};
+use bytemuck::Zeroable as _;
 use lb_common::{
-    abi::{BackendCounters, Interface, PortPool, ServiceCounters, VerdictCounters, limits},
-    hash::address_bit,
+    abi::{
+        BackendCounters, Interface, PortPool, ServiceCounters, ServiceKey, ServiceLine, ServiceValue, VerdictCounters,
+        limits,
+    },
+    hash::{address_bit, service_lines},
     verdict::{Reason, Stage},
 };
 use lb_program::{maps, settings};
@@ -117,7 +121,10 @@ impl Target for Host {
                     store(maps::SELECTION.get_ptr_mut(index), *slot);
                 }
             }
-            Change::Service { key, value } => maps::SERVICES.insert(key, value, 0).expect("room"),
+            Change::Service { key, value } => {
+                maps::SERVICES.insert(key, value, 0).expect("room");
+                publish_line(key, value);
+            }
             Change::Address { address, roles } => {
                 let bit = address_bit(address);
                 let word = maps::ADDRESS_BITS.get_ptr_mut(bit / 64).expect("a word");
@@ -147,6 +154,17 @@ impl Target for Host {
         };
         Sent { action: output.action, frame: output.frame, ifindex: Some(to) }
     }
+}
+
+/// As the agent does beside the map, but that a service whose lines others have goes without.
+fn publish_line(key: &ServiceKey, value: &ServiceValue) {
+    let line = |at: &u32| *maps::SERVICE_LINES.get(*at).expect("a line");
+    let fits = |at: &u32| [*key, ServiceKey::zeroed()].contains(&line(at).key);
+    let mut places = service_lines(key).into_iter().filter(fits);
+    let own = places.clone().find(|at| line(at).key == *key);
+    let Some(at) = own.or_else(|| places.next()) else { return };
+    let version = line(&at).version + 2;
+    store(maps::SERVICE_LINES.get_ptr_mut(at), ServiceLine { key: *key, version, value: *value, zero: [0; 2] });
 }
 
 fn store<T>(place: Option<*mut T>, value: T) {

@@ -69,6 +69,10 @@ impl<'a> Ruled<'a> {
 
     /// Connections stay where they are.
     fn follow(&mut self, side: Side, frame: &[u8], reason: Reason, sent: &Sent) {
+        // A backend's refusal, or an ICMP error about one that is gone, takes a connection elsewhere.
+        if reason == Reason::Rescued {
+            return self.owners.clear();
+        }
         // Fragments and broken packets may end connections too, and nobody says which.
         let Some(right) = judge(frame).ok().filter(|right| right.transport.is_some()) else {
             return self.owners.clear();
@@ -89,9 +93,6 @@ impl<'a> Ruled<'a> {
         let Some(service) = service.filter(|service| service.value.granularity != Granularity::Packet as u8) else {
             return;
         };
-        if reason == Reason::Rescued {
-            self.owners.remove(&connection);
-        }
         if reason != Reason::ToBackend {
             return;
         }
