@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 /// Name under which the toolchain with a prebuilt `core` is linked in rustup.
 const PREBUILT: &str = "bpf";
 /// What a released compiler must let these crates use: inline BPF assembly.
-const BOOTSTRAP: &str = "aya_ebpf,lb,decap,lb_bench";
+const BOOTSTRAP: &str = "aya_ebpf,lb,decap,probe,lb_bench";
 
 /// Builds this binary of the package, with these of its features (`""`: none), into `OUT_DIR` under
 /// the binary's name.
@@ -25,15 +25,20 @@ const BOOTSTRAP: &str = "aya_ebpf,lb,decap,lb_bench";
 /// # Errors
 /// No toolchain can build it, or it does not compile.
 pub(crate) fn embed(binary: &str, features: &str) -> Result<()> {
-    embed_as(binary, features, binary)
+    embed_as(binary, binary, features, "bpf")
 }
 
-/// The same, into `OUT_DIR` under another name: for a binary that is embedded with other features elsewhere.
+/// The same under a name of its own, built in a folder of its own beside the others': a build of one binary
+/// with other features would otherwise come between a build and the copy that is made of it.
 ///
 /// # Errors
 /// As [`embed`].
-#[allow(dead_code, reason = "not every build script that has this file needs it")]
-pub(crate) fn embed_as(binary: &str, features: &str, name: &str) -> Result<()> {
+#[allow(dead_code, reason = "most build scripts need one build of each binary")]
+pub(crate) fn embed_variant(name: &str, binary: &str, features: &str) -> Result<()> {
+    embed_as(name, binary, features, &format!("bpf-{name}"))
+}
+
+fn embed_as(name: &str, binary: &str, features: &str, folder: &str) -> Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
     let root = manifest.ancestors().find(|folder| folder.join("lb-ebpf").is_dir()).context("there is no lb-ebpf")?;
     println!("cargo:rerun-if-changed=build.rs");
@@ -47,7 +52,7 @@ pub(crate) fn embed_as(binary: &str, features: &str, name: &str) -> Result<()> {
     if skipped() {
         return fs::write(&object, []).with_context(|| format!("writing {}", object.display()));
     }
-    build(&root.join("lb-ebpf"), binary, features, &object).with_context(|| {
+    build(&root.join("lb-ebpf"), binary, features, &object, folder).with_context(|| {
         format!(
             "the eBPF program `{binary}` (lb-ebpf) could not be built; `cargo xtask setup` installs what that needs"
         )
@@ -61,12 +66,10 @@ fn skipped() -> bool {
 /// Runs cargo for the BPF target. Not through aya-build, which fixes the compiler's flags: with
 /// `target-cpu=v3` LLVM has all instructions of that version, where a choice of single features
 /// (32-bit arithmetic without 32-bit comparisons) makes it compare wrongly.
-fn build(package: &Path, binary: &str, features: &str, object: &Path) -> Result<()> {
+fn build(package: &Path, binary: &str, features: &str, object: &Path, folder: &str) -> Result<()> {
     let toolchain = toolchain()?;
     // <profile>/build/<package>/out/<object>: one folder for all packages and for each time one of them
     // changes its dependencies, or the procedural macros would be built again and again.
-    // What has another name has another folder: two build scripts may be at work at the same time.
-    let folder = if object.ends_with(binary) { "bpf".to_owned() } else { format!("bpf-{features}") };
     let target_dir = object.ancestors().nth(4).context("OUT_DIR is no build script's")?.join(folder);
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").context("CARGO_CFG_TARGET_ARCH is not set")?;
     let target = match env::var("CARGO_CFG_TARGET_ENDIAN").as_deref() {

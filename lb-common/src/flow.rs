@@ -342,10 +342,14 @@ impl Word {
         if again || matches!(self.state(), State::BothWays) { State::BothWays } else { State::OneWay }
     }
 
-    /// TCP: the backend has not answered the first packet, as far as can be seen.
+    /// The backend has not answered the first packet, as far as can be seen.
     #[inline(always)]
     pub const fn is_unanswered(self) -> bool {
-        matches!(self.state(), State::Opening) && self.flags() & Self::FLAG_REPLY == 0
+        match self.state() {
+            State::Opening => self.flags() & Self::FLAG_REPLY == 0,
+            State::OneWay => true,
+            _ => false,
+        }
     }
 
     /// Whether the packet begins a new connection on the tuple of one that is over, or that the
@@ -410,6 +414,32 @@ impl Word {
             State::Closed
         };
         (state, flags)
+    }
+
+    /// The word of one flow that two programs have seen packets of, each in a word of its own: as far on as
+    /// either, with what both were told.
+    pub const fn merged(self, other: Self) -> Self {
+        let (further, flags) = if other.progress() > self.progress() {
+            (other, self.flags())
+        } else if self.progress() > other.progress() {
+            (self, other.flags())
+        } else {
+            // As far: the later one.
+            let age = self.remaining(0).wrapping_sub(other.remaining(0)) & EXPIRES_MASK as u32;
+            if age >= EXPIRED { (other, self.flags()) } else { (self, other.flags()) }
+        };
+        Self(further.0 | flags << FLAGS_SHIFT)
+    }
+
+    /// A number that rises in the life of a flow.
+    const fn progress(self) -> u32 {
+        match self.state() {
+            State::Empty | State::Busy => 0,
+            State::Opening | State::OneWay => 1,
+            State::Established | State::BothWays => 2,
+            State::Closing => 3,
+            State::Closed => 4,
+        }
     }
 
     /// Whether the flow is part of its backend's load: it lives and is not closed.

@@ -70,10 +70,21 @@ impl Syn<'_> {
     /// reset counts if it acknowledges the SYN). Any other one is forged, or not about this connection.
     #[inline(always)]
     pub const fn is_refused_by(&self, acknowledgement: [u8; 4]) -> bool {
+        u32::from_be_bytes(acknowledgement) == self.sequence().wrapping_add(1)
+    }
+
+    /// Whether an error that quotes this sequence number is about the SYN: who did not see it would have to
+    /// guess (RFC 5927, 4.1).
+    #[inline(always)]
+    pub const fn is_quoted_by(&self, sequence: [u8; 4]) -> bool {
+        u32::from_be_bytes(sequence) == self.sequence()
+    }
+
+    #[inline(always)]
+    const fn sequence(&self) -> u32 {
         let at = network_len(self.v4) + 4;
         let h = self.headers;
-        let sequence = u32::from_be_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]]);
-        u32::from_be_bytes(acknowledgement) == sequence.wrapping_add(1)
+        u32::from_be_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]])
     }
 
     /// Whether the segment is signed: it is left alone then. Options that cannot be walked count as

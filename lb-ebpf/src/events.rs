@@ -16,6 +16,13 @@ pub fn ports_exhausted(backend_id: u32, address: Address) {
     send(Event { kind: EventKind::PortsExhausted as u32, ifindex: 0, address, backend_id, zero: 0 });
 }
 
+/// Tells that something new speaks against a backend.
+#[inline(always)]
+pub fn suspect(backend_id: u32) {
+    let address = Address::from_words([0; 4]);
+    send(Event { kind: EventKind::Suspect as u32, ifindex: 0, address, backend_id, zero: 0 });
+}
+
 #[inline(always)]
 fn send(event: Event) {
     if let Some(mut entry) = EVENTS.reserve(0) {

@@ -1,30 +1,36 @@
 //! The data path. A packet's way: [`lb`] -> [`short::run`] or, where that does not do, [`lb_whole`] ->
-//! [`pipeline::run`] -> one file per stage -> [`transmit`]; a verdict comes back and is counted here. What is rare goes on in a program of its
-//! own ([`Stage`](lb_common::verdict::Stage)), and ends here as well.
+//! [`pipeline::run`] -> one file per stage -> [`transmit`]; a verdict comes back and is counted here. What is
+//! rare goes on in a program of its own ([`Stage`](lb_common::verdict::Stage)), and ends here as well.
+//!
+//! Compiled for the host it is a library (lb-ebpf/host), for fuzzing; so no function has the name of one of the C
+//! library's.
 #![no_std]
-#![no_main]
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", no_main, feature(asm_experimental_arch))]
 
 #[macro_use]
 mod steps;
 
+#[cfg_attr(not(target_arch = "bpf"), path = "atomic_host.rs")]
 mod atomic;
 mod copy;
 mod ctx;
 mod events;
 mod hops;
-mod maps;
+pub mod maps;
 mod opaque;
 mod ordered;
 mod packet;
 mod pipeline;
-mod settings;
+pub mod settings;
 mod short;
 mod stages;
 mod stats;
 mod sum;
 mod transmit;
 mod tunnel;
+
+#[cfg(not(target_arch = "bpf"))]
+extern crate aya_ebpf as aya_log_ebpf;
 
 use aya_ebpf::{
     EbpfContext, bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext,
@@ -70,7 +76,7 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = icmp::run(&mut frame);
-    finish(&ctx, bytes, verdict)
+    proceed(&ctx, bytes, verdict)
 }
 
 #[xdp(frags)]
@@ -145,6 +151,8 @@ fn finish(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
 #[inline(always)]
 fn end(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
     let bytes = if bytes == UNTOUCHED { Frame::new(ctx).bytes() } else { bytes };
+    #[cfg(feature = "fixture-twin")]
+    let bytes = opaque::opaque(opaque::opaque(bytes as usize)) as u64;
     stats::count(verdict.reason(), bytes);
     debug!(ctx, "{} bytes on interface {}: reason {}", bytes, ctx.ingress_ifindex(), verdict.reason());
     match verdict.exit() {
@@ -156,7 +164,7 @@ fn end(ctx: &XdpContext, bytes: u64, verdict: Verdict) -> u32 {
     }
 }
 
-#[cfg(not(test))]
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     // Nothing in the program panics; the verifier would refuse this loop if anything reached it.

@@ -139,6 +139,10 @@ pub const REFUSED: u32 = 3;
 pub const REPEATED: u32 = 4;
 /// A backend answers a connection that is not known.
 pub const LATE: u32 = 5;
+/// Somebody on the way to a backend refuses such a connection, by an ICMP error.
+pub const DENIED: u32 = 6;
+/// The same where no other backend can have the connection.
+pub const UNDENIED: u32 = 7;
 
 /// From a client to a service: finds the flow, and says where the packet goes; or that the flow is to
 /// begin.
@@ -295,12 +299,14 @@ fn reply(packet: &mut Packet) -> Reason {
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.service.id = packet.flow.service_id;
     packet.send_to_client(info.address);
-    let first = packet.transport.tcp_flags & (TCP_SYN | TCP_RST) != 0 && packet.place.word.is_unanswered();
-    if first && packet.flow.flags & Flow::WATCHED != 0 {
-        if packet.transport.tcp_flags & TCP_RST != 0 {
+    if packet.place.word.is_unanswered() && packet.flow.flags & Flow::WATCHED != 0 {
+        let flags = packet.transport.tcp_flags;
+        if flags & TCP_RST != 0 {
             packet.begins = REFUSED;
-        } else {
+        } else if flags & TCP_SYN != 0 || packet.transport.protocol == Protocol::Udp {
             knock::answered();
+        } else {
+            knock::contested();
         }
     }
     // A connection that is refused may be rescued all the same.

@@ -6,15 +6,15 @@ use lb_common::abi::limits;
 
 /// Secret of the flow hash; the same for all programs that share the maps.
 #[unsafe(no_mangle)]
-static HASH_SEED: Global<u64> = Global::new(0);
+pub static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Buckets of `flow_words`, less one.
 #[unsafe(no_mangle)]
-static FLOW_MASK: Global<u32> = Global::new(limits::FLOWS / limits::WAYS as u32 - 1);
+pub static FLOW_MASK: Global<u32> = Global::new(limits::FLOWS / limits::WAYS as u32 - 1);
 
 /// Buckets of `reply_words`, less one.
 #[unsafe(no_mangle)]
-static REPLY_MASK: Global<u32> = Global::new(limits::FLOWS / limits::WAYS as u32 * limits::REPLY_FACTOR - 1);
+pub static REPLY_MASK: Global<u32> = Global::new(limits::FLOWS / limits::WAYS as u32 * limits::REPLY_FACTOR - 1);
 
 #[inline(always)]
 pub fn hash_seed() -> u64 {

@@ -62,6 +62,7 @@ pub fn flow_moved(backend_id: u32) {
 }
 
 /// Counts a connection that a backend has refused.
+#[cfg(not(feature = "fixture-older"))]
 #[inline(always)]
 pub fn refusal(backend_id: u32) {
     if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
@@ -70,18 +71,35 @@ pub fn refusal(backend_id: u32) {
     }
 }
 
-/// Counts a connection that was sent to another backend; `unanswered`: because this one was silent.
+#[cfg(feature = "fixture-older")]
+#[inline(always)]
+pub fn refusal(_: u32) {}
+
+/// Counts a connection that was sent to another backend; `unanswered`: because `from` was silent.
 #[inline(always)]
 pub fn rescued(service_id: u32, from: u32, unanswered: bool) {
     if let Some(counters) = SERVICE_STATS.get_ptr_mut(service_id) {
         // SAFETY: as in `count`.
         unsafe { (*counters).rescued += 1 };
     }
-    if unanswered && let Some(counters) = BACKEND_STATS.get_ptr_mut(from) {
+    passed_over(from, unanswered);
+}
+
+#[cfg(not(feature = "fixture-older"))]
+#[inline(always)]
+fn passed_over(backend_id: u32, unanswered: bool) {
+    if let Some(counters) = BACKEND_STATS.get_ptr_mut(backend_id) {
         // SAFETY: as in `count`.
-        unsafe { (*counters).unanswered += 1 };
+        unsafe {
+            (*counters).rescued += 1;
+            (*counters).unanswered += unanswered as u64;
+        }
     }
 }
+
+#[cfg(feature = "fixture-older")]
+#[inline(always)]
+fn passed_over(_: u32, _: bool) {}
 
 /// Counts a flow that was over with its backend: reset, or scheduled anew.
 #[inline(always)]

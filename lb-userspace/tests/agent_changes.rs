@@ -118,19 +118,16 @@ async fn a_budget_of_flows_is_kept() {
     let mut larger = web();
     larger.limits.flows *= 2;
     let told = dry(&agent, sent(&larger)).await.unwrap();
+    let flows = &told.impact.flows;
     assert_eq!(
-        (told.needs_restart, told.impact.flows.reset),
-        (vec!["limits".to_owned()], 12),
-        "new maps have no flows"
+        (told.needs_restart, flows.kept, flows.reset),
+        (vec!["limits".to_owned()], 12, 0),
+        "maps of another size take the flows over"
     );
-    let refused = dry(&agent, ApplyRequest { max_reset: Some(11), ..sent(&larger) }).await.unwrap_err();
-    assert_eq!(
-        (refused.status, refused.why.as_str()),
-        (StatusCode::CONFLICT, "12 live flows would be reset, 11 may be")
-    );
-    dry(&agent, ApplyRequest { max_reset: Some(12), ..sent(&larger) }).await.unwrap();
+    dry(&agent, ApplyRequest { max_reset: Some(0), ..sent(&larger) }).await.unwrap();
     let refused = apply(&agent, sent(&larger)).await.unwrap_err();
-    assert!(refused.why.contains("`limits` only after `lb detach`"), "{}", refused.why);
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    assert!(refused.why.contains("`limits` cannot change while the agent runs"), "{}", refused.why);
     apply(&agent, ApplyRequest { max_reset: Some(0), ..sent(&web_of(&[A])) }).await.unwrap();
 }
 

@@ -28,13 +28,23 @@ fn backend(service: &str, address: &str) -> BackendView {
         weight: 1,
         tier: 0,
         admin: AdminView { state: "ready".to_owned(), by: None, at: None, reason: None, until: None },
-        health: HealthView { state: "up".to_owned(), reason: "L4OK".to_owned(), for_millis: 1500, last_probe: None },
+        health: HealthView {
+            state: "up".to_owned(),
+            reason: "L4OK".to_owned(),
+            for_millis: 1500,
+            last_probe: None,
+            asked_at: None,
+            asked_at_reason: None,
+        },
         role: None,
         role_detail: None,
         agent: None,
         effective: EffectiveView { used: true, reason: "tier 0 serves".to_owned() },
         leaving: false,
         live_flows: 312,
+        refusals: 0,
+        unanswered: 0,
+        rescued: 0,
     }
 }
 

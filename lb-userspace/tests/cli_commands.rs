@@ -114,15 +114,18 @@ fn events() -> Vec<EventView> {
         reason: "L4TOUT, 2 of 2".to_owned(),
         policy: "reset".to_owned(),
         last_good: Some(at("04.100")),
+        first_bad: None,
+        witnesses: 0,
         detected: at("05.200"),
         switched: Some(at("05.200")),
         first_good: Some(at("05.212")),
         back: Some(at("35.000")),
+        suspect_micros: None,
         detect_micros: Some(1_100_000),
         switch_micros: Some(420),
         serve_micros: Some(12_000),
         serving: vec![address("10.0.0.11:8080")],
-        flows: EventFlows { before: 400, reset: 390, rehomed: 0, kept: 0, left: 10, clients: 12 },
+        flows: EventFlows { before: 400, reset: 390, rehomed: 0, kept: 0, left: 10, clients: 12, rescued: 0 },
     };
     let drained = EventView {
         id: 8,
@@ -139,7 +142,19 @@ fn events() -> Vec<EventView> {
         flows: EventFlows { before: 312, kept: 312, ..EventFlows::default() },
         ..died.clone()
     };
-    vec![died, drained]
+    let silent = EventView {
+        id: 9,
+        cause: "unanswered".to_owned(),
+        reason: "3 clients without an answer for 21 ms; then down: L4TOUT, 2 of 2".to_owned(),
+        first_bad: Some(at("05.140")),
+        witnesses: 3,
+        suspect_micros: Some(60_420),
+        detect_micros: Some(62_000),
+        last_good: Some(at("05.138")),
+        flows: EventFlows { before: 4, reset: 4, rescued: 9, ..EventFlows::default() },
+        ..died.clone()
+    };
+    vec![died, drained, silent]
 }
 
 fn command(request: CommandRequest) -> Result<CommandDone, Refusal> {
@@ -202,7 +217,7 @@ fn applied(applied: bool, source: Option<String>, confirm_until: Option<String>)
         share_after: after,
         flows: FlowImpactView { drained, ..FlowImpactView::default() },
     };
-    let flows = FlowImpactView { kept: 88, drained: 312, reset: 0 };
+    let flows = FlowImpactView { kept: 88, drained: 312, rehomed: 0, reset: 0 };
     let service = ServiceImpactView {
         name: "web".to_owned(),
         presence: "changed".to_owned(),
@@ -257,6 +272,7 @@ fn status() -> Status {
             flow_capacity: 262_144,
             sweep_micros: 950,
             dead_man: lb_userspace::api::model::DeadManStatus::of(&Default::default()),
+            ways: None,
         },
         services: vec![ServiceSummary {
             frozen_millis: Some(4200),
@@ -330,6 +346,8 @@ fn backend(ip: &str, tier: u8, health: &str, reason: &str, used: bool, why: &str
             reason: reason.to_owned(),
             for_millis: 185_000,
             last_probe: None,
+            asked_at: None,
+            asked_at_reason: None,
         },
         role: None,
         role_detail: None,
@@ -337,6 +355,9 @@ fn backend(ip: &str, tier: u8, health: &str, reason: &str, used: bool, why: &str
         effective: EffectiveView { used, reason: why.to_owned() },
         leaving: false,
         live_flows: 88,
+        refusals: 2,
+        unanswered: 5,
+        rescued: 7,
     }
 }
 
@@ -518,6 +539,7 @@ fn documents_of_maps_have_their_kind() {
                 ended: 1,
                 refusals: 0,
                 unanswered: 0,
+                rescued: 3,
                 reset: 2,
                 moved: 0,
             }],

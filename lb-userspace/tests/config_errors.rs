@@ -49,6 +49,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     backend_with_a_port_of_a_service_on_every_port
     backend_without_a_port
     beyond_the_limits
+    checks_that_cannot_go_to_the_service
     checks_that_lack_something
     dsr_with_another_port
     empty_file
@@ -98,6 +99,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
 
 fixtures! { WARNED, |name| render(&warnings(name), ReportStyle::Plain),
     backend_is_another_service
+    check_beside_a_tunnel_between_families
     check_settings_without_a_check
     every_port_without_a_check
     every_weight_zero

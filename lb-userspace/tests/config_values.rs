@@ -9,7 +9,7 @@ use lb_common::{
 use lb_userspace::config::{
     AgentCheck, AgentHealth, Backend, BodyMatch, Check, Clients, Config, EXAMPLE, ExecCheck, FlowPolicies, FlowPolicy,
     HeaderMatch, Health, HttpCheck, HttpMethod, Limits, LoginCheck, MaxLag, MssClamp, OnMultiplePrimaries, PortRange,
-    Quic, RolePolicy, Service, StatusRange, TlsCheck, Trust, Tunnel, TunnelSource, UdpCheck, WantedRole, XdpMode,
+    Quic, RolePolicy, Service, StatusRange, TlsCheck, Trust, Tunnel, TunnelSource, UdpCheck, Via, WantedRole, XdpMode,
     parse, reference,
 };
 
@@ -46,6 +46,7 @@ fn what_is_left_out_has_its_default() {
         rise: 2,
         jitter_percent: 10,
         port: None,
+        via: Via::Backend,
         agent: None,
     };
     let service = Service {

@@ -35,7 +35,7 @@ fn a_change_of_nothing_is_nothing() {
     let world = busy(web(&[A, B]), (7, 5));
     let impact = impact(&world, web(&[A, B]));
     assert!(impact.is_nothing());
-    assert_eq!(impact.flows, FlowImpact { kept: 12, drained: 0, reset: 0 });
+    assert_eq!(impact.flows, FlowImpact { kept: 12, drained: 0, rehomed: 0, reset: 0 });
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_backend_that_goes_drains_and_a_new_one_is_supposed_to_come_up() {
     let world = busy(web(&[A, B]), (7, 5));
     let generation = world.core.desired().generation;
     let told = impact(&world, web(&[A, C]));
-    assert_eq!(told.flows, FlowImpact { kept: 7, drained: 5, reset: 0 });
+    assert_eq!(told.flows, FlowImpact { kept: 7, drained: 5, rehomed: 0, reset: 0 });
     let web = &told.services[0];
     assert_eq!((web.presence, web.moved, web.flows.drained), (Presence::Same, 0.5, 5));
     assert_eq!((of(&told, B).presence, of(&told, B).share), (Presence::Removed, (0.5, 0.0)));
@@ -66,7 +66,11 @@ fn services_come_go_and_change() {
     let seen: Vec<_> = told.services.iter().map(|s| (s.name.as_str(), s.presence)).collect();
     assert_eq!(seen, [("api", Presence::Removed), ("dns", Presence::Added), ("web", Presence::Changed)]);
     assert_eq!(told.services[2].changes, ["mode nat -> dsr-l2", "scheduler round-robin -> maglev"]);
-    assert_eq!(told.flows, FlowImpact { kept: 0, drained: 12, reset: 0 }, "flows keep the mode they began in");
+    assert_eq!(
+        told.flows,
+        FlowImpact { kept: 0, drained: 12, rehomed: 0, reset: 0 },
+        "flows keep the mode they began in"
+    );
 }
 
 #[test]

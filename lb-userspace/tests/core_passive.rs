@@ -4,11 +4,12 @@ mod core_support;
 
 use std::time::Duration;
 
-use core_support::{A, B, C, World, ok, refused, state, tiers, web};
+use core_support::{A, B, C, World, drain, ok, refused, state, tiers, web};
 use lb_common::abi::{BackendState, Mode, ServiceValue};
 use lb_userspace::{
-    config::{Check, Config, Passive},
-    core::{Command, HealthState, Input, Suspect, SuspectFor},
+    config::{Check, Config, LoginCheck, OnMultiplePrimaries, Passive, RolePolicy, WantedRole},
+    core::{Command, FailoverCause, HealthState, Input, ProbeOutcome, Receipt, Role, RoleReport, Suspect, SuspectFor},
+    dataplane::{FlowCensus, KnockCounts},
 };
 
 const D: &str = "10.0.0.4:80";
@@ -22,8 +23,14 @@ fn up(config: Config) -> World {
 }
 
 fn suspect(world: &mut World, address: &str, clients: u32) {
+    suspect_for(world, address, SuspectFor::Refused, clients);
+}
+
+/// Seen first 60 ms ago, and 10 ms after the last answer.
+fn suspect_for(world: &mut World, address: &str, seen: SuspectFor, clients: u32) {
     let backend_id = world.id("web", address);
-    world.input(Input::Suspect(Suspect { backend_id, seen: SuspectFor::Refused, clients }));
+    let (first, answered) = (Duration::from_millis(60), Some(Duration::from_millis(70)));
+    world.input(Input::Suspect(Suspect { backend_id, seen, clients, first, answered }));
 }
 
 fn health(world: &World, address: &str) -> HealthState {
@@ -57,7 +64,10 @@ fn probes_in_quick_succession_confirm_it() {
     world.probe(A, &ok(), 2);
     suspect(&mut world, A, 3);
     assert_eq!(world.turns("web"), [A, B, C], "what was seen before it came up says nothing");
-    world.now += Duration::from_secs(2);
+    world.now += Duration::from_millis(59);
+    suspect(&mut world, A, 3);
+    assert_eq!(world.turns("web"), [A, B, C], "nor does what began before");
+    world.now += Duration::from_millis(1);
     suspect(&mut world, A, 3);
     assert_eq!(world.turns("web"), [B, C]);
 }
@@ -174,8 +184,7 @@ fn with_direct_server_return_it_stays_in_turn_and_is_probed_more_often() {
     config.services[0].mode = Mode::DsrL2;
     let mut world = up(config);
     let usual = world.core.probes();
-    let backend_id = world.id("web", A);
-    world.input(Input::Suspect(Suspect { backend_id, seen: SuspectFor::Repeated, clients: 3 }));
+    suspect_for(&mut world, A, SuspectFor::Repeated, 3);
     assert_eq!(world.turns("web"), [A, B]);
     assert_ne!(world.core.probes(), usual);
     world.probe(A, &ok(), 2);
@@ -194,4 +203,183 @@ fn what_is_switched_off_does_nothing() {
     config.services[0].passive = Passive::default();
     world.configure(config);
     assert!(value(&world).has(ServiceValue::WATCHED) && value(&world).retries == 2);
+}
+
+fn receipts(world: &mut World) -> Vec<Receipt> {
+    world.core.take_receipts()
+}
+
+/// What a walk finds that counted so many connections which A did not take.
+fn walk_with(world: &mut World, address: &str, rescued: u64) {
+    let id = world.id("web", address);
+    world.now += Duration::from_millis(1100);
+    let knocks = [(id, KnockCounts { rescued, ..KnockCounts::default() })].into();
+    world.input(Input::Flows(FlowCensus { knocks, ..FlowCensus::default() }));
+}
+
+#[test]
+fn each_sign_is_a_cause_of_its_own_with_the_times_that_the_data_path_saw() {
+    let signs = [
+        (SuspectFor::Refused, FailoverCause::Refused, "refused connections of 4 clients"),
+        (SuspectFor::Unreachable, FailoverCause::Unreachable, "unreachable for 4 clients, as ICMP says"),
+        (
+            SuspectFor::Silent { waited: Duration::from_millis(60) },
+            FailoverCause::Unanswered,
+            "4 clients without an answer for 60 ms",
+        ),
+    ];
+    for (seen, cause, reason) in signs {
+        let mut world = up(web(&[A, B, C]));
+        receipts(&mut world);
+        suspect_for(&mut world, A, seen, 4);
+        let told = receipts(&mut world);
+        assert_eq!(told.len(), 1, "{told:?}");
+        let now = world.now;
+        let Receipt { last_good, first_bad, witnesses, detected, switched, policy, .. } = told[0].clone();
+        assert_eq!((told[0].cause, told[0].reason.as_str(), witnesses, policy), (cause, reason, 4, "keep"));
+        assert_eq!(last_good, Some(now - Duration::from_millis(70)));
+        assert_eq!((first_bad, detected), (Some(now - Duration::from_millis(60)), now));
+        assert!(switched.unwrap() - first_bad.unwrap() <= Duration::from_millis(100), "the core adds nothing to it");
+    }
+}
+
+#[test]
+fn a_receipt_says_what_came_of_a_suspicion_and_how_many_were_rescued() {
+    let mut world = up(web(&[A, B, C]));
+    walk_with(&mut world, A, 7);
+    receipts(&mut world);
+    suspect_for(&mut world, A, SuspectFor::Refused, 3);
+    walk_with(&mut world, A, 19);
+    assert_eq!(receipts(&mut world).last().unwrap().flows.rescued, 12);
+    world.probe(A, &refused(), 2);
+    let told = receipts(&mut world);
+    assert_eq!(told.len(), 1, "one failover, one receipt: {told:?}");
+    let reason = "refused connections of 3 clients; then down: L4CON: Connection refused, 2 of 2";
+    assert_eq!((told[0].reason.as_str(), told[0].policy, told[0].cause), (reason, "reset", FailoverCause::Refused));
+    world.probe(A, &ok(), 2);
+    walk_with(&mut world, A, 21);
+    let told = receipts(&mut world);
+    let last = told.last().unwrap();
+    assert_eq!((last.id, last.flows.rescued, last.back.is_some()), (told[0].id, 14, true), "counted to its end");
+    walk_with(&mut world, A, 99);
+    assert!(receipts(&mut world).is_empty(), "it is closed");
+}
+
+#[test]
+fn a_false_alarm_is_a_receipt_that_says_when_the_backend_was_back() {
+    let mut world = up(web(&[A, B, C]));
+    receipts(&mut world);
+    suspect(&mut world, A, 3);
+    world.now += Duration::from_millis(50);
+    world.probe(A, &ok(), 2);
+    let told = receipts(&mut world);
+    let last = told.last().unwrap();
+    assert_eq!(last.back.unwrap() - last.detected, Duration::from_millis(50));
+    assert_eq!(last.reason, "refused connections of 3 clients");
+    // What probes find later has nothing to do with it.
+    world.now += Duration::from_secs(9);
+    world.probe(A, &refused(), 2);
+    let later = receipts(&mut world).pop().unwrap();
+    assert_eq!((later.cause, later.first_bad, later.witnesses), (FailoverCause::Down, None, 0));
+}
+
+#[test]
+fn what_packets_said_of_one_that_stays_in_turn_is_in_the_receipt_of_its_end() {
+    let mut world = up(web(&[A]));
+    receipts(&mut world);
+    suspect(&mut world, A, 9);
+    assert!(receipts(&mut world).is_empty(), "the last one stays in turn");
+    world.probe(A, &refused(), 2);
+    let told = receipts(&mut world).pop().unwrap();
+    assert_eq!((told.cause, told.witnesses, told.first_bad.is_some()), (FailoverCause::Down, 9, true));
+}
+
+#[test]
+fn of_a_service_on_every_port_a_refusal_takes_nobody_out() {
+    let mut config = web(&["10.0.0.1:0", "10.0.0.2:0"]);
+    config.services[0].listen = "203.0.113.1:0".parse().unwrap();
+    config.services[0].health.port = Some(9);
+    let mut world = up(config);
+    let turns = world.turns("web");
+    suspect_for(&mut world, "10.0.0.1:0", SuspectFor::Refused, 9);
+    assert_eq!(world.turns("web"), turns);
+    world.probe("10.0.0.1:9", &ok(), 2);
+    world.now += Duration::from_secs(6);
+    suspect_for(&mut world, "10.0.0.1:0", SuspectFor::Silent { waited: Duration::from_millis(60) }, 9);
+    assert_eq!(world.turns("web"), ["10.0.0.2:0"]);
+}
+
+#[test]
+fn a_suspended_backend_is_missing_for_min_ready_and_a_false_alarm_costs_it_nothing() {
+    let mut config = tiers();
+    config.services[0].failover.min_ready = 2;
+    config.services[0].failover.failback_delay = Duration::from_secs(60);
+    config.services[0].failover.slow_start = Duration::from_secs(60);
+    let mut world = up(config);
+    assert_eq!(world.turns("web"), [A, B]);
+    suspect(&mut world, A, 9);
+    assert_eq!(world.turns("web"), [B, C], "the next tier steps in");
+    world.probe(A, &ok(), 2);
+    assert_eq!(world.turns("web"), [A, B], "at once, and with its whole share: it never was down");
+}
+
+#[test]
+fn a_drain_ends_a_suspicion_and_a_drained_backend_is_not_suspected() {
+    let mut world = up(web(&[A, B, C]));
+    let usual = world.core.probes();
+    suspect(&mut world, A, 9);
+    receipts(&mut world);
+    world.command(&drain(A), false).unwrap();
+    assert_eq!((world.backend("web", A).suspended, world.core.probes()), (false, usual.clone()));
+    let told = receipts(&mut world).pop().unwrap();
+    assert_eq!(told.reason, "refused connections of 9 clients; then drain: drain by alice");
+    suspect(&mut world, A, 9);
+    assert_eq!((world.backend("web", A).suspended, world.core.probes()), (false, usual));
+}
+
+#[test]
+fn a_share_that_grows_begins_anew_after_a_false_alarm() {
+    let mut config = web(&[A, B]);
+    config.services[0].failover.slow_start = Duration::from_secs(60);
+    let mut world = up(config);
+    world.probe(A, &refused(), 2);
+    world.probe(A, &ok(), 2);
+    let share = |world: &World| world.turns("web").iter().filter(|turn| *turn == A).count();
+    let first = share(&world);
+    world.now += Duration::from_secs(45);
+    world.input(Input::Tick);
+    suspect(&mut world, A, 9);
+    assert_eq!(world.turns("web"), [B]);
+    world.probe(A, &ok(), 2);
+    assert_eq!(share(&world), first, "it was down before, and is new again");
+}
+
+#[test]
+fn the_only_primary_stays_and_a_replica_goes() {
+    let (on_multiple_primaries, role) = (OnMultiplePrimaries::Block, WantedRole::Primary);
+    let primary = RolePolicy { role, max_lag: None, replica_fallback: false, on_multiple_primaries };
+    let mut config = web(&[A, B, C]);
+    config.services[0].role = Some(RolePolicy { role: WantedRole::Replica, ..primary.clone() });
+    config.services[0].health.check = Check::Postgres(LoginCheck { role: true, ..LoginCheck::default() });
+    let mut world = World::new(config.clone());
+    let claim = |world: &mut World, address: &str, role: Role| {
+        let outcome = ProbeOutcome { role: Some(RoleReport::new(role, "test")), ..ok() };
+        world.probe(address, &outcome, 2);
+    };
+    let all = |world: &mut World| {
+        claim(world, A, Role::Primary);
+        claim(world, B, Role::Replica);
+        claim(world, C, Role::Replica);
+        world.now += Duration::from_secs(2);
+    };
+    all(&mut world);
+    assert_eq!(world.turns("web"), [B, C]);
+    suspect(&mut world, B, 9);
+    assert_eq!(world.turns("web"), [C]);
+    config.services[0].role = Some(primary);
+    let mut world = World::new(config);
+    all(&mut world);
+    assert_eq!(world.turns("web"), [A]);
+    suspect(&mut world, A, 9);
+    assert_eq!(world.turns("web"), [A], "nobody else is the primary: probes decide");
 }

@@ -74,6 +74,7 @@ fn targets(second: u8, port: u16, timeout: Duration) -> impl Iterator<Item = Pro
         fast: None,
         timeout,
         jitter_percent: 10,
+        way: None,
     })
 }
 

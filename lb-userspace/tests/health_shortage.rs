@@ -20,6 +20,7 @@ async fn a_shortage_of_descriptors_is_not_held_against_the_backend_and_passes() 
         fast: None,
         timeout: Duration::from_secs(1),
         jitter_percent: 0,
+        way: None,
     };
     let (tx, mut rx) = mpsc::channel(64);
     let mut prober = Prober::new(tx);

@@ -5,5 +5,5 @@ mod build_object;
 
 fn main() -> anyhow::Result<()> {
     build_object::embed("lb-bench", "bench")?;
-    build_object::embed_as("lb", "steps", "lb-steps")
+    build_object::embed_variant("lb-steps", "lb", "steps")
 }

@@ -32,9 +32,10 @@ pub struct BenchArguments {
     /// What --compare calls worse: a ratio that has grown by more than this
     #[arg(long, value_name = "PERCENT", default_value_t = 10.0)]
     pub threshold: f64,
-    /// Measure nothing: write performance.md and its plots from the results in a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["parts", "quick", "filter", "json", "compare"])]
-    pub report: Option<PathBuf>,
+    /// Measure nothing: write performance.md and its plots from the results in files, of which later ones
+    /// take the place of earlier ones
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["parts", "quick", "filter", "json", "compare"])]
+    pub report: Vec<PathBuf>,
     /// Where --report writes; docs without it
     #[arg(long, value_name = "FOLDER", requires = "report")]
     pub into: Option<PathBuf>,
@@ -50,6 +51,10 @@ pub enum Part {
     Steps,
     /// What users see, beside no balancer, nftables, HAProxy and nginx
     Users,
+    /// What clients notice when a backend is lost, beside nftables, HAProxy and nginx; and what probes cost
+    Failover,
+    /// What changes cost among 10,000 services, until the maps are right
+    Control,
 }
 
 impl BenchArguments {
@@ -63,9 +68,14 @@ impl BenchArguments {
 /// # Errors
 /// Something is missing or does not build, or the program cannot be started.
 pub fn bench(arguments: &BenchArguments, words: &[OsString]) -> Result<ExitCode> {
-    let users = arguments.report.is_none() && arguments.wants(Part::Users);
+    let lb = [Part::Users, Part::Failover].into_iter().any(|part| arguments.wants(part));
+    let lb = arguments.report.is_empty() && lb;
     setup::setup(Level::Test, false)?;
-    let lb = if users { build::lb(Profile::Dev)?.into() } else { OsString::new() };
+    let lb = match (lb, arguments.report.is_empty() && arguments.wants(Part::Control)) {
+        (_, true) => build::lb(Profile::Release)?.into(),
+        (true, false) => build::lb(Profile::Dev)?.into(),
+        (false, false) => OsString::new(),
+    };
     let artifacts = build::artifacts(&["build", "--package", "lb-bench", "--bin", "lb-bench"])?;
     let program = artifacts.into_iter().find(|artifact| artifact.name == "lb-bench" && artifact.kind == "bin");
     let program = program.context("cargo built lb-bench and did not say where it is")?.executable;

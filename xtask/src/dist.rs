@@ -1,5 +1,8 @@
 //! `cargo xtask dist`: a Debian package, and whether it installs, upgrades and goes away cleanly.
 
+mod booted;
+mod image;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -23,6 +26,13 @@ pub struct DistArguments {
     /// Then install, upgrade and remove it in a fresh Debian below target/ (needs root and debootstrap)
     #[arg(long = "try")]
     tried: bool,
+    /// Then boot a fresh Debian with it in a container, and try the unit under systemd (needs root, debootstrap
+    /// and systemd-nspawn)
+    #[arg(long = "boot")]
+    booted: bool,
+    /// Then build the image of deploy/Containerfile upon a fresh Debian (needs root, debootstrap and buildah)
+    #[arg(long = "image")]
+    image: bool,
 }
 
 /// Name of the package, of its program and of its user.
@@ -49,9 +59,24 @@ pub fn dist(arguments: &DistArguments) -> Result<()> {
     let package = package(&lb, &folder, env!("CARGO_PKG_VERSION"), compression)?;
     fs::copy(&package, folder.join("lb.deb")).context("the copy for deploy/Containerfile")?;
     println!("{}", package.display());
-    if arguments.tried {
+    if arguments.tried || arguments.booted || arguments.image {
+        let first = fs::read(&package)?;
+        ensure!(
+            first == fs::read(self::package(&lb, &folder, env!("CARGO_PKG_VERSION"), compression)?)?,
+            "the same program made two packages"
+        );
         let next = self::package(&lb, &folder, concat!(env!("CARGO_PKG_VERSION"), "+next"), QUICK)?;
-        try_out(&folder, &package, &next)?;
+        ensure!(rustix::process::geteuid().is_root(), "trying a package needs root: sudo -E cargo xtask dist --try");
+        if arguments.tried {
+            try_out(&folder, &package, &next)?;
+        }
+        if arguments.booted {
+            boot(&folder, &package, &next)?;
+        }
+        if arguments.image {
+            let chroot = chroot(&folder, "image", "adduser", &package, &next)?;
+            println!("{}", image::image(&chroot.0, &folder)?.display());
+        }
     }
     Ok(())
 }
@@ -82,9 +107,10 @@ fn package(lb: &Path, folder: &Path, version: &str, compression: &[&str]) -> Res
     made_by(lb, &tree)?;
     control(&root, &tree, version)?;
     let package = folder.join(format!("{NAME}_{version}_{}.deb", architecture()?));
-    shell::run(
-        shell::tool("dpkg-deb").arg("--root-owner-group").args(compression).arg("--build").arg(&tree).arg(&package),
-    )?;
+    // Times of files are that of the sources, so that the same sources make the same package.
+    let mut command = shell::tool("dpkg-deb");
+    command.env("SOURCE_DATE_EPOCH", source_date()?).arg("--root-owner-group").args(compression);
+    shell::run(command.arg("--build").arg(&tree).arg(&package))?;
     Ok(package)
 }
 
@@ -145,6 +171,14 @@ fn kibibytes(folder: &Path) -> Result<u64> {
     Ok(sum)
 }
 
+/// Seconds since 1970: what `SOURCE_DATE_EPOCH` says, or the last commit.
+fn source_date() -> Result<String> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(told) if !told.is_empty() => Ok(told),
+        _ => said(shell::tool("git").arg("-C").arg(shell::root()).args(["log", "-1", "--format=%ct"])),
+    }
+}
+
 fn architecture() -> Result<String> {
     said(shell::tool("dpkg").arg("--print-architecture"))
 }
@@ -172,12 +206,7 @@ impl Drop for Chroot {
 }
 
 fn try_out(folder: &Path, first: &Path, next: &Path) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "trying a package needs root: sudo -E cargo xtask dist --try");
-    let chroot = Chroot(folder.join(format!("chroot-{}", std::process::id())));
-    bootstrap(&chroot.0)?;
-    for (name, package) in [("first.deb", first), ("next.deb", next)] {
-        fs::copy(package, chroot.0.join("tmp").join(name))?;
-    }
+    let chroot = chroot(folder, "chroot", "adduser", first, next)?;
     for (what, script) in STEPS {
         println!("trying: {what}");
         let mut command = shell::tool("chroot");
@@ -189,6 +218,25 @@ fn try_out(folder: &Path, first: &Path, next: &Path) -> Result<()> {
         shell::run(&mut command).with_context(|| format!("the package fails at: {what}"))?;
     }
     Ok(())
+}
+
+fn boot(folder: &Path, first: &Path, next: &Path) -> Result<()> {
+    let packages = format!("adduser,{}", booted::PACKAGES);
+    let chroot = chroot(folder, "system", &packages, first, next)?;
+    // Outside /tmp, which systemd covers with one of its own.
+    fs::copy(next, chroot.0.join("root/next.deb"))?;
+    shell::run(shell::tool("chroot").arg(&chroot.0).args(["dpkg", "--install", "/tmp/first.deb"]))?;
+    booted::try_booted(&chroot.0, "/root/next.deb")
+}
+
+/// A fresh Debian with both packages in its `/tmp`.
+fn chroot(folder: &Path, name: &str, include: &str, first: &Path, next: &Path) -> Result<Chroot> {
+    let chroot = Chroot(folder.join(format!("{name}-{}", std::process::id())));
+    bootstrap(&chroot.0, include)?;
+    for (name, package) in [("first.deb", first), ("next.deb", next)] {
+        fs::copy(package, chroot.0.join("tmp").join(name))?;
+    }
+    Ok(chroot)
 }
 
 /// Each must end with 0.
@@ -217,7 +265,7 @@ const STEPS: &[(&str, &str)] = &[
 ];
 
 /// The release of this machine, from where its packages come from.
-fn bootstrap(to: &Path) -> Result<()> {
+fn bootstrap(to: &Path, include: &str) -> Result<()> {
     let targets = said(shell::tool("apt-get").args([
         "indextargets",
         "--format",
@@ -235,7 +283,7 @@ fn bootstrap(to: &Path) -> Result<()> {
     let (site, codename) = line.split_once(' ').context("site and release")?;
     let codename = codename.split(' ').next().unwrap_or_default();
     let mut command = shell::tool("debootstrap");
-    command.args(["--variant=minbase", "--include=adduser"]);
+    command.arg("--variant=minbase").arg(format!("--include={include}"));
     if !Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists() {
         command.arg("--no-check-gpg");
     }

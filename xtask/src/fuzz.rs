@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: random packets into the parser, with cargo-fuzz.
+//! `cargo xtask fuzz`: random packets into the parser, into `lb decap` and through the whole data path, with
+//! cargo-fuzz.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -8,7 +9,7 @@ use crate::shell;
 
 const FOLDER: &str = "lb-common/fuzz";
 
-/// Runs every fuzz target of lb-common, each for an equal part of the time.
+/// Runs every fuzz target, each for an equal part of the time.
 ///
 /// # Errors
 /// A tool is missing, or a target found an input that breaks an invariant.

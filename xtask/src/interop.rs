@@ -35,6 +35,14 @@ const CASES: [(&str, Family, &str, u16); 5] = [
     ("dsr-ipip", Family::V4, "tunnel-source-entropy = \"10.77.0.0/16\"", 8005),
 ];
 
+/// What is checked at the service's address, through the tunnel: mode, family, and the port of the service.
+const CHECKED: [(&str, Family, u16); 4] = [
+    ("dsr-ipip", Family::V4, 8011),
+    ("dsr-ipip", Family::V6, 8012),
+    ("dsr-gue", Family::V4, 8013),
+    ("dsr-gue", Family::V6, 8014),
+];
+
 /// Makes a world, tries every case and says what came of it.
 ///
 /// # Errors
@@ -45,17 +53,20 @@ pub fn interop(program: &Path) -> Result<()> {
     world.client.ip(&[format!("link set eth0 mtu {CLIENT_MTU}")])?;
     let _servers = servers(&world)?;
     let services: Vec<Service> = CASES.iter().flat_map(|case| of_case(*case)).collect();
-    let config = Config::new(world.topology, services.clone()).render();
+    let checked = CHECKED.map(|(mode, family, port)| Service::tcp(family, mode, port, vec![0], port));
+    let config = Config::new(world.topology, [&services[..], &checked].concat()).render();
     let log = world.folder().join("lb.log");
     let mut lb = Balancer::start(&world, &Launch { program, config: &config, arguments: &[], log: &log })?;
     for service in &services {
         lb.wait_for_backends(&service.name, &service.backend_addresses(), PATIENCE)?;
     }
     ensure!(request(&world, &services[0]).is_err(), "a backend answers although nobody unpacks");
+    wait_for_checks(&mut lb, &checked, false)?;
 
     println!("tunnel devices of the kernel:");
     make_devices(&world)?;
     diagnose(&world, program)?;
+    wait_for_checks(&mut lb, &checked, true)?;
     try_all(&world, &mut lb, &services)?;
     let devices = received(&world)?;
     ensure!(devices.iter().all(|(_, packets)| *packets > 0), "a device has received nothing: {devices:?}");
@@ -65,8 +76,10 @@ pub fn interop(program: &Path) -> Result<()> {
     let names: Vec<String> = DEVICES.iter().map(|(name, _)| format!("link del {name}")).collect();
     world.backends[0].ip(&names)?;
     // The GUE ports stay, and what they open finds no device.
+    wait_for_checks(&mut lb, &checked, false)?;
     let sources = Family::BOTH.map(|family| family.lb_backend_side().to_string());
     let decap = Decap::start(&world, program, 0, &[&sources[0], &sources[1], CHOSEN], PATIENCE)?;
+    wait_for_checks(&mut lb, &checked, true)?;
     try_all(&world, &mut lb, &services)?;
     for outcome in ["ipip", "gue"] {
         ensure!(decap.counted(outcome)? > 0, "nothing counted as {outcome}: {}", decap.status()?);
@@ -75,6 +88,17 @@ pub fn interop(program: &Path) -> Result<()> {
         ensure!(decap.counted(outcome)? == 0, "{outcome}: {}", decap.status()?);
     }
     lb.stop()?;
+    Ok(())
+}
+
+/// Waits until checks of the service's address find that somebody unpacks, or nobody.
+fn wait_for_checks(lb: &mut Balancer<'_>, services: &[Service], unpacked: bool) -> Result<()> {
+    for service in services {
+        let backends = if unpacked { service.backend_addresses() } else { Vec::new() };
+        lb.wait_for_backends(&service.name, &backends, PATIENCE)
+            .with_context(|| format!("checks of {} through its tunnel", service.name))?;
+    }
+    println!("checks of the service's address through tunnels: {}", if unpacked { "up" } else { "down" });
     Ok(())
 }
 
@@ -91,9 +115,9 @@ fn of_case((mode, outer, line, port): (&'static str, Family, &str, u16)) -> [Ser
 fn servers(world: &World) -> Result<Vec<Process>> {
     let xtask = std::env::current_exe().context("where this program is")?;
     let host = &world.backends[0];
-    CASES
-        .iter()
-        .map(|(_, _, _, port)| {
+    let ports = CASES.iter().map(|(_, _, _, port)| port).chain(CHECKED.iter().map(|(_, _, port)| port));
+    ports
+        .map(|port| {
             let mut command = host.command(&xtask);
             command.args(["serve", "--name", "web1", "--port", &port.to_string()]);
             let log = world.folder().join(format!("web{port}.log"));

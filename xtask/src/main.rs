@@ -63,6 +63,12 @@ enum Task {
         name: String,
         #[arg(long)]
         port: u16,
+        /// Connections that may wait to be accepted
+        #[arg(long, default_value_t = 128)]
+        backlog: i32,
+        /// Milliseconds before each is
+        #[arg(long, default_value_t = 0)]
+        pause: u64,
     },
 }
 
@@ -84,7 +90,10 @@ fn main() -> ExitCode {
         Task::Lint => lint::lint(),
         Task::Fuzz { duration } => fuzz::fuzz(duration),
         Task::Interop => build::lb(Profile::Dev).and_then(|lb| interop::interop(&lb)).map(|()| ExitCode::SUCCESS),
-        Task::Serve { name, port } => http::serve(&name, port).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Task::Serve { name, port, backlog, pause } => {
+            let served = http::serve_slowly(&name, port, backlog, Duration::from_millis(pause));
+            served.map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -80,16 +80,24 @@ fn a_client_of_a_backend_that_fell_silent_gets_a_reset_and_no_silence() {
         let tcp = Service::tcp(family, mode, 80, vec![0, 1], WEB_PORT);
         let health = Health::Tcp { port: Some(WEB_PORT) };
         let udp = Service { health, ..Service::udp(family, mode, 7001, vec![0, 1], ECHO_PORT) };
-        let mut lb = stage.lb(&[tcp.clone(), udp.clone()]);
+        let reset = Service {
+            lines: vec!["on-down = \"reset\"".to_owned()],
+            health: udp.health.clone(),
+            ..Service::udp(family, mode, 7002, vec![0, 1], ECHO_PORT)
+        };
+        let mut lb = stage.lb(&[tcp.clone(), udp.clone(), reset.clone()]);
         let mut streams: Vec<_> =
             (0..4).map(|_| Connection::open(&stage.world.client, tcp.listen()).unwrap()).collect();
         let owners: Vec<_> = streams.iter_mut().map(|stream| stream.ask().unwrap()).collect();
-        let sockets: Vec<_> = (0..4).map(|_| udp_client(&stage.world.client, 0, udp.listen()).unwrap()).collect();
-        let udp_owners: Vec<_> = sockets.iter().map(|socket| ask(socket, "who").unwrap()).collect();
+        let asked = |service: &Service| -> Vec<_> {
+            let sockets = (0..4).map(|_| udp_client(&stage.world.client, 0, service.listen()).unwrap());
+            sockets.map(|socket| ask(&socket, "who").map(|owner| (socket, owner)).unwrap()).collect()
+        };
+        let (moved, cut) = (asked(&udp), asked(&reset));
 
         // The cable is cut: nothing answers any more, not even with a reset.
         stage.world.switch.ip(&["link set web2 down"]).unwrap();
-        for service in [&tcp, &udp] {
+        for service in [&tcp, &udp, &reset] {
             lb.wait_for_backends(&service.name, &[service.backend_address(0)], 2 * DETECTED).unwrap();
         }
         for (stream, owner) in streams.iter_mut().zip(&owners) {
@@ -104,9 +112,18 @@ fn a_client_of_a_backend_that_fell_silent_gets_a_reset_and_no_silence() {
             }
         }
         // Datagrams of its flows go to the other one, which is what is done where nothing else is asked for.
-        assert!(udp_owners.iter().any(|owner| owner == "web2"), "{udp_owners:?}");
-        for socket in &sockets {
+        assert!(moved.iter().any(|(_, owner)| owner == "web2"), "{moved:?}");
+        for (socket, _) in &moved {
             assert_eq!(ask(socket, "still there").unwrap(), "web1", "{mode} {family:?}");
+        }
+        // Where `on-down` says so, their clients learn that nobody is there.
+        assert!(cut.iter().any(|(_, owner)| owner == "web2"), "{cut:?}");
+        for (socket, owner) in &cut {
+            match (owner.as_str(), ask(socket, "still there")) {
+                ("web2", Err(error)) => assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{mode} {family:?}"),
+                ("web2", Ok(name)) => panic!("a flow of web2 was answered by {name}"),
+                (_, answer) => assert_eq!(&answer.unwrap(), owner),
+            }
         }
         let names = curl_names(&stage.world.client, tcp.listen(), 20);
         assert_eq!(names.keys().collect::<Vec<_>>(), ["web1"]);

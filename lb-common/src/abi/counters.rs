@@ -45,10 +45,15 @@ pub struct BackendCounters {
     pub reset: u64,
     /// Flows that were over with their backend and scheduled anew.
     pub moved: u64,
-    /// Connections that it refused: a reset in answer to a SYN.
+    /// Connections that it refused: a reset in answer to a SYN, or an ICMP error about one.
+    #[cfg(not(feature = "fixture-older"))]
     pub refusals: u64,
     /// Connections that were sent to another backend because it did not answer.
+    #[cfg(not(feature = "fixture-older"))]
     pub unanswered: u64,
+    /// Connections that were sent to another backend for either reason.
+    #[cfg(not(feature = "fixture-older"))]
+    pub rescued: u64,
 }
 
 /// Value of `verdict_stats`, indexed by [`crate::verdict::Reason`].

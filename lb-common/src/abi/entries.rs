@@ -102,11 +102,14 @@ impl ServiceValue {
     /// With `TRACKED`, of clients: they were moved less than their timeout ago, and those without an
     /// entry are still where their flows without an entry are.
     pub const CLIENTS_STAY: u8 = 4;
-    /// It is noted how backends answer the first packets of TCP connections.
+    /// It is noted how backends answer the first packets of TCP connections, and of UDP that somebody says
+    /// that a backend cannot be reached.
     pub const WATCHED: u8 = 8;
     /// No flow begins before [`ServiceInfo::parked_until`]: what would begin one is dropped, so that clients
     /// try again.
     pub const PARKED: u8 = 16;
+    /// With `WATCHED`, UDP: backends answer the first datagram of each flow, so it is noted when they do not.
+    pub const ANSWERED: u8 = 32;
 
     #[inline(always)]
     pub const fn has(&self, flag: u8) -> bool {
@@ -146,7 +149,7 @@ impl ServiceValue {
 }
 
 /// Value of the array `service_info`: the constant part of a service, found by its id from a flow.
-/// Written before the id is published; while a flow may name the id only the timeouts change, each by
+/// Written before the id is published; while a flow may name the id only times change, each by
 /// itself: a flow gets the new ones with its next packet.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -156,7 +159,9 @@ pub struct ServiceInfo {
     pub protocol: u8,
     /// [`Mode`]; 0xff in an unused element.
     pub mode: u8,
-    pub zero: u32,
+    /// UDP, with [`ServiceValue::ANSWERED`]: milliseconds within which the first datagram of a flow is
+    /// answered; otherwise 0.
+    pub answer_within: u32,
     /// Idle time in ticks after which a flow is over, by [`crate::flow::State`].
     pub timeouts: Timeouts,
     /// [`Granularity::Client`]: ticks after its last new flow in which a client is remembered.
@@ -168,13 +173,22 @@ pub struct ServiceInfo {
 impl ServiceInfo {
     /// With the timeouts that nobody changed.
     pub const fn new(address: Address, port: Port, protocol: u8, mode: u8) -> Self {
-        Self { address, port, protocol, mode, zero: 0, timeouts: State::TIMEOUTS, client_timeout: 0, parked_until: 0 }
+        Self {
+            address,
+            port,
+            protocol,
+            mode,
+            answer_within: 0,
+            timeouts: State::TIMEOUTS,
+            client_timeout: 0,
+            parked_until: 0,
+        }
     }
 
     /// The same service, whatever its timeouts.
     pub fn is_same_service(&self, other: &Self) -> bool {
-        let Self { timeouts, client_timeout, parked_until, .. } = *self;
-        *self == Self { timeouts, client_timeout, parked_until, ..*other }
+        let Self { timeouts, client_timeout, parked_until, answer_within, .. } = *self;
+        *self == Self { timeouts, client_timeout, parked_until, answer_within, ..*other }
     }
 
     /// Whether a frozen service is still to be frozen: never for longer than [`PARK_TICKS`], also where

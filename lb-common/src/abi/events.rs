@@ -26,6 +26,8 @@ pub enum EventKind {
     NeighbourMissing = 1,
     /// No source port was free towards a backend.
     PortsExhausted = 2,
+    /// Something new speaks against a backend: the agent looks at its [`Silence`](super::Silence).
+    Suspect = 3,
 }
 
 impl EventKind {
@@ -34,6 +36,7 @@ impl EventKind {
         match number {
             1 => Some(Self::NeighbourMissing),
             2 => Some(Self::PortsExhausted),
+            3 => Some(Self::Suspect),
             _ => None,
         }
     }

@@ -27,7 +27,9 @@ pub struct Knock {
     pub len: u8,
     /// Not 0: IPv4.
     pub v4: u8,
-    pub zero: u8,
+    /// Not 0: the last backend is there, but has acknowledged an earlier connection of the same tuple (it holds
+    /// it in TIME-WAIT). The client resets that and sends its SYN again: to the same backend.
+    pub contested: u8,
     /// Link-layer source of the client's frame.
     pub client_mac: [u8; 6],
     pub reserved: [u8; 6],
@@ -52,28 +54,37 @@ impl Knock {
     }
 }
 
-/// Element of the array `silences`, by backend id: what the data path has seen of connections that
-/// knocked at the backend. Written by all CPUs without order: a lost write costs one connection's
-/// testimony. The agent takes what it has judged out again.
+/// Element of the array `silences`, by backend id: what the data path has seen of flows that knocked at
+/// the backend: connections, and flows of UDP that are answered. Written by all CPUs without order: a
+/// lost write costs one flow's testimony. The agent takes what it has judged out again.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Pod, Zeroable)]
 pub struct Silence {
-    /// Monotonic time in nanoseconds of the oldest SYN that was sent since the backend's last answer; 0:
-    /// the backend owes none.
+    /// Monotonic time in nanoseconds of the oldest first packet that was sent since the backend's last
+    /// answer; 0: the backend owes none.
     pub since: u64,
-    /// The same of the last SYN.
+    /// The same of the last one.
     pub asked_at: u64,
     /// [`Silence::client_bit`] of the clients that sent them.
     pub waiting: u64,
-    /// Of the clients that were refused since the last SYN-ACK.
+    /// Of the clients that were refused since the last answer.
     pub refused: u64,
     /// When the last one was.
     pub refused_at: u64,
     /// Of the clients that sent their SYN again: all there is to see where answers take another way.
     pub repeated: u64,
     pub repeated_at: u64,
-    /// Not 0: an ICMP error said that the backend cannot be reached; when.
+    /// Of the clients about whose first packets an ICMP error said since the last answer that the backend
+    /// cannot be reached.
+    pub unreachable: u64,
     pub unreachable_at: u64,
+    /// When the oldest of those came that `refused` and `unreachable` count; 0: there is none.
+    pub denied_since: u64,
+    /// When the backend last answered a first packet.
+    pub answered_at: u64,
+    /// When the agent was woken for this backend.
+    pub told_at: u64,
+    pub reserved: [u64; 4],
 }
 
 impl Silence {

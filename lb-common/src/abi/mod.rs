@@ -13,6 +13,7 @@ mod fragment;
 mod knock;
 pub mod limits;
 pub mod names;
+pub mod probe;
 mod service_line;
 mod slot;
 mod vlan;
@@ -63,12 +64,15 @@ assert_size! {
     FragmentFlow = 20,
     DirectionCounters = 16,
     ServiceCounters = 64,
-    BackendCounters = 80,
+    BackendCounters = if cfg!(feature = "fixture-older") { 64 } else { 88 },
     VerdictCounters = 16,
     Event = 32,
     Knock = 184,
-    Silence = 64,
+    Silence = 128,
     MovedKey = 36,
     Handshakes = 256,
     decap::Settings = 8,
+    probe::Way = 64,
+    probe::AnswerKey = 40,
+    probe::Backend = 20,
 }

@@ -23,6 +23,8 @@ pub struct IcmpError {
     pub ttl: u8,
     /// "Fragmentation needed" or "packet too big".
     pub too_big: bool,
+    /// The receiver of what is quoted is not there or may not be reached: host, port, prohibition.
+    pub gone: bool,
     /// With `too_big`: the MTU that the sender of the error tells; 0: it does not know (RFC 1191, 4).
     pub mtu: u32,
     /// Bytes of the IP packet.
@@ -84,13 +86,14 @@ fn of_v4<P: PacketAccess>(frame: &P, network: &Network) -> Result<IcmpError, NoE
         return Err(NoError::Malformed);
     }
     let [kind, code, _, _, _, words, high, low]: [u8; ICMP_LEN] = frame.read(offset).ok_or(NoError::Malformed)?;
+    let gone = kind == V4_UNREACHABLE && code < 32 && V4_GONE >> code & 1 != 0;
     if !matches!(kind, V4_UNREACHABLE | V4_TIME_EXCEEDED | V4_PARAMETER_PROBLEM) {
         return Err(NoError::Other);
     }
     let too_big = kind == V4_UNREACHABLE && code == V4_FRAGMENTATION_NEEDED;
     let mtu = if too_big { u16::from_be_bytes([high, low]) as u32 } else { 0 };
     let end = end(frame, offset, packet_len, words as usize * 4)?;
-    Ok(IcmpError { outer: *network, ttl: header.ttl, too_big, mtu, packet_len, offset: offset as u16, end })
+    Ok(IcmpError { outer: *network, ttl: header.ttl, too_big, gone, mtu, packet_len, offset: offset as u16, end })
 }
 
 #[inline(always)]
@@ -102,7 +105,8 @@ fn of_v6<P: PacketAccess>(frame: &P, network: &Network) -> Result<IcmpError, NoE
     let payload_len = u16::from_be_bytes(header.payload_len);
     let packet_len = payload_len.checked_add(size_of::<Ipv6Hdr>() as u16).ok_or(NoError::Malformed)?;
     let offset = NETWORK_OFFSET + size_of::<Ipv6Hdr>();
-    let [kind, _, _, _, a, b, c, d]: [u8; ICMP_LEN] = frame.read(offset).ok_or(NoError::Malformed)?;
+    let [kind, code, _, _, a, b, c, d]: [u8; ICMP_LEN] = frame.read(offset).ok_or(NoError::Malformed)?;
+    let gone = kind == V6_UNREACHABLE && code < 32 && V6_GONE >> code & 1 != 0;
     if !matches!(kind, V6_UNREACHABLE | V6_TOO_BIG | V6_TIME_EXCEEDED | V6_PARAMETER_PROBLEM) {
         return Err(NoError::Other);
     }
@@ -110,7 +114,7 @@ fn of_v6<P: PacketAccess>(frame: &P, network: &Network) -> Result<IcmpError, NoE
     let mtu = if too_big { u32::from_be_bytes([a, b, c, d]) } else { 0 };
     let quoted = if matches!(kind, V6_UNREACHABLE | V6_TIME_EXCEEDED) { a as usize * 8 } else { 0 };
     let end = end(frame, offset, packet_len, quoted)?;
-    Ok(IcmpError { outer: *network, ttl: header.hop_limit, too_big, mtu, packet_len, offset: offset as u16, end })
+    Ok(IcmpError { outer: *network, ttl: header.hop_limit, too_big, gone, mtu, packet_len, offset: offset as u16, end })
 }
 
 /// The end of the quotation. `quoted`: its length as the error tells it, which counts from 128 bytes

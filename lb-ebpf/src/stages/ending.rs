@@ -75,7 +75,7 @@ fn is_reset(packet: &Packet) -> bool {
 
 #[inline(always)]
 fn refuse(packet: &Packet, backend_id: u32) {
-    let was_open = if packet.transport.protocol == Protocol::Tcp { table::close() } else { table::end() };
+    let was_open = if packet.transport.protocol == Protocol::Tcp { table::close_flow() } else { table::end() };
     if was_open != 0 {
         stats::flow_over(backend_id, false);
     }

@@ -7,27 +7,40 @@
 //! | a packet in a tunnel | tunnel, in it client -> service | the tunnel's source | the client, rewritten |
 //!
 //! An error never changes a flow: neither its state nor its age, because nobody vouches for it (RFC
-//! 5927). It may say that a backend is not there; health checks find out.
+//! 5927). It may say that a backend is not there: that is noted, and health checks find out. One about the
+//! SYN of a connection that was kept, which whoever sent it has seen, is not passed on: the SYN goes to another
+//! backend ([`super::rescue`]).
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Flow, Mode, Protocol},
+    abi::{Flow, Knock, Mode, Protocol},
     icmp::{
         error::translate,
         quote::{IcmpError, NoError, Quoted},
     },
     numbers::{IPIP, IPV6},
-    packet::HEADERS_MAX,
+    packet::{HEADERS_MAX, PacketAccess},
     parse::{Network, Part, Transport},
+    rescue::Syn,
     rewrite::Translation,
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use super::{
     admit::{self, Directions},
-    family_error, owner, table, tunnel_error,
+    family_error, knock, owner, table, tunnel_error,
 };
-use crate::{ctx::Frame, maps::SERVICE_INFO, opaque::opaque, packet::Packet, pipeline::now, transmit};
+use crate::{
+    ctx::Frame,
+    maps::SERVICE_INFO,
+    opaque::opaque,
+    packet::Packet,
+    pipeline::{DENIED, UNDENIED, now},
+    stats, transmit,
+};
+
+/// Of the sequence number in a TCP header (RFC 9293, 3.1).
+const SEQUENCE: usize = 4;
 
 /// Brings an error where it belongs. ICMP of other kinds, and errors that are about no flow, are the
 /// host's.
@@ -51,7 +64,14 @@ pub fn run(md: *mut xdp_md, network: &Network, directions: Directions) -> Verdic
     {
         return Verdict::of(malformed);
     }
+    if packet.begins != UNDENIED {
+        packet.begins = 0;
+    }
     let reason = decide(md, packet, directions);
+    if packet.begins == DENIED {
+        return Verdict::go_on(Stage::Rescue);
+    }
+    packet.begins = 0;
     match reason.action() {
         Action::Forward => transmit::leave(packet, reason),
         Action::Pass if reason == Reason::NoFlow && !directions.is_reply => {
@@ -136,7 +156,47 @@ fn to_client(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     }
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
     packet.send_to_client(info.address);
+    let watched = packet.flow.flags & Flow::WATCHED != 0 && packet.begins != UNDENIED;
+    if packet.error.gone && watched && denied(md) != 0 {
+        packet.begins = DENIED;
+        return Reason::Internal;
+    }
     send(md, packet, true)
+}
+
+/// Notes that an error says that the backend of the packet's flow is not there. Not 0: it is about a SYN that was
+/// kept.
+///
+/// Of TCP only a SYN counts that was not answered, by its sequence number; established connections live on
+/// (RFC 5927, 6). Of UDP there is nothing but addresses and ports to know it by.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn denied(md: *mut xdp_md) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    match packet.transport.protocol {
+        Protocol::Udp => {
+            knock::unreachable(packet.flow.backend_id, &packet.flow.client);
+            return 0;
+        }
+        Protocol::Tcp if packet.place.word.is_unanswered() => {}
+        _ => return 0,
+    }
+    let at = (opaque(packet.quoted.transport as usize) & (HEADERS_MAX - 1)) + SEQUENCE;
+    let Some(sequence) = Frame::of(md).read::<[u8; 4]>(at) else { return 0 };
+    let hash = knock::client_hash(packet);
+    let Some(kept) = knock::place(hash) else { return 0 };
+    if knock::stamp(kept) != Knock::stamp_of(hash) {
+        return 0;
+    }
+    // SAFETY: a map value; if it changes meanwhile, the number does not fit, or the SYN is not taken.
+    let known = unsafe { &*kept };
+    let syn = Syn { v4: known.v4 != 0, len: known.len, headers: &known.headers };
+    if !syn.is_quoted_by(sequence) {
+        return 0;
+    }
+    knock::unreachable(packet.flow.backend_id, &packet.flow.client);
+    stats::refusal(packet.flow.backend_id);
+    1
 }
 
 #[inline(always)]

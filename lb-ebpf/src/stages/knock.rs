@@ -8,7 +8,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_ns, bpf_xdp_load_bytes},
 };
 use lb_common::{
-    abi::{Address, Handshakes, Knock, Mode, Protocol, ServiceValue, Silence, limits::KNOCK_TRIES},
+    abi::{
+        Address, Handshakes, Knock, Mode, Protocol, ServiceValue, Silence,
+        limits::{KNOCK_PATIENCE_NS, KNOCK_TELL_NS, KNOCK_TRIES},
+    },
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Part},
     rescue::{HEADERS, kept_len},
@@ -18,6 +21,7 @@ use super::table::Tuple;
 use crate::{
     atomic::compare_exchange,
     ctx::Frame,
+    events,
     maps::{HANDSHAKES, KNOCKS, SERVICE_INFO, SILENCES},
     opaque::opaque,
     packet::Packet,
@@ -77,8 +81,14 @@ pub fn stamp(knock: *mut Knock) -> u64 {
 pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let transport = &packet.transport;
-    let seen = !Mode::is_one_sided(packet.service.mode) && transport.protocol == Protocol::Tcp;
-    if !seen || !packet.service.has(ServiceValue::WATCHED) || !opens(transport) || transport.part != Part::Whole {
+    if Mode::is_one_sided(packet.service.mode) || !packet.service.has(ServiceValue::WATCHED) {
+        return 0;
+    }
+    if transport.protocol == Protocol::Udp && packet.service.has(ServiceValue::ANSWERED) {
+        asked(packet.flow.backend_id, &packet.network.source, time());
+        return 0;
+    }
+    if transport.protocol != Protocol::Tcp || !opens(transport) || transport.part != Part::Whole {
         return 0;
     }
     let now = time();
@@ -100,6 +110,7 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
         (*knock).ifindex = if packet.ingress == frame.ifindex() { packet.ingress } else { 0 };
         (*knock).tried[0] = packet.flow.backend_id;
         (*knock).tries = 1;
+        (*knock).contested = 0;
         (*knock).len = len as u8;
         (*knock).v4 = packet.network.v4 as u8;
         (*knock).client_mac = packet.flow.client_mac;
@@ -115,16 +126,9 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
 #[inline(never)]
 pub extern "C" fn answered() -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
+    let now = time();
     if let Some(silence) = SILENCES.get_ptr_mut(packet.flow.backend_id) {
-        // SAFETY: aligned words of a map value, each written as a whole. Most of the time they are 0, and
-        // then nothing is written that other CPUs read.
-        unsafe {
-            for word in [&raw mut (*silence).since, &raw mut (*silence).waiting, &raw mut (*silence).refused] {
-                if word.read_volatile() != 0 {
-                    word.write_volatile(0);
-                }
-            }
-        }
+        clear(silence, now);
     }
     let hash = client_hash(packet);
     let Some(knock) = place(hash) else { return 0 };
@@ -135,10 +139,50 @@ pub extern "C" fn answered() -> u32 {
     let (sent_at, service_id) = unsafe { ((*knock).sent_at, (*knock).service_id) };
     release(knock, Knock::FREE);
     if let Some(handshakes) = HANDSHAKES.get_ptr_mut(service_id) {
-        let bucket = opaque(Handshakes::bucket(time().wrapping_sub(sent_at))) & (Handshakes::BUCKETS - 1);
+        let bucket = opaque(Handshakes::bucket(now.wrapping_sub(sent_at))) & (Handshakes::BUCKETS - 1);
         // SAFETY: this CPU's element, and the bucket is one of its.
         unsafe { *(&raw mut (*handshakes).counts).cast::<u64>().add(bucket) += 1 };
     }
+    1
+}
+
+/// The backend has answered: nothing speaks against it any more.
+#[inline(always)]
+fn clear(silence: *mut Silence, now: u64) {
+    // SAFETY: aligned words of a map value, each written as a whole. Most of the time most are 0 already.
+    unsafe {
+        for word in [
+            &raw mut (*silence).since,
+            &raw mut (*silence).waiting,
+            &raw mut (*silence).refused,
+            &raw mut (*silence).unreachable,
+            &raw mut (*silence).denied_since,
+        ] {
+            if word.read_volatile() != 0 {
+                word.write_volatile(0);
+            }
+        }
+        (&raw mut (*silence).answered_at).write_volatile(now);
+    }
+}
+
+/// Takes in that the backend of a connection that waits for its answer has sent something else: it lives, and
+/// holds an earlier connection of the same tuple, which the client is about to reset (RFC 9293, 3.10.7.3).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn contested() -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    if let Some(silence) = SILENCES.get_ptr_mut(packet.flow.backend_id) {
+        clear(silence, time());
+    }
+    let hash = client_hash(packet);
+    let Some(knock) = place(hash) else { return 0 };
+    if stamp(knock) != Knock::stamp_of(hash) || !claim(knock, Knock::stamp_of(hash)) {
+        return 0;
+    }
+    // SAFETY: as in `keep`.
+    unsafe { (*knock).contested = 1 };
+    release(knock, Knock::stamp_of(hash));
     1
 }
 
@@ -151,7 +195,7 @@ pub fn client_hash(packet: &mut Packet) -> u64 {
     packet.tuple.hash
 }
 
-/// Notes that a backend was sent the SYN of a client.
+/// Notes that a backend was sent the first packet of a client's flow.
 #[inline(always)]
 pub fn asked(backend_id: u32, client: &Address, now: u64) {
     let Some(silence) = SILENCES.get_ptr_mut(backend_id) else { return };
@@ -164,6 +208,9 @@ pub fn asked(backend_id: u32, client: &Address, now: u64) {
             waiting.write_volatile(bit);
         } else if waiting.read_volatile() & bit == 0 {
             waiting.write_volatile(waiting.read_volatile() | bit);
+            if now.wrapping_sub(since.read_volatile()) >= KNOCK_PATIENCE_NS {
+                tell(backend_id);
+            }
         }
         (&raw mut (*silence).asked_at).write_volatile(now);
     }
@@ -176,10 +223,58 @@ pub fn refused(backend_id: u32, client: &Address) {
     // SAFETY: as in `asked`.
     unsafe {
         (&raw mut (*silence).since).write_volatile(0);
-        let refused = &raw mut (*silence).refused;
-        refused.write_volatile(refused.read_volatile() | Silence::client_bit(client));
-        (&raw mut (*silence).refused_at).write_volatile(time());
+        denied(silence, &raw mut (*silence).refused, &raw mut (*silence).refused_at, backend_id, client);
     }
+}
+
+/// Notes that somebody says that a backend cannot be reached by a client's packet.
+#[inline(always)]
+pub fn unreachable(backend_id: u32, client: &Address) {
+    let Some(silence) = SILENCES.get_ptr_mut(backend_id) else { return };
+    // SAFETY: as in `asked`.
+    unsafe {
+        denied(silence, &raw mut (*silence).unreachable, &raw mut (*silence).unreachable_at, backend_id, client);
+    }
+}
+
+/// Notes one more client in `clients`, and when.
+///
+/// # Safety
+/// All three point into one element of `silences`.
+#[inline(always)]
+unsafe fn denied(silence: *mut Silence, clients: *mut u64, at: *mut u64, backend_id: u32, client: &Address) {
+    let (now, bit) = (time(), Silence::client_bit(client));
+    // SAFETY: the caller vouches for the pointers; otherwise as in `asked`.
+    unsafe {
+        at.write_volatile(now);
+        let since = &raw mut (*silence).denied_since;
+        if since.read_volatile() == 0 {
+            since.write_volatile(now);
+        }
+        let before = clients.read_volatile();
+        if before & bit == 0 {
+            clients.write_volatile(before | bit);
+            tell(backend_id);
+        }
+    }
+}
+
+/// Wakes the agent, unless it was woken for this backend just now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell(backend_id: u32) -> u32 {
+    let Some(silence) = SILENCES.get_ptr_mut(backend_id) else { return 0 };
+    let now = time();
+    // SAFETY: as in `asked`.
+    unsafe {
+        let told_at = &raw mut (*silence).told_at;
+        if now.wrapping_sub(told_at.read_volatile()) < KNOCK_TELL_NS {
+            return 0;
+        }
+        told_at.write_volatile(now);
+    }
+    events::suspect(backend_id);
+    1
 }
 
 /// Notes that a client has sent its SYN to a backend again.
@@ -189,7 +284,11 @@ pub fn repeated(backend_id: u32, client: &Address) {
     // SAFETY: as in `asked`.
     unsafe {
         let repeated = &raw mut (*silence).repeated;
-        repeated.write_volatile(repeated.read_volatile() | Silence::client_bit(client));
+        let (before, bit) = (repeated.read_volatile(), Silence::client_bit(client));
         (&raw mut (*silence).repeated_at).write_volatile(time());
+        if before & bit == 0 {
+            repeated.write_volatile(before | bit);
+            tell(backend_id);
+        }
     }
 }

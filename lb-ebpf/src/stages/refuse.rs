@@ -43,6 +43,7 @@ fn answer(md: *mut xdp_md, packet: &mut Packet, reason: Reason) -> Reason {
     let sent = match protocol {
         // RFC 9293, 3.5.2: a reset is never answered with a reset.
         Protocol::Tcp if packet.transport.tcp_flags & TCP_RST != 0 => return Reason::UnknownReset,
+        Protocol::Tcp if cfg!(feature = "fixture-changed") => return Reason::Unanswerable,
         Protocol::Tcp => reset(&mut frame, packet),
         Protocol::Udp | Protocol::Sctp if !icmp_allowed(packet) => return Reason::AnswerLimited,
         Protocol::Udp | Protocol::Sctp => unreachable(&mut frame, packet, &ethernet),

@@ -3,8 +3,8 @@
 //!
 //! | what comes | what becomes of it |
 //! | --- | --- |
-//! | a reset that answers a SYN | the SYN that was kept, to another backend |
-//! | a client's SYN again, not answered | goes to another backend |
+//! | a reset that answers a SYN, or an ICMP error about it | the SYN that was kept, to another backend |
+//! | a client's SYN again, not answered | goes to another backend; to the same one where that held an earlier connection of the tuple |
 //! | a SYN-ACK of a backend that the connection was taken from | answered with a reset |
 //!
 //! Where there is no other backend, or no SYN was kept, the packet goes where it would have gone.
@@ -19,7 +19,7 @@ use lb_common::{
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Network, Part, Transport},
     rescue::{HEADERS, Syn},
-    verdict::{Action, Reason, Verdict},
+    verdict::{Action, Reason, Stage, Verdict},
 };
 
 use super::{
@@ -35,7 +35,7 @@ use crate::{
     maps::{BACKENDS, MOVED, SERVICES},
     opaque::opaque,
     packet::{NO_BACKEND, Packet},
-    pipeline::{LATE, REFUSED, carry_out},
+    pipeline::{DENIED, LATE, REFUSED, REPEATED, UNDENIED, carry_out},
     stats,
 };
 
@@ -46,14 +46,20 @@ pub fn run(md: *mut xdp_md) -> Verdict {
     let why = packet.begins;
     let (mut reason, taken) = match why {
         LATE => (if of_moved() != 0 { Reason::LateAnswer } else { Reason::NoFlow }, false),
-        REFUSED => (Reason::ToClient, refused(md) != 0),
+        // One after the other, so that they do not lie on top of each other's stack.
+        REFUSED => (Reason::ToClient, refused(md) != 0 && replace(md) != 0),
+        DENIED => (Reason::ToClient, replace(md) != 0),
         _ => (Reason::ToBackend, repeated() != 0),
     };
     if taken {
         reason = begin_elsewhere(md, packet);
+    } else if why == DENIED {
+        // The error goes to the client after all.
+        packet.begins = UNDENIED;
+        return Verdict::go_on(Stage::Icmp);
     }
     let verdict = carry_out(md, packet, reason);
-    if taken && why == REFUSED && verdict.reason() == Reason::ToBackend as u32 {
+    if taken && matches!(why, REFUSED | DENIED) && verdict.reason() == Reason::ToBackend as u32 {
         return verdict.because(Reason::Rescued);
     }
     fragment::settled(md, packet, verdict)
@@ -73,7 +79,7 @@ fn begin_elsewhere(md: *mut xdp_md, packet: &mut Packet) -> Reason {
         return Reason::Internal;
     }
     if reason == Reason::ToBackend {
-        stats::rescued(packet.service.id, packet.rescue.from, packet.begins != REFUSED);
+        stats::rescued(packet.service.id, packet.rescue.from, packet.begins == REPEATED);
         note(md);
     }
     reason
@@ -103,8 +109,7 @@ extern "C" fn of_moved() -> u32 {
     }
 }
 
-/// Puts the SYN that was refused into the place of the packet, which refuses it, and chooses another
-/// backend for it. 0: the packet is as it was, and is to go on.
+/// Whether the packet, a reset, refuses the SYN of its flow that was kept; notes it then.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn refused(md: *mut xdp_md) -> u32 {
@@ -125,6 +130,23 @@ extern "C" fn refused(md: *mut xdp_md) -> u32 {
     }
     knock::refused(packet.flow.backend_id, &packet.flow.client);
     stats::refusal(packet.flow.backend_id);
+    1
+}
+
+/// Puts the SYN that was refused into the place of the packet, which refuses it, and chooses another
+/// backend for it; [`client_hash`] has found its hash. 0: the packet is as it was, and is to go on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn replace(md: *mut xdp_md) -> u32 {
+    let Some(packet) = Packet::current() else { return 0 };
+    let hash = packet.tuple.hash;
+    let Some(knock) = place(hash) else { return 0 };
+    if stamp(knock) != Knock::stamp_of(hash) {
+        return 0;
+    }
+    // SAFETY: a map value; whether it was whole is asked below.
+    let known = unsafe { &*knock };
+    let syn = Syn { v4: known.v4 != 0, len: known.len, headers: &known.headers };
     if !find_service(packet) || syn.is_signed(&mut packet.cursor) {
         return 0;
     }
@@ -250,6 +272,9 @@ extern "C" fn repeated() -> u32 {
         if knock::time().wrapping_sub(known.sent_at) < KNOCK_AGAIN_NS {
             return 0;
         }
+        if known.contested != 0 {
+            return again(hash);
+        }
         recall(packet, known);
     }
     knock::repeated(packet.flow.backend_id, &packet.flow.client);
@@ -258,6 +283,21 @@ extern "C" fn repeated() -> u32 {
     }
     remember();
     1
+}
+
+/// Notes that a SYN goes to its backend once more: what was in its way there is gone.
+#[inline(always)]
+fn again(hash: u64) -> u32 {
+    let Some(knock) = place(hash) else { return 0 };
+    if knock::claim(knock, Knock::stamp_of(hash)) {
+        // SAFETY: the element is this program's until it is released.
+        unsafe {
+            (*knock).contested = 0;
+            (*knock).sent_at = knock::time();
+        }
+        knock::release(knock, Knock::stamp_of(hash));
+    }
+    0
 }
 
 /// Remembers what the flow's backend may still answer.
@@ -301,6 +341,7 @@ extern "C" fn note(md: *mut xdp_md) -> u32 {
         (*knock).sent_at = now;
         (*knock).tried[tries] = packet.flow.backend_id;
         (*knock).tries = tries as u8 + 1;
+        (*knock).contested = 0;
     }
     knock::release(knock, Knock::stamp_of(hash));
     1

@@ -377,7 +377,7 @@ pub extern "C" fn touch(reply: u32) -> u32 {
 /// both ends may still send. Not 0: it was open until now.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn close() -> u32 {
+pub extern "C" fn close_flow() -> u32 {
     const RESET: Seen = Seen { tcp: true, reply: true, tcp_flags: TCP_RST };
     let Some(packet) = Packet::current() else { return 0 };
     let Some(pointer) = word_ptr(packet.place.index) else { return 0 };

@@ -1,10 +1,10 @@
 //! ICMP errors about our own tunnels. That a packet did not fit is told to the client whose packet was
 //! in the tunnel, as if the service had said so (RFC 2003, 4.1 and 5.1; RFC 2473, 8); everything else
-//! is the host's, which may have something to do with it.
+//! is the host's, which may have something to do with it. That a backend cannot be reached is noted.
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    abi::{Address, AddressRoles, Mode, Port, Protocol},
+    abi::{Address, AddressRoles, Mode, Port, Protocol, ServiceValue},
     icmp::too_big,
     numbers::{ICMPV6, IPIP},
     packet::{HEADERS_MAX, PacketAccess},
@@ -15,7 +15,7 @@ use lb_common::{
 use super::{
     admit,
     errors::read_quoted,
-    owner,
+    knock, owner,
     refuse::{cut, icmp_allowed},
 };
 use crate::{ctx::Frame, maps::SERVICE_INFO, opaque::opaque, packet::Packet, transmit};
@@ -27,7 +27,13 @@ const ETHERTYPE: usize = NETWORK_OFFSET - 2;
 /// the frame is then as it was.
 #[inline(always)]
 pub fn relay(md: *mut xdp_md, packet: &mut Packet) -> Reason {
-    if !packet.error.too_big || find_inner(md) == 0 || is_right(md) == 0 {
+    if !packet.error.too_big && !packet.error.gone || find_inner(md) == 0 {
+        return Reason::TunnelError;
+    }
+    if packet.error.gone && packet.service.has(ServiceValue::WATCHED) {
+        knock::unreachable(packet.flow.backend_id, &packet.network.source);
+    }
+    if !packet.error.too_big || is_right(md) == 0 {
         return Reason::TunnelError;
     }
     let Some(info) = SERVICE_INFO.get(packet.flow.service_id) else { return Reason::Internal };
@@ -41,7 +47,7 @@ pub fn relay(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if hop != Reason::ToClient {
         return hop;
     }
-    if write(md) != 0 { Reason::ErrorToClient } else { Reason::Internal }
+    if write_answer(md) != 0 { Reason::ErrorToClient } else { Reason::Internal }
 }
 
 /// Finds the client's packet in the quoted tunnel and its flow. 0: it is not there, or none of ours.
@@ -115,7 +121,7 @@ pub extern "C" fn is_right(md: *mut xdp_md) -> u32 {
 /// client's packet stays where it is. 0: it cannot be.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn write(md: *mut xdp_md) -> u32 {
+extern "C" fn write_answer(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let mut frame = Frame::of(md);
     let v4 = packet.network.v4;

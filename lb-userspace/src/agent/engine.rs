@@ -54,8 +54,12 @@ pub struct Engine<D> {
     publisher: Publisher<D>,
     pub notices: Notices,
     pub receipts: ReceiptBook,
+    /// Decisions that nobody was told of yet: what there is to say can be long, and the maps come first.
+    untold: Vec<Notice>,
     /// A decision that probes made and the maps do not hold yet.
     moving: Option<(Notice, Instant)>,
+    /// The same, and how long it took until they did.
+    moved: Option<(Notice, Duration)>,
     last_change: Option<ProbedChange>,
     reload_failed: Option<Failed>,
     /// Configurations and layers that were taken in.
@@ -87,7 +91,9 @@ impl<D: Dataplane> Engine<D> {
             publisher: Publisher::new(dataplane),
             notices: Notices::default(),
             receipts: ReceiptBook::default(),
+            untold: Vec::new(),
             moving: None,
+            moved: None,
             last_change: None,
             reload_failed: None,
             decisions: 0,
@@ -146,8 +152,9 @@ impl<D: Dataplane> Engine<D> {
         {
             self.moving = Some((first.clone(), ended));
         }
-        self.tell(&notices);
+        self.untold.extend(notices);
         self.publish_if_changed(before);
+        self.tell();
     }
 
     /// Source addresses of the host towards backends; `None`: no route.
@@ -155,9 +162,10 @@ impl<D: Dataplane> Engine<D> {
         self.take_in(found.into_iter().map(|(backend, source)| Input::Source { backend, source }));
     }
 
-    /// What the data path has seen of backends.
-    pub fn suspected(&mut self, suspects: Vec<Suspect>) {
-        self.take_in(suspects.into_iter().map(Input::Suspect));
+    /// What the data path has seen of backends; their times count from `at` back.
+    pub fn suspected(&mut self, suspects: Vec<Suspect>, at: Instant) {
+        let since = at.elapsed();
+        self.take_in(suspects.into_iter().map(|suspect| Input::Suspect(suspect.later(since))));
     }
 
     /// Whether packets to one backend may take different ways.
@@ -267,6 +275,11 @@ impl<D: Dataplane> Engine<D> {
 
     /// Brings the maps to what the core wants.
     pub fn publish(&mut self) {
+        self.bring_into_step();
+        self.tell();
+    }
+
+    fn bring_into_step(&mut self) {
         for _ in 0..ROUNDS {
             let desired = self.core.desired();
             let generation = desired.generation;
@@ -282,9 +295,8 @@ impl<D: Dataplane> Engine<D> {
                     return;
                 }
             }
-            self.moved();
-            let notices = self.core.handle(Input::Published { generation }, self.clock.now());
-            self.tell(&notices);
+            self.note_moved();
+            self.untold.extend(self.core.handle(Input::Published { generation }, self.clock.now()));
             if self.in_step() {
                 return;
             }
@@ -328,7 +340,7 @@ impl<D: Dataplane> Engine<D> {
 
     /// Addresses that packets are sent to.
     pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
-        self.core.view().iter().flat_map(|service| &service.backends).map(|backend| backend.address.ip()).collect()
+        self.core.backend_addresses()
     }
 
     pub fn services(&self) -> Vec<ServiceView> {
@@ -372,6 +384,7 @@ impl<D: Dataplane> Engine<D> {
                 flow_capacity: self.config.limits.flows.into(),
                 sweep_micros: micros(self.sweep_took),
                 dead_man: DeadManStatus::of(&self.config.dead_man),
+                ways: None,
             },
             services: services.collect(),
             config,
@@ -384,17 +397,21 @@ impl<D: Dataplane> Engine<D> {
     /// Inputs as one change, all the way to the maps.
     fn take_in(&mut self, inputs: impl IntoIterator<Item = Input>) {
         let before = self.core.desired().generation;
-        let notices = self.core.handle_all(inputs, self.clock.now());
-        self.tell(&notices);
+        self.untold.extend(self.core.handle_all(inputs, self.clock.now()));
         self.publish_if_changed(before);
+        self.tell();
     }
 
-    fn tell(&mut self, notices: &[Notice]) {
+    /// Says what has been decided, after the maps hold it or could not be made to.
+    fn tell(&mut self) {
         for receipt in self.core.take_receipts() {
             self.receipts.take(&receipt, &self.clock);
         }
-        for notice in notices {
-            self.notices.decision(notice);
+        for notice in std::mem::take(&mut self.untold) {
+            self.notices.decision(&notice);
+        }
+        if let Some((notice, took)) = self.moved.take() {
+            self.tell_moved(notice, took);
         }
     }
 
@@ -403,14 +420,16 @@ impl<D: Dataplane> Engine<D> {
         // After a failure the timer decides when to repeat; a new decision does not wait for it.
         let decided = self.core.desired().generation != before;
         if !self.in_step() && (decided || self.retry_at().is_none()) {
-            self.publish();
+            self.bring_into_step();
         }
     }
 
     /// The maps hold what probes decided: how long did that take?
-    fn moved(&mut self) {
-        let Some((notice, ended)) = self.moving.take() else { return };
-        let took = ended.elapsed();
+    fn note_moved(&mut self) {
+        self.moved = self.moving.take().map(|(notice, ended)| (notice, ended.elapsed())).or(self.moved.take());
+    }
+
+    fn tell_moved(&mut self, notice: Notice, took: Duration) {
         let Notice { service, backend, text } = notice;
         tracing::info!(
             %service,

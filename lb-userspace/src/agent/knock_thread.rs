@@ -1,23 +1,27 @@
-//! Looks at how backends answer, on a thread of its own: what it finds must not wait for anything.
+//! Looks at how backends answer, on a thread of its own: what it finds must not wait for anything. It looks
+//! when the data path says that there is something, when a backend's time for an answer is over, and every few
+//! milliseconds in any case.
 
 use std::{
     path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc as blocking,
     },
     thread,
     time::Duration,
 };
 
 use anyhow::Context;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::run_loop::Finding;
 use crate::dataplane::kernel::{Knocks, Looked};
 
-/// From one look to the next.
+/// From one look to the next, at the latest, and at the earliest.
 const EVERY: Duration = Duration::from_millis(10);
+const LEAST: Duration = Duration::from_millis(1);
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -25,6 +29,19 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct KnockThread {
     over: Arc<AtomicBool>,
+    waker: KnockWaker,
+}
+
+/// Lets the thread look at once.
+#[derive(Clone, Debug)]
+pub struct KnockWaker(blocking::SyncSender<()>);
+
+impl KnockWaker {
+    /// Never waits. Calls that come together count as one.
+    pub fn wake(&self) {
+        // Full: it will look anyhow; disconnected: it has ended, and said why.
+        let _ = self.0.try_send(());
+    }
 }
 
 impl KnockThread {
@@ -32,18 +49,22 @@ impl KnockThread {
     /// The pinned maps cannot be opened, or the thread cannot be started.
     pub fn start(pin_dir: &Path, findings: mpsc::Sender<Finding>) -> anyhow::Result<Self> {
         let mut knocks = Knocks::open(pin_dir)?;
+        let (waker, wakes) = blocking::sync_channel(1);
         let over = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&over);
         let work = move || {
             let mut failing = false;
+            // What comes just behind something that wakes does not wake, and is seen by one more look.
+            let mut soon = false;
             while !seen.load(Ordering::Relaxed) {
                 let pause = match knocks.look() {
                     Ok(looked) => {
                         failing = false;
+                        let pause = looked.next.unwrap_or(EVERY).clamp(LEAST, EVERY);
                         if !tell(&findings, looked) {
                             return;
                         }
-                        EVERY
+                        pause
                     }
                     Err(error) => {
                         if !std::mem::replace(&mut failing, true) {
@@ -52,14 +73,18 @@ impl KnockThread {
                         PAUSE
                     }
                 };
-                thread::sleep(pause);
+                soon = wait(&wakes, if soon { LEAST.min(pause) } else { pause });
             }
         };
         thread::Builder::new()
             .name("lb-knocks".to_owned())
             .spawn(work)
             .context("starting the thread that looks at how backends answer")?;
-        Ok(Self { over })
+        Ok(Self { over, waker: KnockWaker(waker) })
+    }
+
+    pub fn waker(&self) -> KnockWaker {
+        self.waker.clone()
     }
 }
 
@@ -69,10 +94,23 @@ impl Drop for KnockThread {
     }
 }
 
+/// Waits so long at most, and [`LEAST`] at least. Whether it was woken.
+fn wait(wakes: &blocking::Receiver<()>, longest: Duration) -> bool {
+    let began = Instant::now();
+    match wakes.recv_timeout(longest) {
+        Ok(()) => {
+            thread::sleep(LEAST.saturating_sub(began.elapsed()));
+            true
+        }
+        // Nobody is left to wake it: it ends.
+        Err(_) => false,
+    }
+}
+
 /// `false`: nobody listens any more.
-fn tell(findings: &mpsc::Sender<Finding>, Looked { suspects, sent_again }: Looked) -> bool {
+fn tell(findings: &mpsc::Sender<Finding>, Looked { suspects, sent_again, .. }: Looked) -> bool {
     if sent_again > 0 {
         tracing::debug!(sent_again, "SYNs without an answer were sent again");
     }
-    suspects.is_empty() || findings.blocking_send(Finding::Suspects(suspects)).is_ok()
+    suspects.is_empty() || findings.blocking_send(Finding::Suspects { suspects, at: Instant::now() }).is_ok()
 }

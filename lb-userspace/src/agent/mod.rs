@@ -42,3 +42,4 @@ pub mod state_file;
 mod sweep_thread;
 mod vlan_sync;
 pub mod watch;
+mod way_keeper;

@@ -13,15 +13,16 @@ use super::{
     failover_watch::{FlowWatch, ReceiptWriter},
     host_queue::HostQueue,
     host_task::{self, HostJob},
-    knock_thread::KnockThread,
+    knock_thread::{KnockThread, KnockWaker},
     receipts::ReceiptFile,
     route_watch,
     run_loop::{Finding, Outside, Probed},
     sweep_thread::{SweepJob, SweepThread},
     vlan_sync::VlanSync,
+    way_keeper::WayKeeper,
 };
 use crate::{
-    api::model::EventView,
+    api::model::{EventView, WaysStatus},
     config::Config,
     core::ProbeKey,
     dataplane::kernel::{DataplaneEvent, Events},
@@ -42,7 +43,8 @@ pub struct World {
     _knocks: KnockThread,
     flows: FlowWatch,
     receipts: ReceiptWriter,
-    _tasks: [AbortOnDropHandle<()>; 4],
+    probe_ways: WayKeeper,
+    _tasks: [AbortOnDropHandle<()>; 5],
 }
 
 impl World {
@@ -68,15 +70,27 @@ impl World {
         let (jobs, inbox) = mpsc::channel(WAITING);
         let (ways, backends) = watch::channel(BTreeSet::new());
         let spawn = |task| AbortOnDropHandle::new(task);
+        let (probe_ways, keeping) = WayKeeper::new(host.netlink(), findings.clone());
         let tasks = [
+            spawn(tokio::spawn(keeping)),
             spawn(tokio::spawn(stamp(results, probed))),
             spawn(tokio::spawn(route_watch::run(host.netlink(), backends, findings.clone()))),
             spawn(tokio::spawn(host_task::run(host, vlans, inbox, findings.clone()))),
-            spawn(tokio::spawn(pass_events(events, findings.clone()))),
+            spawn(tokio::spawn(pass_events(events, knocks.waker(), findings.clone()))),
         ];
         let host = HostQueue::new(jobs, findings);
         Ok((
-            Self { prober: Prober::new(outcomes), host, ways, sweeps, flows, receipts, _knocks: knocks, _tasks: tasks },
+            Self {
+                prober: Prober::new(outcomes).with_ways(probe_ways.ways()),
+                host,
+                ways,
+                sweeps,
+                flows,
+                receipts,
+                probe_ways,
+                _knocks: knocks,
+                _tasks: tasks,
+            },
             probes,
         ))
     }
@@ -84,6 +98,7 @@ impl World {
 
 impl Outside for World {
     fn probe(&mut self, keys: Vec<ProbeKey>) {
+        self.probe_ways.keep(&keys);
         self.prober.set(keys);
     }
 
@@ -126,6 +141,10 @@ impl Outside for World {
         self.flows.watch(service_id);
     }
 
+    fn probe_ways(&self) -> Option<WaysStatus> {
+        self.probe_ways.status()
+    }
+
     fn keep_receipts(&mut self, receipts: Vec<EventView>) {
         self.receipts.write(receipts);
     }
@@ -140,13 +159,17 @@ async fn stamp(mut results: mpsc::Receiver<(ProbeKey, crate::core::ProbeOutcome)
     }
 }
 
-async fn pass_events(mut events: Events, findings: mpsc::Sender<Finding>) {
+async fn pass_events(mut events: Events, knocks: KnockWaker, findings: mpsc::Sender<Finding>) {
     loop {
         let finding = match events.next().await {
             Ok(DataplaneEvent::NeighbourMissing { ifindex, address }) => {
                 Finding::NeighbourMissing { ifindex, next_hop: address }
             }
             Ok(DataplaneEvent::PortsExhausted { backend_id, .. }) => Finding::PortsExhausted { backend_id },
+            Ok(DataplaneEvent::Suspect { .. }) => {
+                knocks.wake();
+                continue;
+            }
             Err(error) => {
                 let text = format!("the data path's events can no longer be read: {error}; restart the agent");
                 drop(findings.send(Finding::Warning(text)).await);

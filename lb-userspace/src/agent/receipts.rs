@@ -120,6 +120,7 @@ fn merged(before: &EventView, new: EventView) -> EventView {
     let first = |old: &Option<String>, new: Option<String>| old.clone().or(new);
     EventView {
         last_good: first(&before.last_good, new.last_good),
+        first_bad: first(&before.first_bad, new.first_bad),
         detected: before.detected.clone(),
         switched: first(&before.switched, new.switched),
         first_good: first(&before.first_good, new.first_good),
@@ -129,7 +130,7 @@ fn merged(before: &EventView, new: EventView) -> EventView {
 }
 
 fn view(receipt: &Receipt, clock: &Clock) -> EventView {
-    let Receipt { last_good, detected, switched, first_good, back, flows, .. } = receipt;
+    let Receipt { last_good, first_bad, detected, switched, first_good, back, flows, .. } = receipt;
     let (wall, now) = (SystemTime::now(), clock.now());
     let at = |then: Now| humantime::format_rfc3339_millis(wall - now.saturating_sub(then)).to_string();
     let between = |from: Option<Now>, to: Option<Now>| Some(micros(to?.saturating_sub(from?)));
@@ -141,10 +142,13 @@ fn view(receipt: &Receipt, clock: &Clock) -> EventView {
         reason: receipt.reason.clone(),
         policy: receipt.policy.to_owned(),
         last_good: last_good.map(at),
+        first_bad: first_bad.map(at),
+        witnesses: receipt.witnesses,
         detected: at(*detected),
         switched: switched.map(at),
         first_good: first_good.map(at),
         back: back.map(at),
+        suspect_micros: between(*first_bad, *switched),
         detect_micros: between(*last_good, Some(*detected)),
         switch_micros: between(Some(*detected), *switched),
         serve_micros: between(Some(*detected), *first_good),
@@ -156,6 +160,7 @@ fn view(receipt: &Receipt, clock: &Clock) -> EventView {
             kept: flows.kept,
             left: flows.left,
             clients: flows.clients,
+            rescued: flows.rescued,
         },
     }
 }
@@ -176,6 +181,8 @@ mod tests {
             reason: "L4CON".to_owned(),
             policy: "reset",
             last_good: None,
+            first_bad: None,
+            witnesses: 0,
             detected: Duration::ZERO,
             switched: None,
             first_good: None,

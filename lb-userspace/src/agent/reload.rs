@@ -35,10 +35,9 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
 /// Why a configuration with these [`fixed`] settings cannot be taken over; `None`: there are none.
 pub fn refuse(fixed: &[&'static str]) -> Option<String> {
     let names: Vec<String> = fixed.iter().map(|name| format!("`{name}`")).collect();
-    let detach = if fixed.contains(&"limits") { "; `limits` only after `lb detach`, which ends all flows" } else { "" };
     (!fixed.is_empty()).then(|| {
         format!(
-            "{} cannot change while the agent runs: restart it (traffic goes on meanwhile){detach}",
+            "{} cannot change while the agent runs: restart it (traffic goes on meanwhile, and flows are kept)",
             names.join(", ")
         )
     })

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     api::{
         Refusal, Request, Task, WriteOptions,
-        model::{EventView, InterfaceStatus, Stopping},
+        model::{EventView, InterfaceStatus, Stopping, WaysStatus},
     },
     config::Config,
     core::{ProbeKey, ProbeOutcome, Suspect},
@@ -63,8 +63,8 @@ pub enum Finding {
     NeighbourMissing { ifindex: u32, next_hop: IpAddr },
     /// The data path found no source port towards a backend.
     PortsExhausted { backend_id: u32 },
-    /// How backends answer the connections of clients speaks against these.
-    Suspects(Vec<Suspect>),
+    /// How backends answer the connections of clients speaks against these, as was seen at this time.
+    Suspects { suspects: Vec<Suspect>, at: Instant },
     /// A flow of a service began.
     FlowBegun { service_id: u32, at: Instant },
     /// The agent's own file is to be read again.
@@ -119,6 +119,10 @@ pub trait Outside {
     /// Tell the next flow of a service that begins, by its id; answered by [`Finding::FlowBegun`] if one
     /// does.
     fn await_flow(&mut self, service_id: u32);
+    /// How probes get to the addresses of services; `None`: none does.
+    fn probe_ways(&self) -> Option<WaysStatus> {
+        None
+    }
     /// Keep these receipts on disk, and no others.
     fn keep_receipts(&mut self, receipts: Vec<EventView>);
 }
@@ -251,7 +255,7 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
                 }
             }
             Finding::PortsExhausted { backend_id } => self.ports_exhausted(backend_id),
-            Finding::Suspects(suspects) => self.engine.suspected(suspects),
+            Finding::Suspects { suspects, at } => self.engine.suspected(suspects, at),
             Finding::FlowBegun { service_id, at } => self.engine.flow_begun(service_id, at),
             Finding::Reload(author) => self.reload(author),
             Finding::Worked(result) => {
@@ -290,7 +294,9 @@ impl<D: Dataplane, O: Outside> AgentLoop<D, O> {
         match request {
             Request::Status(reply) => {
                 let config = self.changes.state.status(&self.engine);
-                drop(reply.send(self.engine.status(config)));
+                let mut status = self.engine.status(config);
+                status.data_path.ways = self.outside.probe_ways();
+                drop(reply.send(status));
             }
             Request::Services(reply) => drop(reply.send(self.engine.services())),
             Request::Events(reply) => drop(reply.send(self.engine.receipts.views())),

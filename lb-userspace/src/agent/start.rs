@@ -187,6 +187,7 @@ async fn bring_up(
     }
     engine.set_interfaces(interfaces.clone());
     detach_others(options, &links, host)?;
+    loaded.settle()?;
     host.place(config).await?;
     for warning in prepared.warnings {
         engine.notices.logged_warning(warning);

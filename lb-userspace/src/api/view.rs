@@ -8,7 +8,7 @@ use crate::{
         RoleDetail, ServiceView, TrackingView,
     },
     config::Health,
-    core::{self, Admin, HealthState, Now, Phase, ProbeOutcome},
+    core::{self, Admin, AskedAt, HealthState, Now, Phase, ProbeOutcome},
 };
 
 /// A service as it is shown at `now`.
@@ -74,6 +74,11 @@ fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> Backend
             reason: backend.health_reason.clone(),
             for_millis: millis(now.saturating_sub(backend.health_since)),
             last_probe: backend.last_probe.as_ref().map(last_probe),
+            asked_at: backend.asked.as_ref().map(|asked| asked.name().to_owned()),
+            asked_at_reason: match &backend.asked {
+                Some(AskedAt::Backend(why)) => why.clone(),
+                _ => None,
+            },
         },
         role: backend.role.as_ref().map(|role| role.role.name().to_owned()),
         role_detail: backend.role.as_ref().map(role_detail),
@@ -81,6 +86,9 @@ fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> Backend
         effective: EffectiveView { used: backend.used, reason: backend.used_reason.clone() },
         leaving: backend.leaving,
         live_flows: backend.live_flows,
+        refusals: backend.knocks.refusals,
+        unanswered: backend.knocks.unanswered,
+        rescued: backend.knocks.rescued,
     }
 }
 

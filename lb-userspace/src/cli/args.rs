@@ -1,13 +1,17 @@
 //! The arguments.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+mod changes;
+mod values;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::values::{endpoint, interval, service_name, span};
+pub use self::{
+    changes::{BackendCommand, Decision, ServiceAdd, ServiceCommand, Target, Write},
+    values::Endpoint,
+};
 use crate::telemetry::LogFormat;
 
 /// A layer-4 load balancer: an XDP program forwards, an agent decides.
@@ -156,165 +160,6 @@ pub enum DatapathLog {
     Debug,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum ServiceCommand {
-    /// All services.
-    #[command(visible_alias = "ls")]
-    List {
-        #[command(flatten)]
-        watch: Watch,
-    },
-    /// One service with its backends.
-    Show {
-        #[arg(value_parser = service_name)]
-        name: String,
-        #[command(flatten)]
-        watch: Watch,
-    },
-    /// Add a service beside those of the configuration file, or bring a removed one back.
-    Add(ServiceAdd),
-    /// Remove a service: no new flows; it is forgotten when its flows are over.
-    Remove {
-        #[arg(value_parser = service_name)]
-        name: String,
-        /// Do it although it has ready backends.
-        #[arg(long)]
-        force: bool,
-        #[command(flatten)]
-        decision: Decision,
-        #[command(flatten)]
-        write: Write,
-    },
-    /// Let new connections wait for a moment, during a planned switchover: their first packets are
-    /// dropped, so that clients try again; others go on. Ends by itself, also without an agent.
-    Freeze {
-        #[arg(value_parser = service_name)]
-        name: String,
-        /// For how long at most (500ms, 5s; up to 1m).
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "5s")]
-        max: Duration,
-        #[command(flatten)]
-        write: Write,
-    },
-    /// Let connections begin again.
-    Thaw {
-        #[arg(value_parser = service_name)]
-        name: String,
-        #[command(flatten)]
-        write: Write,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct ServiceAdd {
-    #[arg(value_parser = service_name)]
-    pub name: String,
-    /// What clients connect to, as in 203.0.113.10:80. Left out: a removed service of the file comes
-    /// back as the file has it.
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub listen: Option<SocketAddr>,
-    /// A backend; may be given several times.
-    #[arg(long = "backend", value_name = "ADDRESS:PORT", value_parser = backend, requires = "listen")]
-    pub backends: Vec<SocketAddr>,
-    /// Another setting of the service, as in the file: --set mode=nat; several times.
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting, requires = "listen")]
-    pub settings: Vec<(String, String)>,
-    /// A setting of its health check, as in the file: --check type=http --check path=/healthz.
-    #[arg(long = "check", value_name = "KEY=VALUE", value_parser = setting, requires = "listen")]
-    pub checks: Vec<(String, String)>,
-    #[command(flatten)]
-    pub decision: Decision,
-    #[command(flatten)]
-    pub write: Write,
-}
-
-/// Why, and until when.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Decision {
-    /// Why, for the record.
-    #[arg(long, value_name = "TEXT")]
-    pub reason: Option<String>,
-    /// The decision ends by itself after this time (10m, 2h, 1d).
-    #[arg(long = "for", value_name = "TIME", value_parser = span)]
-    pub lasts: Option<Duration>,
-}
-
-/// How a write is meant.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Write {
-    /// Only say what would be.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Only if the configuration is at this revision (`lb status` tells it): nobody else was first.
-    #[arg(long, value_name = "REVISION")]
-    pub revision: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum BackendCommand {
-    /// Backends of all services, or of one.
-    #[command(visible_alias = "ls")]
-    List {
-        #[arg(value_parser = service_name)]
-        service: Option<String>,
-        #[command(flatten)]
-        watch: Watch,
-    },
-    /// Add a backend to a service, beside those of the configuration file.
-    Add {
-        #[command(flatten)]
-        target: Target,
-        /// Share of new flows, for schedulers with weights.
-        #[arg(long)]
-        weight: Option<u16>,
-        /// Failover order: 0 serves first.
-        #[arg(long)]
-        tier: Option<u8>,
-    },
-    /// Remove backends: no new flows; they are forgotten when their flows are over.
-    Remove(Target),
-    /// No new flows; existing ones finish.
-    Drain {
-        #[command(flatten)]
-        target: Target,
-        /// Flows that are left after this time get what the service's `on-drain-timeout` says (30s, 10m).
-        #[arg(long, value_name = "TIME", value_parser = span)]
-        timeout: Option<Duration>,
-        /// Wait until no flow is left, and tell how many are.
-        #[arg(long)]
-        wait: bool,
-    },
-    /// Back to normal.
-    Ready(Target),
-    /// No new flows and no probes; existing flows finish.
-    Maintenance(Target),
-    /// Change the share of new flows.
-    Weight {
-        #[command(flatten)]
-        target: Target,
-        /// 0: no new flows.
-        #[arg(value_name = "N")]
-        weight: u16,
-    },
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct Target {
-    #[arg(value_parser = service_name)]
-    pub service: String,
-    /// Address and port, as in 10.0.0.11:8080 or [2001:db8::11]:8080; no port where the service
-    /// listens on every port. Several: all are changed, or none.
-    #[arg(value_name = "ADDRESS", value_parser = backend, required = true, num_args = 1..)]
-    pub addresses: Vec<SocketAddr>,
-    /// Do it although the service, or the tier that serves, is left without a ready backend.
-    #[arg(long)]
-    pub force: bool,
-    #[command(flatten)]
-    pub decision: Decision,
-    #[command(flatten)]
-    pub write: Write,
-}
-
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct EventsArgs {
@@ -360,19 +205,6 @@ pub struct FlowsArgs {
     pub limit: usize,
     #[command(flatten)]
     pub watch: Watch,
-}
-
-/// An address, with or without a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    pub address: IpAddr,
-    pub port: Option<u16>,
-}
-
-impl Endpoint {
-    pub fn matches(&self, other: SocketAddr) -> bool {
-        self.address == other.ip() && self.port.is_none_or(|port| port == other.port())
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -461,53 +293,6 @@ pub struct Watch {
     pub every: Option<Duration>,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let every = humantime::parse_duration(text).map_err(|e| e.to_string())?;
-    if every < Duration::from_millis(100) {
-        return Err("at least 100ms".to_owned());
-    }
-    Ok(every)
-}
-
-/// At least a second: decisions and confirmations are kept in whole ones.
-fn span(text: &str) -> Result<Duration, String> {
-    let span = humantime::parse_duration(text).map_err(|e| e.to_string())?;
-    if span < Duration::from_secs(1) { Err("at least 1s".to_owned()) } else { Ok(span) }
-}
-
-/// `mode=nat`: the value as it is, or as a text in TOML.
-fn setting(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in mode=nat")?;
-    if key.is_empty() || !key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-        return Err("a key is made of letters, digits and `-`".to_owned());
-    }
-    Ok((key.to_owned(), value.to_owned()))
-}
-
-fn service_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if text.is_empty() || !text.chars().all(fits) {
-        return Err("a service's name is made of letters, digits, `-`, `_` and `.`".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-/// As in the configuration file: a backend without a port is one of a service on every port.
-fn backend(text: &str) -> Result<SocketAddr, String> {
-    let Endpoint { address, port } = endpoint(text)
-        .map_err(|_| "an IP address and a port, as in 10.0.0.11:8080 or [2001:db8::11]:8080".to_owned())?;
-    Ok(SocketAddr::new(address, port.unwrap_or(0)))
-}
-
-fn endpoint(text: &str) -> Result<Endpoint, String> {
-    if let Ok(whole) = text.parse::<SocketAddr>() {
-        return Ok(Endpoint { address: whole.ip(), port: Some(whole.port()) });
-    }
-    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse().map_err(|_| "an IP address, or one with a port".to_owned())?;
-    Ok(Endpoint { address, port: None })
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -546,16 +331,5 @@ mod tests {
         assert_eq!((target.addresses.len(), weight), (2, 7));
         assert!(Cli::try_parse_from(["lb", "backend", "weight", "web", "7"]).is_err());
         assert!(Cli::try_parse_from(["lb", "backend", "drain", "web"]).is_err());
-    }
-
-    #[test]
-    fn an_endpoint_has_a_port_or_not() {
-        assert_eq!(endpoint("10.0.0.1").unwrap(), Endpoint { address: [10, 0, 0, 1].into(), port: None });
-        assert_eq!(endpoint("[2001:db8::1]:80").unwrap().port, Some(80));
-        assert_eq!(endpoint("2001:db8::1").unwrap().port, None);
-        assert!(endpoint("example.com").is_err());
-        assert_eq!(backend("10.0.0.1"), Ok(([10, 0, 0, 1], 0).into()), "of a service on every port");
-        assert_eq!(backend("10.0.0.1:80"), Ok(([10, 0, 0, 1], 80).into()));
-        assert!(backend("web1:80").unwrap_err().contains("10.0.0.11:8080"));
     }
 }

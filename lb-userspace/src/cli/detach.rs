@@ -91,6 +91,7 @@ fn stop(global: &Global) -> Result<u32, Failure> {
 
 /// First, so that no packet meets a program whose host is no longer ready for it.
 fn remove_data_path(pin_dir: &Path) -> Result<(Vec<String>, usize), Failure> {
+    kernel::probe_ways::sweep();
     let detached = kernel::detach(pin_dir).map_err(|e| {
         Failure::new("cannot take the data path off", format!("{e:#}"), "repeat it with sudo: sudo lb detach")
     })?;

@@ -56,6 +56,7 @@ fn service_stats(pinned: &Pinned, counters: &Stats, id: u32) -> Result<ServiceSt
             ended: counted.ended,
             refusals: counted.refusals,
             unanswered: counted.unanswered,
+            rescued: counted.rescued,
             reset: counted.reset,
             moved: counted.moved,
         })

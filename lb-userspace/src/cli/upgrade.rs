@@ -8,7 +8,7 @@ use crate::{
     api::doctor::{Check, CheckResult, Diagnosis},
     api::model::Detached,
     dataplane::kernel::{
-        Fit,
+        Change, Fit,
         upgrade::{self, Outlook, ProgramOutlook, RolledBack},
     },
 };
@@ -30,16 +30,21 @@ pub struct UpgradeAction {
 pub struct UpgradeArgs {
     #[command(flatten)]
     action: UpgradeAction,
-    /// With --rollback: stop a running agent first, instead of refusing.
-    #[arg(long, conflicts_with = "check")]
+    /// With --check: packets that both versions do not make the same of are told, and accepted. With --rollback:
+    /// stop a running agent first, instead of refusing.
+    #[arg(long)]
     force: bool,
 }
 
 pub fn upgrade(global: &Global, printer: &Printer, arguments: UpgradeArgs) -> Result<Exit, Failure> {
-    if arguments.action.check { check(global, printer) } else { rollback(global, printer, arguments.force) }
+    if arguments.action.check {
+        check(global, printer, arguments.force)
+    } else {
+        rollback(global, printer, arguments.force)
+    }
 }
 
-fn check(global: &Global, printer: &Printer) -> Result<Exit, Failure> {
+fn check(global: &Global, printer: &Printer, force: bool) -> Result<Exit, Failure> {
     let outlook = upgrade::outlook(&global.pin_dir).map_err(|e| {
         Failure::new(
             "an upgrade cannot be tried out",
@@ -47,21 +52,19 @@ fn check(global: &Global, printer: &Printer) -> Result<Exit, Failure> {
             "mend that, then repeat it; sudo may be missing",
         )
     })?;
-    let diagnosis = Diagnosis { checks: checks(&outlook) };
+    let diagnosis = Diagnosis { checks: checks(&outlook, force) };
     let exit = if diagnosis.failed() { Exit::Failed } else { Exit::Done };
     printer.print(diagnosis, render::diagnosis)?;
     Ok(exit)
 }
 
-fn checks(outlook: &Outlook) -> Vec<Check> {
+fn checks(outlook: &Outlook, force: bool) -> Vec<Check> {
     let map = |(name, fit): &(&'static str, Result<Fit, String>)| {
         let name = format!("map {name}");
         match fit {
             Ok(Fit::Same) => Check::new(name, CheckResult::Ok, "the same layout: it is taken over as it is"),
             Ok(Fit::New) => Check::new(name, CheckResult::Ok, "new in this version: it is made"),
-            Ok(Fit::Grows { from, to }) => {
-                Check::new(name, CheckResult::Ok, format!("from {from} to {to} elements: its content is taken over"))
-            }
+            Ok(Fit::Changes(change)) => Check::new(name, CheckResult::Ok, told(change)),
             Err(why) => {
                 Check::new(name, CheckResult::Fail, why.as_str()).fix("stay with the version before, or: lb detach")
             }
@@ -85,11 +88,27 @@ fn checks(outlook: &Outlook) -> Vec<Check> {
     if differences.is_empty() {
         checks.push(Check::new("packets", CheckResult::Ok, format!("both make the same of {compared} packets")));
     }
+    let result = if force { CheckResult::Warn } else { CheckResult::Fail };
     checks.extend(differences.iter().map(|difference| {
-        Check::new("packets", CheckResult::Warn, difference.as_str())
-            .fix("look whether the release notes tell of it, before: systemctl restart lb")
+        Check::new("packets", result, difference.as_str())
+            .fix("look whether the release notes tell of it; then: lb upgrade --check --force")
     }));
     checks
+}
+
+/// What becomes of a map that is made anew.
+fn told(Change { value, elements }: &Change) -> String {
+    let mut changes = Vec::new();
+    if value.0 != value.1 {
+        changes.push(format!("from {} to {} bytes a value", value.0, value.1));
+    }
+    if elements.0 != elements.1 {
+        changes.push(format!("from {} to {} elements", elements.0, elements.1));
+    }
+    if changes.is_empty() {
+        changes.push("made anew with the flow table".to_owned());
+    }
+    format!("{}: its content is taken over", changes.join(", "))
 }
 
 fn rollback(global: &Global, printer: &Printer, force: bool) -> Result<Exit, Failure> {

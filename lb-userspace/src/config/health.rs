@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::abi::Protocol;
+use lb_common::abi::{Mode, Protocol};
 use toml::de::DeTable;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     health_keys::{self as keys, CheckKind},
     keys::HEALTH_TABLE,
     model::{AgentHealth, Health},
-    probes::{AgentCheck, Check},
+    probes::{AgentCheck, Check, Via},
     reader::{Describe, Table},
 };
 
@@ -22,6 +22,7 @@ const PATRONI_PORT: u16 = 8008;
 struct Service<'a> {
     protocol: &'a Located<Protocol>,
     listen: &'a Located<SocketAddr>,
+    mode: &'a Located<Mode>,
 }
 
 impl Service<'_> {
@@ -47,6 +48,7 @@ pub(super) fn read(
     service: &Table<'_>,
     protocol: &Read<Located<Protocol>>,
     listen: &Read<Located<SocketAddr>>,
+    mode: &Read<Located<Mode>>,
     asks_role: bool,
 ) -> Read<Health> {
     let nothing = DeTable::new();
@@ -57,12 +59,13 @@ pub(super) fn read(
             Table::open(findings, &nothing, &keys::HEALTH, at)
         }
     };
-    let of = match (protocol, listen) {
-        (Ok(protocol), Ok(listen)) => Ok(Service { protocol, listen }),
-        (Err(reported), _) | (_, Err(reported)) => Err(*reported),
+    let of = match (protocol, listen, mode) {
+        (Ok(protocol), Ok(listen), Ok(mode)) => Ok(Service { protocol, listen, mode }),
+        (Err(reported), _, _) | (_, Err(reported), _) | (_, _, Err(reported)) => Err(*reported),
     };
     let kind = kind(findings, &table, &of);
     let port = port(findings, &table, &kind, &of);
+    let via = via(findings, &table, &kind, &port, &of);
     let timing = timing(findings, &table);
     let agent = agent(findings, &table);
     let check = health_check::read(findings, &table, &kind, asks_role);
@@ -74,7 +77,7 @@ pub(super) fn read(
         let interval = interval.unwrap_or(timing.interval);
         AgentHealth { port, interval, check }
     });
-    Ok(Health { check: check?, port: port?, agent, ..timing })
+    Ok(Health { check: check?, port: port?, via: via?, agent, ..timing })
 }
 
 /// The kind of check; the one that suits the service when it is left out.
@@ -126,6 +129,38 @@ fn port(
         None if kind.value == CheckKind::Patroni => Ok(Some(PATRONI_PORT)),
         None => Ok(None),
     }
+}
+
+/// Where the mode lets it, a check goes the way of clients unless it is told otherwise, or is about
+/// something else than the service's own port.
+fn via(
+    findings: &mut Findings,
+    table: &Table<'_>,
+    kind: &Read<Located<CheckKind>>,
+    port: &Read<Option<u16>>,
+    of: &Read<Service<'_>>,
+) -> Read<Via> {
+    let written = table.find(findings, &keys::VIA)?;
+    let (Ok(kind), Ok(port), Ok(of)) = (kind, port, of) else { return Ok(Via::Backend) };
+    let direct = Mode::is_one_sided(of.mode.value as u8);
+    let Some(written) = written else {
+        let asks = !matches!(kind.value, CheckKind::None | CheckKind::Exec);
+        return Ok(if direct && asks && port.is_none() { Via::Service } else { Via::Backend });
+    };
+    if written.value == Via::Service && kind.value == CheckKind::Exec {
+        let finding = Finding::new(&written.at, "an \"exec\" check cannot go to the service's address")
+            .and(&kind.at, "because of this")
+            .help("its program opens connections of its own: leave out `via`");
+        return Err(findings.error(finding));
+    }
+    if written.value == Via::Service && !direct {
+        let name = of.mode.value.name();
+        let finding = Finding::new(&written.at, format!("in mode \"{name}\" no backend has the service's address"))
+            .and(&of.mode.at, format!("mode \"{name}\""))
+            .help("leave out `via`: the backend's own address is what clients are taken to");
+        return Err(findings.error(finding));
+    }
+    Ok(written.value)
 }
 
 /// The agent's interval may be that of the check, which is read elsewhere.
@@ -186,13 +221,15 @@ fn timing(findings: &mut Findings, table: &Table<'_>) -> Read<Health> {
         rise: rise?.value,
         jitter_percent: jitter?.value,
         port: None,
+        via: Via::Backend,
         agent: None,
     })
 }
 
 fn warn_of_idle_keys(findings: &mut Findings, table: &Table<'_>, kind: &At) {
-    let idle: [&dyn Describe; 7] = [
+    let idle: [&dyn Describe; 8] = [
         &keys::CHECK_PORT,
+        &keys::VIA,
         &keys::INTERVAL,
         &keys::FAST_INTERVAL,
         &keys::TIMEOUT,

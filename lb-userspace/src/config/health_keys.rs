@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     form::{Flag, OneOf, Shaped, Time, Whole},
     health_values as values,
-    probes::{DnsResponse, EXPIRY_WARNING, HeaderMatch, HttpMethod, StatusRange},
+    probes::{DnsResponse, EXPIRY_WARNING, HeaderMatch, HttpMethod, StatusRange, Via},
     reader::{Key, LeftOut, Section},
     shape, value,
 };
@@ -66,6 +66,7 @@ pub(super) static HEALTH: Section = Section {
     keys: &[
         &CHECK_TYPE,
         &CHECK_PORT,
+        &VIA,
         &INTERVAL,
         &FAST_INTERVAL,
         &TIMEOUT,
@@ -118,6 +119,17 @@ pub(super) static CHECK_PORT: Key<u16> = Key {
     form: &Whole { min: 1, max: 65_535, unit: "" },
     left_out: LeftOut::Depends("the backend's port; with `patroni` 8008"),
     doc: "Port to check. Needed for services on every port, and for UDP services whose check speaks TCP.",
+};
+
+pub(super) static VIA: Key<Via> = Key {
+    name: "via",
+    form: &OneOf { all: &Via::ALL, name: Via::name },
+    left_out: LeftOut::Depends(
+        "`\"service\"` in the modes `dsr-l2`, `dsr-ipip` and `dsr-gue` for checks without a `port`, otherwise `\"backend\"`",
+    ),
+    doc: "Which way a check goes. `service`: to the service's address, by the backend's MAC or through its tunnel, as \
+          the packets of clients do. `backend`: to the backend's own address. A backend with a `check-address` is \
+          always asked there, and one of another address family than the service's at its own address.",
 };
 
 const INTERVAL_RANGE: Time = Time { min: Duration::from_millis(10), max: Duration::from_secs(3600) };
@@ -185,7 +197,7 @@ pub(super) static HTTP_METHOD: Key<HttpMethod> = Key {
 pub(super) static HTTP_HOST: Key<String> = Key {
     name: "host",
     form: &Shaped::new(value::HOST_ALLOWED, value::http_host, shape::http_host),
-    left_out: LeftOut::Depends("the backend's address"),
+    left_out: LeftOut::Depends("the address that is asked"),
     doc: "`http`, `https`: the Host header.",
 };
 
@@ -227,7 +239,7 @@ pub(super) static TLS: Key<bool> = Key {
 pub(super) static SERVER_NAME: Key<String> = Key {
     name: "server-name",
     form: &Shaped::new(values::NAME_ALLOWED, values::name, shape::host_name),
-    left_out: LeftOut::Depends("the name in `host`, otherwise the backend's address"),
+    left_out: LeftOut::Depends("the name in `host`, otherwise the address that is asked"),
     doc: "TLS: the name that is asked for (SNI) and that the certificate must have.",
 };
 

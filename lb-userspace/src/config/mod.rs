@@ -59,7 +59,7 @@ pub use model::{
 pub(crate) use prime::is_prime;
 pub use probes::{
     AgentCheck, BodyMatch, Check, DnsCheck, DnsResponse, ExecCheck, HeaderMatch, HttpCheck, HttpMethod, LoginCheck,
-    PatroniCheck, StatusRange, TlsCheck, Trust, UdpCheck,
+    PatroniCheck, StatusRange, TlsCheck, Trust, UdpCheck, Via,
 };
 pub use reference::reference;
 pub use report::{ConfigError, ReportStyle, render};

@@ -16,7 +16,7 @@ pub use super::quic::Quic;
 use super::{
     dead_man::DeadMan,
     failover::Failover,
-    probes::{AgentCheck, Check},
+    probes::{AgentCheck, Check, Via},
     role::RolePolicy,
 };
 
@@ -152,6 +152,8 @@ pub struct Passive {
     pub panic_percent: u8,
     /// After a false alarm.
     pub back_off: Duration,
+    /// UDP: within this time the first datagram of a flow is answered; `None`: that need not be.
+    pub answer_within: Option<Duration>,
 }
 
 impl Passive {
@@ -162,6 +164,7 @@ impl Passive {
         max_suspended_percent: 50,
         panic_percent: 50,
         back_off: Duration::from_secs(5),
+        answer_within: None,
     };
 }
 
@@ -271,6 +274,7 @@ pub struct Health {
     pub jitter_percent: u8,
     /// Asked instead of the backend's own port.
     pub port: Option<u16>,
+    pub via: Via,
     /// What the backend's own agent is asked.
     pub agent: Option<AgentHealth>,
 }
@@ -287,6 +291,7 @@ impl Default for Health {
             rise: 2,
             jitter_percent: 10,
             port: None,
+            via: Via::Backend,
             agent: None,
         }
     }

@@ -16,12 +16,12 @@ pub(super) static PASSIVE_TABLE: Nested = Nested {
     name: "passive",
     repeated: false,
     section: &PASSIVE,
-    doc: "What follows from how backends answer the connections of clients (TCP).",
+    doc: "What follows from how backends answer the connections of clients (TCP), and their first datagrams (UDP).",
 };
 
 pub(super) static PASSIVE: Section = Section {
     header: "[service.passive]",
-    keys: &[&ENABLED, &RETRIES, &CLIENTS, &MAX_SUSPENDED, &PANIC_THRESHOLD, &BACK_OFF],
+    keys: &[&ENABLED, &RETRIES, &CLIENTS, &MAX_SUSPENDED, &PANIC_THRESHOLD, &BACK_OFF, &ANSWER_WITHIN],
 };
 
 static ENABLED: Key<bool> = Key {
@@ -73,6 +73,15 @@ static BACK_OFF: Key<Duration> = Key {
           one, up to 64 times, and forgotten after as long without one.",
 };
 
+static ANSWER_WITHIN: Key<Duration> = Key {
+    name: "answer-within",
+    form: &Time { min: Duration::from_millis(20), max: Duration::from_secs(1) },
+    left_out: LeftOut::Depends("that a backend does not answer says nothing"),
+    doc: "UDP, `nat` and `full-nat`: backends answer the first datagram of each flow within this time, and one that \
+          leaves those of several clients without an answer for longer, and answers nobody meanwhile, is taken out of \
+          turn. For DNS or QUIC; not for what is sent one way only, such as syslog, where every backend is silent.",
+};
+
 /// What the service's file says, complete.
 pub(super) fn read(
     findings: &mut Findings,
@@ -97,6 +106,13 @@ pub(super) fn read(
     let max_suspended = table.value(findings, &MAX_SUSPENDED);
     let panic_threshold = table.value(findings, &PANIC_THRESHOLD);
     let back_off = table.value(findings, &BACK_OFF);
+    let answer_within = table.find(findings, &ANSWER_WITHIN)?;
+    if let (Some(within), Ok(protocol), Ok(mode)) = (&answer_within, protocol, mode)
+        && (protocol.value != Protocol::Udp || Mode::is_one_sided(mode.value as u8))
+    {
+        let message = "`answer-within` has no effect: it is for UDP whose answers come by here";
+        findings.warning(Finding::new(&within.at, message).and(&protocol.at, "because of this"));
+    }
     Ok(Passive {
         enabled: enabled?.value,
         retries: retries?.value,
@@ -104,17 +120,19 @@ pub(super) fn read(
         max_suspended_percent: max_suspended?.value,
         panic_percent: panic_threshold?.value,
         back_off: back_off?.value,
+        answer_within: answer_within.map(|within| within.value),
     })
 }
 
 /// What is written for nothing.
 fn warn(findings: &mut Findings, table: &Table<'_>, protocol: &Read<Located<Protocol>>, mode: &Read<Located<Mode>>) {
     let (Ok(protocol), Ok(mode)) = (protocol, mode) else { return };
-    if protocol.value != Protocol::Tcp {
+    let one_sided = Mode::is_one_sided(mode.value as u8);
+    if protocol.value == Protocol::Sctp || protocol.value == Protocol::Udp && one_sided {
         let message =
             format!("[service.passive] has no effect: nothing tells how {} is answered", protocol.value.name());
         findings.warning(Finding::new(&table.at, message).and(&protocol.at, "because of this"));
-    } else if Mode::is_one_sided(mode.value as u8) {
+    } else if one_sided {
         let message = "with direct server return the backends' answers are not seen: clients that send their first \
                        packet again make the checks faster, and take no backend out of turn";
         let finding = Finding::new(&table.at, message)

@@ -2,6 +2,27 @@
 
 use std::{path::PathBuf, time::Duration};
 
+/// Which way a question goes to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Via {
+    /// To the service's address, as the packets of clients do; with direct server return only.
+    Service,
+    /// To the backend's own address.
+    #[default]
+    Backend,
+}
+
+impl Via {
+    pub const ALL: [Self; 2] = [Self::Service, Self::Backend];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Backend => "backend",
+        }
+    }
+}
+
 /// One question, with everything that makes the answer good or bad. Two services that ask the same
 /// of the same target share one probe.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

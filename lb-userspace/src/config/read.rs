@@ -86,7 +86,7 @@ pub(super) struct BackendDraft {
     pub(super) weight: Read<Located<u16>>,
     pub(super) tier: Read<u8>,
     pub(super) server_id: quic::ServerIdDraft,
-    check_address: Read<Option<SocketAddr>>,
+    pub(super) check_address: Read<Option<SocketAddr>>,
 }
 
 pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
@@ -187,7 +187,7 @@ fn service(findings: &mut Findings, table: &Table<'_>) -> ServiceDraft {
     let mss_clamp = table.value(findings, &keys::MSS_CLAMP);
     let clients = clients::read(findings, table, &granularity, &listen);
     let role = role_keys::read(findings, table);
-    let health = health::read(findings, table, &protocol, &listen, role.as_ref().is_ok_and(Option::is_some));
+    let health = health::read(findings, table, &protocol, &listen, &mode, role.as_ref().is_ok_and(Option::is_some));
     let role = role_keys::fitting(findings, role, &health);
     let failover = failover_keys::read(findings, table, &protocol, &role);
     let timeouts = timeouts::read(findings, table, &protocol);

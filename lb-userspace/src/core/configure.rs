@@ -155,7 +155,7 @@ impl Core {
         }
         for mut member in leaving {
             if member.admin != Admin::Maintenance {
-                let probes = probes(member.address, member.check_address, &config.health);
+                let probes = probes(member.address, member.check_address, config);
                 self.indexes.set_probes(me, &mut member, probes);
             }
             service.members.push(member);
@@ -198,7 +198,7 @@ impl Core {
             self.indexes.set_probes(me, member, Probes::default());
             return;
         }
-        let probes = probes(member.address, member.check_address, &config.health);
+        let probes = probes(member.address, member.check_address, config);
         if probes.health.is_none() {
             member.health.not_checked(now);
         } else if probes.health != member.probes.health {

@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use super::{
-    Core, Notice, Now,
-    service::{Service, ServiceRef},
-};
+use super::{Core, Notice, Now, service::ServiceRef};
 
 /// The longest freeze: longer than clients go on knocking is of no use.
 pub const FREEZE_MAX: Duration = Duration::from_secs(60);
@@ -36,17 +33,16 @@ impl Core {
 
     /// Ends what has come to its time.
     pub(super) fn thaw_due(&mut self, now: Now) {
-        let due = |service: &Service| service.frozen.is_some_and(|frozen| frozen.until <= now);
-        for (me, service) in self.services.iter_mut().filter(|(_, service)| due(service)) {
+        for (me, _) in self.timers.iter().filter(|(_, at)| **at <= now) {
+            let Some(service) = self.services.get_mut(me) else { continue };
+            if service.frozen.is_none_or(|frozen| frozen.until > now) {
+                continue;
+            }
             service.frozen = None;
             self.dirty.insert(*me);
             let text = "thawed: its time is over".to_owned();
             self.notices.push(Notice { service: service.name().to_owned(), backend: None, text });
         }
-    }
-
-    pub(super) fn next_thaw(&self) -> Option<Now> {
-        self.services.values().filter_map(|service| Some(service.frozen?.until)).min()
     }
 
     fn set_frozen(&mut self, name: &str, frozen: Option<Frozen>, text: String) {

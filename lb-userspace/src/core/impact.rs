@@ -36,6 +36,8 @@ pub struct FlowImpact {
     pub kept: u64,
     /// Go on, on backends that take no new ones any more.
     pub drained: u64,
+    /// Go on with another backend (UDP, policy `rehome`).
+    pub rehomed: u64,
     /// Are cut.
     pub reset: u64,
 }
@@ -77,6 +79,7 @@ pub enum Presence {
 pub enum Fate {
     Kept,
     Drained,
+    Rehomed,
     Reset,
 }
 
@@ -85,6 +88,7 @@ impl FlowImpact {
         match fate {
             Fate::Kept => self.kept += flows,
             Fate::Drained => self.drained += flows,
+            Fate::Rehomed => self.rehomed += flows,
             Fate::Reset => self.reset += flows,
         }
     }
@@ -166,12 +170,22 @@ impl<'a> World<'a> {
         let Some((me, member)) = self.members.get(&id) else { return Fate::Reset };
         let element = self.core.desired().backends.get(&id);
         let live = element.is_some_and(|backend| BackendState::keeps_flows(backend.state));
-        if !live || !self.is_found(*me) {
+        if !self.is_found(*me) {
             return Fate::Reset;
+        }
+        if !live {
+            let moves = element.is_some_and(|backend| backend.state == BackendState::Moved as u8);
+            // Where nobody takes new flows there is no other backend for them.
+            return if moves && self.serves(*me) { Fate::Rehomed } else { Fate::Reset };
         }
         let offered = member.leaving.is_none() && member.elected;
         let takes_new = offered && member.admin == Admin::Ready && member.weight > 0;
         if takes_new { Fate::Kept } else { Fate::Drained }
+    }
+
+    /// Whether some backend takes new flows.
+    fn serves(&self, me: ServiceRef) -> bool {
+        self.core.desired().services.get(&me.key).is_some_and(|service| service.selection_len > 0)
     }
 
     /// Whether packets to the service's address get as far as the flow table.

@@ -273,6 +273,12 @@ impl Ledger {
         self.show_roles(address);
     }
 
+    /// Whether older flows alone keep a source address. One that new flows use too leaves with its last
+    /// user, and then there is another generation.
+    pub(super) fn sources_leave(&self) -> bool {
+        self.old_sources.iter().any(|(address, _)| self.roles.holders(*address, AddressRoles::SOURCE) == 1)
+    }
+
     /// Takes a walk over the flow table in.
     pub(super) fn walked(&mut self, census: FlowCensus) {
         let mut sources = std::mem::take(&mut self.old_sources);

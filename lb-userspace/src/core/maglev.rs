@@ -29,8 +29,7 @@ pub(super) fn table(turns: &[Turn], size: u32) -> Vec<u32> {
     let mut choosers: Vec<Chooser> = turns.iter().map(|turn| Chooser::new(turn, size)).collect();
     choosers.sort_unstable_by_key(|chooser| chooser.address);
     let Some(heaviest) = choosers.iter().map(|chooser| chooser.weight).max() else { return Vec::new() };
-    let mut slots: Vec<Option<u32>> = vec![None; size as usize];
-    let mut free = size;
+    let mut slots = Slots::free(size);
     loop {
         for chooser in &mut choosers {
             chooser.credit += chooser.weight;
@@ -39,11 +38,36 @@ pub(super) fn table(turns: &[Turn], size: u32) -> Vec<u32> {
             }
             chooser.credit = chooser.credit.saturating_sub(heaviest);
             chooser.take(&mut slots);
-            free -= 1;
-            if free == 0 {
-                return slots.into_iter().flatten().collect();
+            if slots.left == 0 {
+                return slots.owners;
             }
         }
+    }
+}
+
+/// The table while it is chosen from. Most looks at a slot find it taken: they look at bits, which fit
+/// into the nearest cache.
+struct Slots {
+    owners: Vec<u32>,
+    taken: Vec<u64>,
+    left: u32,
+}
+
+impl Slots {
+    fn free(size: u32) -> Self {
+        Self { owners: vec![0; size as usize], taken: vec![0; size.div_ceil(64) as usize], left: size }
+    }
+
+    /// Whether the slot was free; then it is the owner's.
+    fn take(&mut self, slot: u32, owner: u32) -> bool {
+        let (word, bit) = (&mut self.taken[slot as usize / 64], 1 << (slot % 64));
+        let free = *word & bit == 0;
+        if free {
+            *word |= bit;
+            self.owners[slot as usize] = owner;
+            self.left -= 1;
+        }
+        free
     }
 }
 
@@ -69,12 +93,14 @@ impl Chooser {
     }
 
     /// Takes the first free slot on its way; there must be one.
-    fn take(&mut self, slots: &mut [Option<u32>]) {
+    fn take(&mut self, slots: &mut Slots) {
+        let size = slots.owners.len() as u32;
         loop {
-            let at = self.next as usize;
-            self.next = ((u64::from(self.next) + u64::from(self.step)) % slots.len() as u64) as u32;
-            if slots[at].is_none() {
-                slots[at] = Some(self.id);
+            let at = self.next;
+            // Both are below the size: a division is not needed, nor can it overflow.
+            let beyond = size - self.step;
+            self.next = if at >= beyond { at - beyond } else { at + self.step };
+            if slots.take(at, self.id) {
                 self.taken += 1;
                 return;
             }

@@ -8,8 +8,8 @@
 //!
 //! The way of a decision: `state` (what came in, which services it concerns) -> `configure` (who is
 //! a backend), `probed` (what probes found: `health`, `agent_word`, and where backends have roles
-//! `election`), `census` (who has left) -> `publish` (one service into the tables), which
-//! asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and
+//! `election`), `census` (who has left) -> `publish` (one service into the tables), whose
+//! `table` asks `rotation` or `maglev` for the selection table, `tracked` where flows without an entry are, and
 //! `ledger` for everything that is handed out: ids,
 //! slots, port pools, address roles. `adopt` fills the ledger from the maps of an earlier agent.
 
@@ -41,11 +41,13 @@ mod rotation;
 mod service;
 mod state;
 mod suspicion;
+mod table;
 mod tiers;
 mod touched;
 mod tracked;
 mod tunnel;
 mod view;
+mod way;
 
 pub use commands::{Command, CommandError};
 pub use freeze::FREEZE_MAX;
@@ -56,6 +58,7 @@ pub use receipts::{FailoverCause, Receipt, ReceiptFlows};
 pub use report::{AgentAdmin, AgentReply, Certificate, Epoch, Phase, ProbeOutcome, Role, RoleReport};
 pub use state::Core;
 pub use touched::{Scope, Touched};
+pub use way::{AskedAt, Way, WayTunnel};
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -67,7 +70,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Check, Config},
-    dataplane::FlowCensus,
+    dataplane::{FlowCensus, KnockCounts},
 };
 
 /// Monotonic time since any fixed point; the core only compares and subtracts.
@@ -83,6 +86,8 @@ pub struct ProbeKey {
     pub fast: Option<FastPace>,
     pub timeout: Duration,
     pub jitter_percent: u8,
+    /// To a service's address by way of the target; `None`: to the target itself.
+    pub way: Option<Way>,
 }
 
 /// After a result unlike the one before, so many more results are wanted so soon after each other.
@@ -165,12 +170,26 @@ pub struct Suspect {
     pub seen: SuspectFor,
     /// How many clients it happened to, at least.
     pub clients: u32,
+    /// How long ago the first packet came to the backend that was refused or not answered.
+    pub first: Duration,
+    /// How long ago the backend last answered a flow's first packet; `None`: it never has.
+    pub answered: Option<Duration>,
+}
+
+impl Suspect {
+    /// The same, told so much later.
+    #[must_use]
+    pub fn later(self, by: Duration) -> Self {
+        Self { first: self.first + by, answered: self.answered.map(|answered| answered + by), ..self }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SuspectFor {
     /// Connections were refused, and none was answered meanwhile.
     Refused,
+    /// ICMP errors said that it, its port or its network cannot be reached, and nothing was answered meanwhile.
+    Unreachable,
     /// No connection was answered for so long, and the oldest one waits for it.
     Silent { waited: Duration },
     /// Clients sent their first packet again, where answers are not seen.
@@ -203,6 +222,8 @@ pub struct BackendView {
     pub health_since: Now,
     /// The last probe, with its phases; `None`: none has ended yet.
     pub last_probe: Option<ProbeOutcome>,
+    /// Where its probes go; `None`: it has none.
+    pub asked: Option<AskedAt>,
     /// Where its service asks for roles.
     pub role: Option<RoleView>,
     /// What its own agent said last, in words.
@@ -217,6 +238,8 @@ pub struct BackendView {
     pub leaving: bool,
     /// Flows with an entry in the flow table.
     pub live_flows: u64,
+    /// Connections that it did not take, at the last walk.
+    pub knocks: KnockCounts,
 }
 
 /// The role of a database's server, as the service counts it.

@@ -13,10 +13,12 @@ impl Core {
             let Some(config) = &service.config else { continue };
             let (name, has_roles) = (config.name.clone(), config.role.is_some());
             let (fall, rise) = (config.health.fall, config.health.rise);
-            let (passive, health) = (config.passive, config.health.clone());
+            let passive = config.passive;
             let mut answered = Vec::new();
             for member in &mut service.members {
                 let mut texts = Vec::new();
+                let address = member.address;
+                let notice = |text| Notice { service: name.clone(), backend: Some(address), text };
                 if member.probes.agent.as_ref() == Some(key) {
                     texts.extend(outcome.agent.as_ref().and_then(|reply| member.agent.record(reply)));
                     // The last replica that its agent takes out may make room for the primary.
@@ -27,7 +29,7 @@ impl Core {
                     let (text, over) = suspicion::judge(member, outcome.up, rise, &passive, now);
                     texts.extend(text);
                     if over {
-                        let wanted = suspicion::member_probes(member, &health);
+                        let wanted = suspicion::member_probes(member, config);
                         self.indexes.set_probes(me, member, wanted);
                     }
                     if has_roles {
@@ -35,14 +37,15 @@ impl Core {
                         self.elections.insert(me);
                         answered.push(member.address);
                     }
+                    let elsewhere = elsewhere(member, outcome);
+                    self.notices.extend(elsewhere.map(notice));
                     member.last_probe = Some(outcome.clone());
                     member.last_good = if outcome.up { Some(now) } else { member.last_good };
                     let expiring = expiry(member, outcome);
-                    let notice = |text| Notice { service: name.clone(), backend: Some(member.address), text };
                     self.notices.extend(expiring.map(notice));
                 }
                 for text in texts {
-                    self.notices.push(Notice { service: name.clone(), backend: Some(member.address), text });
+                    self.notices.push(notice(text));
                     self.dirty.insert(me);
                 }
             }
@@ -107,6 +110,18 @@ fn record_role(member: &mut Member, outcome: &ProbeOutcome, rise: u32, now: Now)
             member.role.unanswered();
             None
         }
+    }
+}
+
+/// That probes do not go where they should, told when it begins, when the reason changes and when it ends.
+fn elsewhere(member: &Member, outcome: &ProbeOutcome) -> Option<String> {
+    let before = member.last_probe.as_ref().and_then(|before| before.own_address.as_ref());
+    match (&outcome.own_address, before) {
+        (Some(why), before) if before != Some(why) => {
+            Some(format!("its checks go to its own address, not to the service's: {why}"))
+        }
+        (None, Some(_)) => Some("its checks go to the service's address again".to_owned()),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Admin, Core, HealthState, Now,
+    Admin, Core, HealthState, Now, SuspectFor,
     service::{Member, Service, ServiceRef},
 };
 use crate::dataplane::{EndedFlows, FlowCensus};
@@ -29,8 +29,14 @@ pub struct Receipt {
     pub reason: String,
     /// What becomes of its flows: `reset`, `rehome` or `keep`.
     pub policy: &'static str,
-    /// The end of its last good probe before; `None`: there was none.
+    /// The end of its last good probe before, or where clients' packets told, the last answer to one;
+    /// `None`: there was none.
     pub last_good: Option<Now>,
+    /// When the data path saw the first packet that was refused or not answered; `None`: that is not what
+    /// told.
+    pub first_bad: Option<Now>,
+    /// Different clients to whom that happened until it was decided, at least.
+    pub witnesses: u32,
     /// When it was decided.
     pub detected: Now,
     /// When the maps held the decision.
@@ -57,6 +63,9 @@ pub struct ReceiptFlows {
     pub left: u64,
     /// Different clients whose flows are ended by the agent, where it saw them.
     pub clients: u64,
+    /// Connections that it refused or did not answer, and that went to another backend, since the last
+    /// walk before.
+    pub rescued: u64,
 }
 
 /// Why a backend stopped taking new flows.
@@ -69,6 +78,12 @@ pub enum FailoverCause {
     Removed,
     Agent,
     NoRoute,
+    /// Out of turn on suspicion: it refused connections,
+    Refused,
+    /// or ICMP said that it cannot be reached,
+    Unreachable,
+    /// or it did not answer.
+    Unanswered,
 }
 
 impl FailoverCause {
@@ -82,6 +97,22 @@ impl FailoverCause {
             Self::Removed => "removed",
             Self::Agent => "agent",
             Self::NoRoute => "no-route",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Unanswered => "unanswered",
+        }
+    }
+
+    /// Whether it follows from what clients' packets met with, and probes have yet to confirm it.
+    pub const fn is_suspicion(self) -> bool {
+        matches!(self, Self::Refused | Self::Unreachable | Self::Unanswered)
+    }
+
+    const fn seen(seen: SuspectFor) -> Self {
+        match seen {
+            SuspectFor::Refused => Self::Refused,
+            SuspectFor::Unreachable => Self::Unreachable,
+            SuspectFor::Silent { .. } | SuspectFor::Repeated => Self::Unanswered,
         }
     }
 
@@ -99,6 +130,9 @@ impl FailoverCause {
         }
         if member.health.state != HealthState::Up {
             return Some((Self::Down, member.health.reason.clone()));
+        }
+        if let (Some(why), Some(evidence)) = (&member.suspicion.suspended, &member.suspicion.evidence) {
+            return Some((Self::seen(evidence.seen), why.clone()));
         }
         if let Some(refused) = member.agent.refuses() {
             return Some((Self::Agent, refused));
@@ -133,6 +167,10 @@ struct Open {
     generation: u32,
     /// Flows ended before, since the backend has its id.
     ended_before: EndedFlows,
+    /// Connections rescued before, likewise.
+    rescued_before: u64,
+    /// Of one that was suspected: the reason says what came of it.
+    followed: bool,
 }
 
 impl Core {
@@ -179,7 +217,10 @@ impl Core {
             let now_used = is_used(member);
             match (std::mem::replace(&mut member.used, now_used), now_used) {
                 (true, false) => gone.push(member.address),
-                (false, true) => back.push(member.address),
+                (false, true) => {
+                    back.push(member.address);
+                    member.suspicion.settle();
+                }
                 _ => {}
             }
         }
@@ -188,6 +229,8 @@ impl Core {
             // Of two that are called so, the one that stays comes first.
             let Some(member) = service.members.iter().find(|member| member.address == address) else { continue };
             if let (Some((cause, reason)), Some(place)) = (FailoverCause::of(service, member), &member.place) {
+                let evidence =
+                    member.suspicion.evidence.filter(|_| cause.is_suspicion() || cause == FailoverCause::Down);
                 let receipt = Receipt {
                     id: 0,
                     service: service.name().to_owned(),
@@ -195,7 +238,9 @@ impl Core {
                     cause,
                     reason,
                     policy: member.policy(service.flow_policies()),
-                    last_good: member.last_good,
+                    last_good: evidence.and_then(|evidence| evidence.answered).or(member.last_good),
+                    first_bad: evidence.map(|evidence| evidence.first),
+                    witnesses: evidence.map_or(0, |evidence| evidence.clients),
                     detected: now,
                     switched: None,
                     first_good: None,
@@ -203,10 +248,21 @@ impl Core {
                     serving: Vec::new(),
                     flows: ReceiptFlows { before: member.live_flows, ..ReceiptFlows::default() },
                 };
-                let (backend_id, ended_before) = (place.id, member.ended);
-                self.receipts.open(Open { receipt, me, service_id, backend_id, generation, ended_before });
+                let (backend_id, ended_before, rescued_before) = (place.id, member.ended, member.knocks.rescued);
+                let followed = !cause.is_suspicion();
+                self.receipts.open(Open {
+                    receipt,
+                    me,
+                    service_id,
+                    backend_id,
+                    generation,
+                    ended_before,
+                    rescued_before,
+                    followed,
+                });
             }
         }
+        self.receipts.follow_suspicions(me, service);
         self.receipts.follow(me, &serving, &back, now);
     }
 
@@ -236,6 +292,11 @@ impl Core {
         self.receipts.change(|open| {
             let alive = census.by_backend.get(&open.backend_id).copied().unwrap_or(0);
             let flows = &mut open.receipt.flows;
+            let rescued = census.knocks.get(&open.backend_id).map_or(0, |knocks| knocks.rescued);
+            flows.rescued = flows.rescued.max(rescued.saturating_sub(open.rescued_before));
+            if open.receipt.back.is_some() {
+                return;
+            }
             let Some(ended) = census.ended.get(&open.backend_id) else {
                 (flows.kept, flows.left) = (alive, 0);
                 return;
@@ -245,10 +306,12 @@ impl Core {
             flows.clients = flows.clients.max(ended.clients);
             (flows.left, flows.kept) = (ended.left, 0);
         });
+        self.receipts.close();
         for service in self.services.values_mut() {
             for member in &mut service.members {
                 let Some(id) = member.place.as_ref().map(|place| place.id) else { continue };
                 member.ended = census.ended.get(&id).copied().unwrap_or(member.ended);
+                member.knocks = census.knocks.get(&id).copied().unwrap_or_default();
             }
         }
     }
@@ -267,6 +330,31 @@ impl Receipts {
         self.open.push_back(open);
     }
 
+    /// Says in the receipts of those that were out of turn on suspicion what came of it.
+    fn follow_suspicions(&mut self, me: ServiceRef, service: &Service) {
+        self.change(|open| {
+            if open.followed || open.me != me || open.receipt.back.is_some() {
+                return;
+            }
+            let Some(member) = service.members.iter().find(|member| member.address == open.receipt.backend) else {
+                return;
+            };
+            if let Some((cause, reason)) = FailoverCause::of(service, member).filter(|(cause, _)| !cause.is_suspicion())
+            {
+                open.followed = true;
+                open.receipt.reason += &format!("; then {}: {reason}", cause.name());
+                open.receipt.policy = member.policy(service.flow_policies());
+            }
+        });
+    }
+
+    /// Lets go of those of backends that are back, once a walk has told the last of them.
+    fn close(&mut self) {
+        let (open, closed): (Vec<Open>, Vec<Open>) = self.open.drain(..).partition(|open| open.receipt.back.is_none());
+        self.open = open.into();
+        self.closed.extend(closed.into_iter().map(|open| open.receipt));
+    }
+
     /// Who serves now, and who is back.
     fn follow(&mut self, me: ServiceRef, serving: &[SocketAddr], back: &[SocketAddr], now: Now) {
         self.change(|open| {
@@ -274,13 +362,10 @@ impl Receipts {
             if mine && open.receipt.serving.is_empty() {
                 open.receipt.serving = serving.to_vec();
             }
-            if mine && back.contains(&open.receipt.backend) {
+            if mine && open.receipt.back.is_none() && back.contains(&open.receipt.backend) {
                 open.receipt.back = Some(now);
             }
         });
-        let (open, closed): (Vec<Open>, Vec<Open>) = self.open.drain(..).partition(|open| open.receipt.back.is_none());
-        self.open = open.into();
-        self.closed.extend(closed.into_iter().map(|open| open.receipt));
     }
 
     fn change(&mut self, mut change: impl FnMut(&mut Open)) {

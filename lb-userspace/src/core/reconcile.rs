@@ -88,10 +88,8 @@ impl Reconciler {
             Some(scope) => plan_within(&actual, desired, scope),
             None => plan(&actual, desired),
         };
-        for op in &plan {
-            dataplane.apply(op)?;
-            note(&mut actual, op);
-        }
+        dataplane.apply_all(&plan)?;
+        plan.iter().for_each(|op| note(&mut actual, op));
         debug_assert!(!sound || super::plan(&actual, desired).is_empty(), "the plan was carried out: nothing is left");
         self.actual = sound.then_some(actual);
         Ok(ReconcileReport { generation: desired.generation, applied: plan.len(), read })

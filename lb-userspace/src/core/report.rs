@@ -18,6 +18,8 @@ pub struct ProbeOutcome {
     pub certificate: Option<Certificate>,
     /// Of an agent that answered.
     pub agent: Option<AgentReply>,
+    /// Why the backend's own address was asked, where the service's was meant.
+    pub own_address: Option<String>,
 }
 
 impl ProbeOutcome {

@@ -74,6 +74,12 @@ impl Roles {
         }
     }
 
+    /// How many hold this role of an address.
+    pub(super) fn holders(&self, address: Address, role: u32) -> u32 {
+        let counts = self.holders.get(&address).copied().unwrap_or_default();
+        counts.into_iter().zip(ROLES).find(|(_, known)| *known == role).map_or(0, |(count, _)| count)
+    }
+
     /// Every address that has a role.
     pub(super) fn addresses(&self) -> impl Iterator<Item = Address> {
         self.holders.keys().copied()

@@ -9,7 +9,7 @@ use lb_common::{
 };
 
 use super::{
-    Admin, FastPace, HealthState, Now, Override, ProbeKey, ProbeOutcome,
+    Admin, FastPace, HealthState, Now, Override, ProbeKey, ProbeOutcome, Way,
     agent_word::AgentWord,
     election::{RoleState, Standing},
     ending::Ending,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::{self, Check},
-    dataplane::EndedFlows,
+    dataplane::{EndedFlows, KnockCounts},
 };
 
 /// Who a service is: the same key in another mode is another service with an id of its own, because
@@ -265,6 +265,8 @@ pub(super) struct Member {
     pub last_good: Option<Now>,
     /// What has become of its flows, each time that they were over with it.
     pub ended: EndedFlows,
+    /// Connections that it did not take, at the last walk.
+    pub knocks: KnockCounts,
     /// What the maps said of its flows when they were taken over.
     pub inherited: Ending,
     pub agent: AgentWord,
@@ -331,6 +333,7 @@ impl Member {
             step: tiers::WHOLE,
             last_good: None,
             ended: EndedFlows::default(),
+            knocks: KnockCounts::default(),
             inherited: Ending::LIVE,
             agent: AgentWord::default(),
             suspicion: Suspicion::default(),
@@ -405,12 +408,15 @@ impl Member {
 }
 
 /// What to ask about a backend at `address`.
-pub(super) fn probes(address: SocketAddr, check_address: Option<SocketAddr>, health: &config::Health) -> Probes {
+pub(super) fn probes(address: SocketAddr, check_address: Option<SocketAddr>, service: &config::Service) -> Probes {
+    let health = &service.health;
     let host = check_address.unwrap_or(address).ip();
     let own_port = check_address.map(|at| at.port()).filter(|&port| port != 0);
     let port = own_port.or(health.port).unwrap_or(address.port());
     let fast = health.fast_interval.filter(|&fast| fast < health.interval);
-    let key = |port, check: &Check, interval: Duration, fast| ProbeKey {
+    // The agent is no part of the service.
+    let way = if check_address.is_none() { Way::of(service, host, port) } else { None };
+    let key = |port, check: &Check, interval: Duration, fast, way| ProbeKey {
         target: SocketAddr::new(host, port),
         check: check.clone(),
         interval,
@@ -418,12 +424,13 @@ pub(super) fn probes(address: SocketAddr, check_address: Option<SocketAddr>, hea
         // The agent may be asked more often than the check.
         timeout: if interval < health.interval { health.timeout.min(interval) } else { health.timeout },
         jitter_percent: health.jitter_percent,
+        way,
     };
     let asked = health.check != Check::None && (port != 0 || matches!(health.check, Check::Exec(_)));
     let pace = fast.map(|interval| FastPace { interval, results: health.fall.max(health.rise) });
     Probes {
-        health: asked.then(|| key(port, &health.check, health.interval, pace)),
-        agent: health.agent.as_ref().map(|a| key(a.port, &Check::Agent(a.check.clone()), a.interval, None)),
+        health: asked.then(|| key(port, &health.check, health.interval, pace, way)),
+        agent: health.agent.as_ref().map(|a| key(a.port, &Check::Agent(a.check.clone()), a.interval, None, None)),
     }
 }
 

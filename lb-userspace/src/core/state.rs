@@ -15,7 +15,6 @@ use super::{
     publish::{Outcome, Round},
     receipts::Receipts,
     service::{Service, ServiceRef},
-    suspicion,
 };
 use crate::{config::Config, dataplane::Tables};
 
@@ -35,6 +34,8 @@ pub struct Core {
     pub(super) elections: BTreeSet<ServiceRef>,
     /// To be published before the next answer.
     pub(super) dirty: BTreeSet<ServiceRef>,
+    /// When a service is to be decided anew, whatever happens: those few that wait for a time.
+    pub(super) timers: BTreeMap<ServiceRef, Now>,
     /// To be tried again when something is handed back.
     starved: BTreeSet<ServiceRef>,
     pub(super) notices: Vec<Notice>,
@@ -59,6 +60,7 @@ impl Core {
             layer: operator,
             elections: BTreeSet::new(),
             dirty: services.keys().copied().collect(),
+            timers: BTreeMap::new(),
             services,
             names: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -143,7 +145,7 @@ impl Core {
 
     /// When [`Input::Tick`] is wanted, at the latest.
     pub fn wake_at(&self) -> Option<Now> {
-        self.next_thaw().into_iter().chain(self.services.values().filter_map(|service| service.due)).min()
+        self.timers.values().min().copied()
     }
 
     /// How often a service was decided anew since the start: the work done.
@@ -164,8 +166,7 @@ impl Core {
     /// Publishes every service that something has changed for, and closes the generation.
     fn settle(&mut self, now: Now) {
         self.thaw_due(now);
-        let due = |service: &Service| service.due.is_some_and(|due| due <= now);
-        self.dirty.extend(self.services.iter().filter(|(_, service)| due(service)).map(|(me, _)| *me));
+        self.dirty.extend(self.timers.iter().filter(|(_, at)| **at <= now).map(|(me, _)| *me));
         self.hold_elections();
         if self.ledger.release(now) {
             self.dirty.append(&mut self.starved);
@@ -174,11 +175,6 @@ impl Core {
             let keeps_key = self.keeps_key(me);
             let Some(service) = self.services.get_mut(&me) else { continue };
             self.published_services += 1;
-            for address in suspicion::lift(service) {
-                let text = "in turn again while suspected: too few others are".to_owned();
-                let service = service.name().to_owned();
-                self.notices.push(Notice { service, backend: Some(address), text });
-            }
             let held = service.holds_address;
             let mut round = Round {
                 ledger: &mut self.ledger,
@@ -201,8 +197,19 @@ impl Core {
                     self.services.remove(&me);
                 }
             }
+            self.set_timer(me);
         }
         self.ledger.close_round();
+    }
+
+    /// Follows what a service that was just published waits for.
+    fn set_timer(&mut self, me: ServiceRef) {
+        let service = self.services.get(&me);
+        let thaws = service.and_then(|service| service.frozen).map(|frozen| frozen.until);
+        match service.and_then(|service| service.due).into_iter().chain(thaws).min() {
+            Some(at) => _ = self.timers.insert(me, at),
+            None => _ = self.timers.remove(&me),
+        }
     }
 
     /// A key of this address was taken or given up: leaving services there may have to let go of
@@ -236,7 +243,7 @@ impl Core {
             let waits = service.leaving.is_some() || service.tracked.is_some();
             waits || service.members.iter().any(|member| member.leaving.is_some())
         };
-        !self.ledger.old_sources.is_empty() || self.services.values().any(leaves)
+        self.ledger.sources_leave() || self.services.values().any(leaves)
     }
 
     fn problems(&self) -> Vec<Notice> {

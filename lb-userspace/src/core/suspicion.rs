@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lb_common::abi::Mode;
+use lb_common::abi::{Mode, Port};
 
 use super::{
     Admin, Core, HealthState, Notice, Now, Suspect, SuspectFor,
@@ -28,9 +28,33 @@ const DOUBLINGS: u32 = 6;
 pub(super) struct Suspicion {
     /// New flows go elsewhere, for this reason.
     pub suspended: Option<String>,
+    /// What was seen, for the receipt; kept when probes have confirmed it.
+    pub evidence: Option<Evidence>,
     /// It is probed in quick succession.
     burst: Option<Burst>,
     alarms: Alarms,
+}
+
+/// What the data path has seen of a backend, with its times.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence {
+    pub seen: SuspectFor,
+    /// When the first packet came that was refused or not answered.
+    pub first: Now,
+    /// When the backend last answered one.
+    pub answered: Option<Now>,
+    pub clients: u32,
+}
+
+impl Evidence {
+    fn of(suspect: &Suspect, now: Now) -> Self {
+        Self {
+            seen: suspect.seen,
+            first: now.saturating_sub(suspect.first),
+            answered: suspect.answered.map(|ago| now.saturating_sub(ago)),
+            clients: suspect.clients,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +110,13 @@ impl Suspicion {
         self.burst = None;
         self.suspended.take().is_some()
     }
+
+    /// The backend takes new flows again, or is decided about anew: there is nothing to tell any more.
+    pub(super) fn settle(&mut self) {
+        if !self.is_open() {
+            self.evidence = None;
+        }
+    }
 }
 
 impl Core {
@@ -106,13 +137,15 @@ impl Core {
             return;
         }
         // What was seen before it came up says nothing.
-        let just_up = now < service.members[at].health.since + SETTLES;
-        if just_up || service.members[at].suspicion.alarms.quiet(now) {
+        let up_since = service.members[at].health.since;
+        let seen_before = suspect.seen == SuspectFor::Repeated || now.saturating_sub(suspect.first) < up_since;
+        let just_up = now < up_since + SETTLES;
+        if just_up && seen_before || service.members[at].suspicion.alarms.quiet(now) {
             return;
         }
-        let seen = !Mode::is_one_sided(me.mode);
-        let suspends = seen && may_suspend(service, at, &policy);
+        let suspends = tells_enough(me, suspect.seen) && may_suspend(service, at, &policy);
         let member = &mut service.members[at];
+        member.suspicion.evidence = Some(Evidence::of(suspect, now));
         let why = suspect.to_string();
         let text = if suspends {
             member.suspicion.suspended = Some(why.clone());
@@ -122,7 +155,7 @@ impl Core {
             format!("suspected: {why}; it stays in turn, and probes decide")
         };
         member.suspicion.burst = Some(Burst { since: now, successes: 0 });
-        let wanted = member_probes(member, &config.health);
+        let wanted = member_probes(member, &config);
         self.indexes.set_probes(me, member, wanted);
         self.notices.push(Notice { service: config.name, backend: Some(member.address), text });
     }
@@ -146,12 +179,13 @@ impl Core {
                     continue;
                 }
                 member.suspicion.alarms.add(config.passive.back_off, now);
+                member.suspicion.evidence = None;
                 if member.suspicion.end() {
                     self.dirty.insert(*me);
                     let text = format!("in turn again: nothing was found for {longest:?}");
                     self.notices.push(Notice { service: config.name.clone(), backend: Some(member.address), text });
                 }
-                let wanted = member_probes(member, &config.health);
+                let wanted = member_probes(member, config);
                 self.indexes.set_probes(*me, member, wanted);
             }
         }
@@ -164,6 +198,7 @@ pub(super) fn judge(member: &mut Member, up: bool, rise: u32, policy: &Passive, 
     let Some(wrong) = member.suspicion.record(up, member.health.state, rise) else { return (None, false) };
     if wrong {
         member.suspicion.alarms.add(policy.back_off, now);
+        member.suspicion.evidence = None;
     } else {
         member.suspicion.alarms = Alarms::default();
     }
@@ -172,10 +207,10 @@ pub(super) fn judge(member: &mut Member, up: bool, rise: u32, policy: &Passive, 
 }
 
 /// What to ask about a member: more often while it is suspected.
-pub(super) fn member_probes(member: &Member, health: &config::Health) -> Probes {
-    let mut wanted = probes(member.address, member.check_address, health);
+pub(super) fn member_probes(member: &Member, service: &config::Service) -> Probes {
+    let mut wanted = probes(member.address, member.check_address, service);
     if let (true, Some(key)) = (member.suspicion.is_open(), &mut wanted.health) {
-        let pace = health.fast_interval.unwrap_or(BURST).min(BURST).min(key.interval);
+        let pace = service.health.fast_interval.unwrap_or(BURST).min(BURST).min(key.interval);
         (key.interval, key.fast, key.jitter_percent) = (pace, None, 0);
     }
     wanted
@@ -184,6 +219,14 @@ pub(super) fn member_probes(member: &Member, health: &config::Health) -> Probes 
 /// Forgets what was held against a member, which is decided about anew.
 pub(super) fn forget(member: &mut Member) {
     member.suspicion.end();
+    member.suspicion.settle();
+}
+
+/// Whether a backend is out of turn for this at all. With direct server return nobody sees whether it
+/// answers others; and of a service on every port a refusal is about a port and not about the backend.
+fn tells_enough(me: ServiceRef, seen: SuspectFor) -> bool {
+    let of_a_port = matches!(seen, SuspectFor::Refused | SuspectFor::Unreachable) && me.key.port == Port::ANY;
+    !Mode::is_one_sided(me.mode) && !of_a_port
 }
 
 /// The guards: not the last one in turn of its tier, not too many, not where too few are up.
@@ -232,6 +275,7 @@ impl std::fmt::Display for Suspect {
         let clients = format!("{} {}", self.clients, if self.clients == 1 { "client" } else { "clients" });
         match self.seen {
             SuspectFor::Refused => write!(f, "refused connections of {clients}"),
+            SuspectFor::Unreachable => write!(f, "unreachable for {clients}, as ICMP says"),
             SuspectFor::Silent { waited } => {
                 write!(f, "{clients} without an answer for {} ms", waited.as_millis())
             }

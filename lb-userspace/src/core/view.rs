@@ -1,13 +1,15 @@
 //! What is shown of services and backends.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    Admin, BackendView, Core, HealthState, Override, RoleView, ServiceView, TrackingView, census,
+    Admin, AskedAt, BackendView, Core, HealthState, Override, ProbeKey, RoleView, ServiceView, TrackingView, census,
     election::RoleState,
     health::word,
     service::{Member, Service},
+    way::OTHER_FAMILY,
 };
+use crate::config::Via;
 
 impl Core {
     /// Every configured service, in file order.
@@ -15,15 +17,19 @@ impl Core {
         self.config.services.iter().filter_map(|service| self.service(&service.name)).collect()
     }
 
+    /// Addresses of the backends of all configured services.
+    pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
+        let configured = self.names.values().filter_map(|me| self.services.get(me));
+        configured.flat_map(|service| &service.members).map(|member| member.address.ip()).collect()
+    }
+
     /// One configured service; `None`: no service has this name.
     pub fn service(&self, name: &str) -> Option<ServiceView> {
         let service = self.services.get(self.names.get(name)?)?;
-        let slots = service.table.map_or(&[][..], |table| self.ledger.slots(&table));
-        let used: BTreeSet<u32> = slots.iter().map(|slot| slot.current()).collect();
         let unlisted = census::unlisted(&self.ledger, service);
         let backends = service.members.iter().map(|member| {
-            let named = |ids: &BTreeSet<u32>| member.place.as_ref().is_some_and(|place| ids.contains(&place.id));
-            backend(service, member, named(&used), named(&unlisted))
+            let waits = member.place.as_ref().is_some_and(|place| unlisted.contains(&place.id));
+            backend(service, member, member.used, waits)
         });
         Some(ServiceView {
             config: service.config.clone()?,
@@ -58,6 +64,7 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         health_reason: member.health.reason.clone(),
         health_since: member.health.since,
         last_probe: member.last_probe.clone(),
+        asked: member.probes.health.as_ref().map(|key| asked_at(service, member, key)),
         role: service.config.as_ref().and_then(|config| config.role.as_ref()).map(|_| role(&member.role)),
         agent: member.agent.shown(),
         suspended: member.suspicion.suspended.is_some(),
@@ -65,6 +72,17 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         used_reason: used_reason(service, member, used, unlisted),
         leaving: member.leaving.is_some(),
         live_flows: member.live_flows,
+        knocks: member.knocks,
+    }
+}
+
+fn asked_at(service: &Service, member: &Member, key: &ProbeKey) -> AskedAt {
+    let meant = service.config.as_ref().is_some_and(|config| config.health.via == Via::Service);
+    let last = member.last_probe.as_ref().and_then(|last| last.own_address.clone());
+    match &key.way {
+        Some(_) if last.is_none() => AskedAt::Service,
+        Some(_) => AskedAt::Backend(last),
+        None => AskedAt::Backend((meant && member.check_address.is_none()).then(|| OTHER_FAMILY.to_owned())),
     }
 }
 

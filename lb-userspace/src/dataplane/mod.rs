@@ -98,6 +98,19 @@ pub struct FlowCensus {
     pub entries: BTreeMap<u32, SlotEntries>,
     /// By id of a backend whose flows are over.
     pub ended: BTreeMap<u32, EndedFlows>,
+    /// By backend id, of those that have any.
+    pub knocks: BTreeMap<u32, KnockCounts>,
+}
+
+/// Connections that a backend did not take, since it has its id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnockCounts {
+    /// That it refused.
+    pub refusals: u64,
+    /// That were taken from it because it did not answer.
+    pub unanswered: u64,
+    /// That another backend got instead, for either reason.
+    pub rescued: u64,
 }
 
 /// What has become of the flows of a backend with which they are over.
@@ -146,6 +159,15 @@ pub trait Dataplane {
     /// # Errors
     /// The operation was not carried out, or its effect is not known; read before planning anew.
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError>;
+
+    /// Carries out operations in their order: each as if by [`Dataplane::apply`], but what was done before
+    /// an error is not told.
+    ///
+    /// # Errors
+    /// As there, of the first that failed.
+    fn apply_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
+        ops.iter().try_for_each(|op| self.apply(op))
+    }
 
     /// Reads what the maps hold now.
     ///

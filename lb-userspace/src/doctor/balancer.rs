@@ -95,7 +95,12 @@ fn rights(facts: &BalancerFacts) -> Check {
 
 fn bpffs(facts: &BalancerFacts) -> Check {
     if facts.bpffs {
-        return ok("bpffs", format!("mounted at {BPFFS}"));
+        return match &facts.pins_refused {
+            None => ok("bpffs", format!("mounted at {BPFFS}, and pins can be made")),
+            // What asks is not what runs.
+            Some(why) => warn("bpffs", format!("mounted at {BPFFS}; this user cannot make pins there: {why}"))
+                .fix("sudo lb doctor; for the unit's user: install -d -o lb -g lb -m 0750 /sys/fs/bpf/lb"),
+        };
     }
     warn("bpffs", format!("not mounted at {BPFFS}: an agent with CAP_SYS_ADMIN mounts it, another one cannot start"))
         .fix(format!("mount -t bpf bpf {BPFFS}"))
@@ -166,9 +171,10 @@ fn of_interface(facts: &BalancerFacts, interface: &InterfaceFacts) -> Vec<Check>
     let Some(link) = &interface.link else {
         return vec![fail(format!("interface {name}"), "there is none of this name").fix("ip -brief link")];
     };
-    let mut checks = vec![up(link), program(interface, link), mtu(facts, link)];
+    let mut checks = vec![up(link), ability(interface, link), program(facts, interface, link), mtu(facts, link)];
     checks.push(offloads(interface));
     checks.push(queues(facts, interface));
+    checks.push(interrupts(facts, interface));
     checks.push(forwarding(facts, name));
     checks.push(reverse_path(facts, name));
     checks
@@ -185,8 +191,38 @@ fn up(link: &Link) -> Check {
     ok(name, format!("{}, up", link.kind))
 }
 
+/// What its driver can do, before a program is on it.
+fn ability(interface: &InterfaceFacts, link: &Link) -> Check {
+    let name = format!("xdp ability {}", interface.name);
+    if matches!(link.kind.as_str(), "bridge" | "macvlan" | "ipvlan" | "vlan") {
+        return warn(name, format!("a {}: programs run in generic mode here, which is slower", link.kind))
+            .fix(format!("interfaces = [the interface below {}]; ip -details link show {0}", link.name));
+    }
+    let Some(ability) = interface.ability else { return skip(name, "the kernel does not tell (Linux 6.3 does)") };
+    if !ability.native() {
+        return warn(name, "the driver has no native mode: generic mode is slower")
+            .fix(format!("ethtool --driver {}; a newer kernel's driver may have it", link.name));
+    }
+    let words = [
+        ("native", ability.native()),
+        ("redirect", ability.redirects()),
+        ("target", ability.is_target()),
+        ("frames in parts", ability.parts()),
+    ];
+    let told = words.into_iter().filter(|(_, can)| *can).map(|(word, _)| word).collect::<Vec<_>>().join(", ");
+    if !ability.is_target() {
+        let fix = match link.kind.as_str() {
+            // Its other end takes frames only when it polls.
+            "veth" => format!("ethtool -K PEER gro on, with the other end of {} as PEER", link.name),
+            _ => format!("one interface for both ways does without; ethtool --driver {}", link.name),
+        };
+        return warn(name, format!("{told}: frames from other interfaces are not taken")).fix(fix);
+    }
+    ok(name, told)
+}
+
 /// Whose program is on it, and how it runs.
-fn program(interface: &InterfaceFacts, link: &Link) -> Check {
+fn program(facts: &BalancerFacts, interface: &InterfaceFacts, link: &Link) -> Check {
     let name = format!("xdp {}", interface.name);
     let foreign = interface.programs.iter().find(|(_, id)| Some(*id) != interface.own);
     if let Some((mode, id)) = foreign {
@@ -196,8 +232,10 @@ fn program(interface: &InterfaceFacts, link: &Link) -> Check {
     }
     match interface.programs.first() {
         Some((AttachedMode::Generic, id)) => {
-            let why = match link.kind.as_str() {
-                "bridge" | "macvlan" | "vlan" | "bond" => format!("a {} has no native mode", link.kind),
+            let why = match (link.kind.as_str(), refusal(facts, &interface.name)) {
+                // In the words of the driver.
+                (_, Some(note)) => note,
+                ("bridge" | "macvlan" | "vlan" | "bond", None) => format!("a {} has no native mode", link.kind),
                 _ => "its driver has no native mode, or it was chosen".to_owned(),
             };
             warn(name, format!("program {id} in generic mode, which is slower: {why}"))
@@ -209,6 +247,12 @@ fn program(interface: &InterfaceFacts, link: &Link) -> Check {
         }
         None => skip(name, "no program yet: nothing is balanced here"),
     }
+}
+
+/// Why the program is not native, as the agent was told when it attached.
+fn refusal(facts: &BalancerFacts, interface: &str) -> Option<String> {
+    let AgentFacts::Answers(status) = &facts.agent else { return None };
+    status.data_path.interfaces.iter().find(|known| known.name == interface)?.note.clone()
 }
 
 fn mtu(facts: &BalancerFacts, link: &Link) -> Check {
@@ -252,6 +296,18 @@ fn queues(facts: &BalancerFacts, interface: &InterfaceFacts) -> Check {
             .fix(format!("ethtool -L {} combined {useful}", interface.name));
     }
     ok(name, evidence)
+}
+
+/// A hint only: interrupts may as well be spread by hand.
+fn interrupts(facts: &BalancerFacts, interface: &InterfaceFacts) -> Check {
+    let name = format!("interrupts {}", interface.name);
+    let Some(queues) = interface.queues.filter(|queues| queues.used > 1 && facts.cpus > 1) else {
+        return skip(name, "one queue, or one CPU");
+    };
+    if facts.interrupts_balanced {
+        return ok(name, format!("{} queues; irqbalance spreads their interrupts", queues.used));
+    }
+    ok(name, format!("{} queues; no irqbalance: see that each has a CPU (/proc/interrupts)", queues.used))
 }
 
 /// The data path asks the kernel's tables, which answer only where forwarding is on.
@@ -337,6 +393,7 @@ fn agent(facts: &BalancerFacts) -> Vec<Check> {
                 status.agent.pid, status.agent.uptime_seconds, status.data_path.generation
             );
             let mut checks = vec![ok("agent", told)];
+            checks.extend(drift(facts, status.data_path.generation));
             let problems = status.problems();
             checks.extend(problems.into_iter().map(|problem| fail("status", problem).fix("lb status")));
             let down = status.services.iter().filter(|service| service.used == 0 && service.backends > 0);
@@ -353,6 +410,22 @@ fn agent(facts: &BalancerFacts) -> Vec<Check> {
         }
         AgentFacts::Silent(_) => vec![skip("agent", "none runs, and nothing is attached")],
     }
+}
+
+/// Whether the maps hold what the agent has published last.
+fn drift(facts: &BalancerFacts, published: u32) -> Option<Check> {
+    let held = facts.silence?.generation;
+    Some(if held == published {
+        ok("drift", format!("the maps hold generation {held}, the agent's last"))
+    } else {
+        warn(
+            "drift",
+            format!(
+                "the maps hold generation {held}, the agent's last is {published}: a change is under way, or failed"
+            ),
+        )
+        .fix("lb doctor, again; where it stays so: lb status, then systemctl restart lb")
+    })
 }
 
 fn dead_man(facts: &BalancerFacts) -> Check {

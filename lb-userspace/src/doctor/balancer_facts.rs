@@ -16,7 +16,7 @@ use crate::{
         Dataplane as _,
         kernel::{self, AttachedMode, KernelDataplane, Pins, Silence},
     },
-    host::{self, BPFFS, HostError, Link, Netlink, Queues, Route, Sysctl},
+    host::{self, BPFFS, HostError, Link, Netlink, Queues, Route, Sysctl, XdpAbility},
 };
 
 /// Where to look.
@@ -39,10 +39,14 @@ pub struct BalancerFacts {
     /// Rights that this process lacks.
     pub missing_rights: Vec<&'static str>,
     pub bpffs: bool,
+    /// Why pins cannot be made there.
+    pub pins_refused: Option<String>,
     /// The word that holds, of `none`, `integrity` and `confidentiality`; `None`: not told.
     pub lockdown: Option<String>,
     pub sysctl: Sysctl,
     pub cpus: usize,
+    /// A program that spreads interrupts over the CPUs runs.
+    pub interrupts_balanced: bool,
     /// Files that a process may have open.
     pub open_files: Option<u64>,
     /// `None`: not told.
@@ -68,6 +72,8 @@ pub struct InterfaceFacts {
     pub joins_segments: bool,
     pub strips_tags: bool,
     pub queues: Option<Queues>,
+    /// What its driver can do; `None`: the kernel does not tell (before Linux 6.3).
+    pub ability: Option<XdpAbility>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,9 +107,11 @@ impl BalancerFacts {
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             missing_rights: missing.into_iter().map(host::Right::name).collect(),
             bpffs: host::is_bpffs(Path::new(BPFFS)).unwrap_or(false),
+            pins_refused: refused(question.pin_dir),
             lockdown: line("/sys/kernel/security/lockdown").and_then(|text| chosen(&text)),
             sysctl: Sysctl::default(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            interrupts_balanced: runs("irqbalance"),
             open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
             clock_right: clock_right(),
             state_dir: question.state_dir.to_owned(),
@@ -114,6 +122,12 @@ impl BalancerFacts {
             agent: agent(question.socket).await,
         })
     }
+}
+
+/// Whether a process of that name is there.
+fn runs(name: &str) -> bool {
+    let Ok(entries) = fs::read_dir("/proc") else { return false };
+    entries.flatten().any(|entry| fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name))
 }
 
 fn line(path: &str) -> Option<String> {
@@ -163,6 +177,7 @@ async fn interfaces(netlink: &Netlink, question: &BalancerQuestion<'_>) -> Resul
             joins_segments: host::joins_segments(&name).unwrap_or(false),
             strips_tags: host::strips_vlan_tags(&name).unwrap_or(false),
             queues: host::queues(&name).ok().flatten(),
+            ability: link.as_ref().and_then(|link| host::xdp_ability(link.ifindex)),
             link,
             name,
         }

@@ -27,7 +27,7 @@ const PERCENT_MAX: u16 = 256;
 /// # Errors
 /// The agent refuses, or says nothing.
 pub async fn ask(target: SocketAddr, check: &AgentCheck, trace: &mut Trace) -> Result<Answer, Failure> {
-    let mut stream = Stream::plain(tcp::connect(target).await?);
+    let mut stream = Stream::plain(tcp::connect(target.into()).await?);
     trace.exchange(&stream.stamps);
     if !check.send.is_empty() {
         stream.send(check.send.as_bytes()).await?;

@@ -1,6 +1,6 @@
 //! One DNS question over UDP, asked again over TCP where the answer does not fit (RFC 1035, 4.2).
 
-use std::{net::SocketAddr, str::FromStr};
+use std::str::FromStr;
 
 use hickory_proto::{
     op::{Message, Query, ResponseCode},
@@ -8,7 +8,7 @@ use hickory_proto::{
 };
 use tokio::io::AsyncReadExt;
 
-use super::{failure::Failure, probe::Answer, stream::Stream, tcp, trace::Trace, udp};
+use super::{failure::Failure, probe::Answer, stream::Stream, target::Target, tcp, trace::Trace, udp};
 use crate::{
     config::{DnsCheck, DnsResponse},
     core::Phase,
@@ -18,13 +18,13 @@ use crate::{
 ///
 /// # Errors
 /// The server refuses, or its answer is no DNS.
-pub async fn ask(target: SocketAddr, check: &DnsCheck, trace: &mut Trace) -> Result<Answer, Failure> {
+pub async fn ask(target: Target<'_>, check: &DnsCheck, trace: &mut Trace) -> Result<Answer, Failure> {
     let id = rand::random();
     let question = question(id, check)?;
     let socket = udp::send(target, &question, trace).await?;
     let mut bytes = vec![0; 4096];
     let message = loop {
-        let len = udp::receive(&socket, &mut bytes).await?;
+        let len = udp::receive(&socket, target, &mut bytes).await?;
         let message = Message::from_vec(&bytes[..len])
             .map_err(|error| Failure::garbage(format!("the answer is no DNS: {error}")))?;
         // A late answer to an earlier question of another socket with the same port.
@@ -51,7 +51,7 @@ fn question(id: u16, check: &DnsCheck) -> Result<Vec<u8>, Failure> {
 }
 
 /// The same question on a connection: each message follows its length.
-async fn over_tcp(target: SocketAddr, question: &[u8]) -> Result<Message, Failure> {
+async fn over_tcp(target: Target<'_>, question: &[u8]) -> Result<Message, Failure> {
     let mut stream = Stream::plain(tcp::connect(target).await?);
     let length = u16::try_from(question.len()).map_err(|_| Failure::garbage("the question is too long"))?;
     stream.send(&[&length.to_be_bytes(), question].concat()).await?;

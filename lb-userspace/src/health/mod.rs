@@ -24,7 +24,8 @@
 //!
 //! The way of a probe: `prober` (when, and how many at a time) -> `probe` (which question, and when
 //! time is up) -> one file or folder for each kind of check, over `stream` (a connection, encrypted
-//! or not). `trace` notes where the time goes.
+//! or not). `trace` notes where the time goes. `ways` and `target` have the packets of a connection go to
+//! the address of a service with direct server return.
 
 mod agent_check;
 mod dns;
@@ -41,11 +42,14 @@ mod punctuality;
 mod redis;
 mod schedule;
 mod stream;
+mod target;
 mod tcp;
 mod tls;
 mod trace;
 mod udp;
+mod ways;
 mod web;
 
 pub use prober::Prober;
 pub use punctuality::Punctuality;
+pub use ways::{KnownWays, Sockets, Ways};

@@ -1,8 +1,6 @@
 //! Patroni's REST API: `GET /primary` is 200 only while the node holds the leader's lock; with any
 //! status the body says how the node is (Patroni's manual, "REST API").
 
-use std::net::SocketAddr;
-
 use serde::Deserialize;
 
 use super::{
@@ -10,6 +8,7 @@ use super::{
     http::{self, Ask},
     probe::Answer,
     stream::Stream,
+    target::Target,
     tls::Tls,
     trace::Trace,
 };
@@ -49,10 +48,10 @@ struct Tags {
 ///
 /// # Errors
 /// The API refuses, or is something else.
-pub async fn ask(target: SocketAddr, check: &PatroniCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
+pub async fn ask(target: Target<'_>, check: &PatroniCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
     let stream = Stream::open(target, check.tls.as_ref(), tls, trace).await?;
     let usual_port = if check.tls.is_some() { 443 } else { 80 };
-    let ask = Ask { target, method: HttpMethod::Get, path: "/primary", host: None, usual_port };
+    let ask = Ask { target: target.name, method: HttpMethod::Get, path: "/primary", host: None, usual_port };
     let (head, mut rest) = http::ask(stream, &ask, trace).await?;
     trace.enter(Phase::Body);
     let body = rest.read().await?;

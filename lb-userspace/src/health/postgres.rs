@@ -14,6 +14,7 @@ use super::{
     password::password,
     probe::Answer,
     stream::Stream,
+    target::Target,
     tcp,
     tls::Tls,
     trace::Trace,
@@ -40,7 +41,7 @@ FROM (SELECT pg_is_in_recovery() AS recovery) AS r";
 ///
 /// # Errors
 /// The server refuses the login, or is no PostgreSQL.
-pub async fn ask(target: SocketAddr, login: &LoginCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
+pub async fn ask(target: Target<'_>, login: &LoginCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
     let config = config(login)?;
     let stream = Stream::plain(tcp::connect(target).await?);
     match &login.tls {
@@ -51,7 +52,7 @@ pub async fn ask(target: SocketAddr, login: &LoginCheck, tls: &Tls, trace: &mut 
         }
         Some(check) => {
             let mut refused = None;
-            let encryption = Encryption { target, check, tls, trace: &mut *trace, failure: &mut refused };
+            let encryption = Encryption { target: target.name, check, tls, trace: &mut *trace, failure: &mut refused };
             let connected = config.connect_raw(stream, encryption).await;
             // The library wraps what our own handshake said.
             let (client, connection) = connected.map_err(|error| refused.unwrap_or_else(|| failed(&error)))?;

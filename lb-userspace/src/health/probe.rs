@@ -6,8 +6,16 @@ use regex::bytes::Regex;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    agent_check, dns, exec, failure::Failure, mysql, patroni, postgres, redis, stream::Stream, tls::Tls, trace::Trace,
-    udp, web,
+    agent_check, dns, exec,
+    failure::Failure,
+    mysql, patroni, postgres, redis,
+    stream::Stream,
+    target::Target,
+    tls::Tls,
+    trace::Trace,
+    udp,
+    ways::{KnownWays, Mark},
+    web,
 };
 use crate::{
     config::Check,
@@ -74,11 +82,12 @@ impl Probe {
     ///
     /// # Errors
     /// This host lacked what a probe needs; the backend was not asked.
-    pub async fn run(&self, tls: &Tls) -> Result<Finished, io::Error> {
+    pub async fn run(&self, tls: &Tls, ways: Option<&KnownWays>) -> Result<Finished, io::Error> {
+        let (mark, instead) = self.way(ways).await;
         let began = Instant::now();
         let deadline = began + self.key.timeout;
         let mut trace = Trace::begin(first_phase(&self.key.check));
-        let answer = timeout_at(deadline, self.ask(tls, &mut trace)).await;
+        let answer = timeout_at(deadline, self.ask(tls, mark.as_ref(), &mut trace)).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(Failure::Backend(result))) => Answer::down(result),
@@ -88,12 +97,25 @@ impl Probe {
         let Answer { up, result, role, agent, leftover } = answer;
         let (phases, certificate) = trace.finish();
         let took = began.elapsed();
-        let outcome = ProbeOutcome { up, result, took, phases, role, certificate, agent };
+        let own_address = instead.or_else(|| missed(mark.as_ref()?, ways?));
+        let outcome = ProbeOutcome { up, result, took, phases, role, certificate, agent, own_address };
         Ok(Finished { outcome, leftover, deadline })
     }
 
-    async fn ask(&self, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
-        let ProbeKey { target, timeout, .. } = self.key;
+    /// The way to the service's address; why the backend's own is asked instead.
+    async fn way(&self, ways: Option<&KnownWays>) -> (Option<Mark>, Option<String>) {
+        let Some(way) = &self.key.way else { return (None, None) };
+        let Some(ways) = ways else { return (None, Some("nobody has looked for a way".to_owned())) };
+        match ways.mark(way, self.key.target.ip()).await {
+            Ok(mark) => (Some(mark), None),
+            Err(why) => (None, Some(why)),
+        }
+    }
+
+    async fn ask(&self, tls: &Tls, mark: Option<&Mark>, trace: &mut Trace) -> Result<Answer, Failure> {
+        let ProbeKey { target: address, timeout, .. } = self.key;
+        let name = self.key.way.as_ref().map_or(address, |way| way.service);
+        let target = Target { address, name, mark };
         match &self.key.check {
             Check::None => Ok(Answer::up("not checked")),
             Check::Tcp => Stream::open(target, None, tls, trace).await.map(|_| Answer::up("L4OK")),
@@ -104,14 +126,22 @@ impl Probe {
             }
             Check::Udp(check) => udp::ask(target, check, trace).await,
             Check::Dns(check) => dns::ask(target, check, trace).await,
-            Check::Exec(check) => exec::ask(target, check, timeout).await,
+            Check::Exec(check) => exec::ask(address, check, timeout).await,
             Check::Mysql(login) => mysql::ask(target, login, tls, trace).await,
             Check::Postgres(login) => postgres::ask(target, login, tls, trace).await,
             Check::Redis(login) => redis::ask(target, login, tls, trace).await,
             Check::Patroni(check) => patroni::ask(target, check, tls, trace).await,
-            Check::Agent(check) => agent_check::ask(target, check, trace).await,
+            Check::Agent(check) => agent_check::ask(address, check, trace).await,
         }
     }
+}
+
+/// Why the backend's own address answered, where that is what happened.
+fn missed(mark: &Mark, ways: &KnownWays) -> Option<String> {
+    mark.passed_by().then(|| {
+        ways.missed.notify_one();
+        "its packets left by an interface that has no program for it".to_owned()
+    })
 }
 
 fn first_phase(check: &Check) -> Phase {

@@ -23,6 +23,7 @@ use super::{
     punctuality::{Counters, Punctuality},
     schedule::Schedule,
     tls::Tls,
+    ways::KnownWays,
 };
 use crate::{
     config::Check,
@@ -57,6 +58,7 @@ struct Shared {
     tls: Arc<Tls>,
     counters: Arc<Counters>,
     local_failures: Arc<AtomicU64>,
+    ways: Option<KnownWays>,
 }
 
 impl Prober {
@@ -76,8 +78,16 @@ impl Prober {
             tls: Arc::default(),
             counters: Arc::default(),
             local_failures: Arc::default(),
+            ways: None,
         };
         Self { shared, running: HashMap::new() }
+    }
+
+    /// The same, with ways to the addresses of services; without them backends are asked at their own.
+    #[must_use]
+    pub fn with_ways(mut self, ways: KnownWays) -> Self {
+        self.shared.ways = Some(ways);
+        self
     }
 
     /// Makes `keys` the set that is probed: starts what is new, ends what is gone, leaves the rhythm
@@ -122,7 +132,7 @@ async fn keep_probing(key: ProbeKey, shared: Shared) {
         let Ok(turn) = turns.acquire().await else { return };
         let started = Instant::now();
         shared.counters.begins(started.saturating_duration_since(due), key.interval);
-        match probe.run(&shared.tls).await {
+        match probe.run(&shared.tls, shared.ways.as_ref()).await {
             Ok(Finished { outcome, leftover, deadline }) => {
                 short = false;
                 pace.ended(key.fast, outcome.up);

@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::{
     failure::Failure,
+    target::Target,
     tcp,
     tls::Tls,
     trace::{Stamps, Trace},
@@ -41,7 +42,7 @@ impl Stream {
     /// # Errors
     /// The target refuses, or its certificate is not trusted.
     pub async fn open(
-        target: SocketAddr,
+        target: Target<'_>,
         encryption: Option<&TlsCheck>,
         tls: &Tls,
         trace: &mut Trace,
@@ -49,7 +50,7 @@ impl Stream {
         let plain = Self::plain(tcp::connect(target).await?);
         match encryption {
             None => Ok(plain),
-            Some(check) => plain.encrypt(target, check, tls, trace).await,
+            Some(check) => plain.encrypt(target.name, check, tls, trace).await,
         }
     }
 

@@ -1,12 +1,14 @@
 //! One datagram and its answer.
 
-use std::{io, net::SocketAddr};
+use std::io;
 
 use tokio::net::UdpSocket;
 
 use super::{
     failure::{Failure, kernel_words},
     probe::Answer,
+    target::Target,
+    tcp,
     trace::Trace,
     web::contains,
 };
@@ -20,12 +22,12 @@ const ANSWER_MAX: usize = 4096;
 ///
 /// # Errors
 /// The target's host or port refuses.
-pub async fn ask(target: SocketAddr, check: &UdpCheck, trace: &mut Trace) -> Result<Answer, Failure> {
+pub async fn ask(target: Target<'_>, check: &UdpCheck, trace: &mut Trace) -> Result<Answer, Failure> {
     let socket = send(target, &check.send, trace).await?;
     let mut answer = [0; ANSWER_MAX];
     let mut others = 0;
     loop {
-        let len = receive(&socket, &mut answer).await?;
+        let len = receive(&socket, target, &mut answer).await?;
         match &check.receive {
             Some(expected) if !contains(&answer[..len], expected) => others += 1,
             _ => return Ok(Answer::up(format!("L7OK {len} bytes"))),
@@ -40,11 +42,11 @@ pub async fn ask(target: SocketAddr, check: &UdpCheck, trace: &mut Trace) -> Res
 ///
 /// # Errors
 /// As [`ask`].
-pub async fn send(target: SocketAddr, bytes: &[u8], trace: &mut Trace) -> Result<UdpSocket, Failure> {
-    let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+pub async fn send(target: Target<'_>, bytes: &[u8], trace: &mut Trace) -> Result<UdpSocket, Failure> {
     let socket = async {
-        let socket = UdpSocket::bind(any).await?;
-        socket.connect(target).await?;
+        let socket = UdpSocket::bind(tcp::any(target.address.is_ipv4())).await?;
+        target.prepare(&socket)?;
+        socket.connect(target.address).await?;
         Ok(socket)
     };
     let socket = socket.await.map_err(Failure::connect)?;
@@ -57,9 +59,11 @@ pub async fn send(target: SocketAddr, bytes: &[u8], trace: &mut Trace) -> Result
 ///
 /// # Errors
 /// An ICMP message says that there is nobody.
-pub async fn receive(socket: &UdpSocket, into: &mut [u8]) -> Result<usize, Failure> {
-    socket.recv(into).await.map_err(|error: io::Error| match error.raw_os_error() {
+pub async fn receive(socket: &UdpSocket, target: Target<'_>, into: &mut [u8]) -> Result<usize, Failure> {
+    let received = socket.recv(into).await.map_err(|error: io::Error| match error.raw_os_error() {
         Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => Failure::connect(error),
         _ => Failure::garbage(kernel_words(&error)),
-    })
+    })?;
+    target.answered(socket);
+    Ok(received)
 }

@@ -1,7 +1,5 @@
 //! HTTP checks: whether the answer is as expected.
 
-use std::net::SocketAddr;
-
 use hyper::http::{HeaderMap, HeaderName};
 use regex::bytes::{Regex, RegexBuilder};
 
@@ -10,6 +8,7 @@ use super::{
     http::{self, Ask},
     probe::Answer,
     stream::Stream,
+    target::Target,
     tls::Tls,
     trace::Trace,
 };
@@ -37,7 +36,7 @@ pub fn pattern(check: &HttpCheck) -> Result<Option<Regex>, String> {
 /// # Errors
 /// There was no answer that could be judged.
 pub async fn ask(
-    target: SocketAddr,
+    target: Target<'_>,
     check: &HttpCheck,
     pattern: Option<&Regex>,
     tls: &Tls,
@@ -46,7 +45,7 @@ pub async fn ask(
     let stream = Stream::open(target, check.tls.as_ref(), tls, trace).await?;
     let usual_port = if check.tls.is_some() { 443 } else { 80 };
     let HttpCheck { method, path, host, .. } = check;
-    let ask = Ask { target, method: *method, path, host: host.as_deref(), usual_port };
+    let ask = Ask { target: target.name, method: *method, path, host: host.as_deref(), usual_port };
     let (head, mut rest) = http::ask(stream, &ask, trace).await?;
     let status = head.status.as_u16();
     let expected = check.expect.iter().any(|&StatusRange { first, last }| (first..=last).contains(&status));

@@ -12,6 +12,9 @@ use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::{HostError, Netlink, error::to_io};
 
+/// Backends that are asked for one by one, however many routes the host has.
+const FEW: usize = 256;
+
 impl Netlink {
     /// Whether the way to any of these backends depends on more than the backend: its route has
     /// several next hops, or a rule of the host looks at a packet's source, protocol or ports.
@@ -27,9 +30,28 @@ impl Netlink {
                 return Ok(true);
             }
         }
+        let backends: Vec<IpAddr> = backends.into_iter().collect();
+        if backends.len() > FEW && !self.some_route_has_several_next_hops().await? {
+            return Ok(false);
+        }
         for backend in backends {
             if self.has_several_next_hops(backend).await? {
                 return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks through all routes of the host, up to the first that has.
+    async fn some_route_has_several_next_hops(&self) -> Result<bool, HostError> {
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        for question in [v4, v6] {
+            let mut routes = self.handle.route().get(question).execute();
+            while let Some(route) = routes.try_next().await.map_err(HostError::netlink("cannot list the routes"))? {
+                if several_next_hops(&route) {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)

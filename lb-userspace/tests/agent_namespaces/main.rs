@@ -1,6 +1,8 @@
 //! The whole binary between network namespaces: it serves, fails over, dies, comes back, is refused,
 //! and leaves nothing behind.
 
+mod builds;
+mod direct;
 mod failover;
 mod hotplug;
 mod routes;

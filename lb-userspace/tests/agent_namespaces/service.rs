@@ -139,13 +139,15 @@ fn the_doctor_of_a_balancer_finds_what_is_wrong() {
     };
     let before = diagnose(&["--config", config.to_str().unwrap()]);
     assert_eq!(find(&before, "interface lbc")["result"], "ok");
+    // A kernel that tells it says what a veth can do.
+    assert!(["ok", "skip"].contains(&find(&before, "xdp ability lbc")["result"].as_str().unwrap()), "{before}");
     assert_eq!(
         (&find(&before, "xdp lbc")["result"], &find(&before, "agent")["result"]),
         (&"skip".into(), &"skip".into())
     );
     let agent = world.run(1);
     let running = diagnose(&[]);
-    for name in ["kernel", "btf", "rights", "bpffs", "jit", "xdp lbc", "forwarding lbs", "agent", "dead man"] {
+    for name in ["kernel", "btf", "rights", "bpffs", "jit", "xdp lbc", "forwarding lbs", "agent", "drift", "dead man"] {
         assert_eq!(find(&running, name)["result"], "ok", "{running}");
     }
     assert_eq!(find(&running, &format!("backend {ONE}"))["result"], "ok");

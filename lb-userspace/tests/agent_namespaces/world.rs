@@ -332,7 +332,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    fn new(role: &str) -> Self {
+    pub fn new(role: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("lba-{}-{}-{role}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         assert!(Command::new("ip").args(["netns", "add", &name]).status().unwrap().success());

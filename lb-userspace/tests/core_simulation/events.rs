@@ -122,9 +122,6 @@ impl Simulation {
 
     /// The data path has seen something, true or not, of some backends.
     pub fn suspect(&mut self) {
-        if !self.roomy {
-            return;
-        }
         let ids: Vec<u32> = self.core.desired().backends.keys().copied().collect();
         for _ in 0..self.random.random_range(1..4) {
             let Some(&backend_id) = ids.choose(&mut self.random) else { return };
@@ -134,7 +131,8 @@ impl Simulation {
                 _ => SuspectFor::Repeated,
             };
             let clients = self.random.random_range(1..9);
-            self.input(Input::Suspect(Suspect { backend_id, seen, clients }));
+            let (first, answered) = (Duration::from_millis(60), Some(Duration::from_millis(61)));
+            self.input(Input::Suspect(Suspect { backend_id, seen, clients, first, answered }));
             self.suspended += self.core.view().iter().flat_map(|s| &s.backends).filter(|b| b.suspended).count() as u64;
         }
     }
@@ -221,6 +219,19 @@ impl Simulation {
         self.flows.retain(|_| random.random_bool(0.5));
     }
 
+    /// Every suspended backend that is healthy returns, by its probes alone.
+    fn healthy_ones_return(&self) {
+        let mut core = self.core.clone();
+        for _ in 0..10 {
+            for key in core.probes() {
+                core.handle(Input::Probe { key, outcome: ok() }, self.now);
+            }
+        }
+        let asked = core.view().into_iter().filter(|service| service.config.health.check != Check::None);
+        let suspended: Vec<_> = asked.flat_map(|service| service.backends).filter(|b| b.suspended).collect();
+        assert!(suspended.is_empty(), "healthy, and suspended all the same: {suspended:?}");
+    }
+
     /// Faults stop: the maps come right. Then everything goes, and nothing is left behind.
     pub fn finish(&mut self) {
         self.dataplane.chance = 0.0;
@@ -228,6 +239,7 @@ impl Simulation {
         self.reconciler.forget();
         self.reconcile();
         assert_eq!(&self.dataplane.inner_mut().read().unwrap(), self.core.desired());
+        self.healthy_ones_return();
         // Whoever was suspected is believed again when nothing more is seen.
         let mut core = self.core.clone();
         for second in 1..40 {

@@ -50,6 +50,7 @@ impl Counters {
             number(format!("backend {id} moved"), b.moved, a.moved);
             number(format!("backend {id} refusals"), b.refusals, a.refusals);
             number(format!("backend {id} unanswered"), b.unanswered, a.unanswered);
+            number(format!("backend {id} rescued"), b.rescued, a.rescued);
         }
         let mut direction = |what: String, b: DirectionCounters, a: DirectionCounters| {
             if a != b {

@@ -35,6 +35,13 @@ fn asked(served: &Served, port: u16, flags: u8, id: u32) -> Vec<Vec<u8>> {
     fragments(&from_client(&long(request(served, port, flags))), CHUNK, id)
 }
 
+/// To a port of the service's address that is no service's: the host may listen there.
+fn to_another_port(served: &Served, id: u32) -> Vec<Vec<u8>> {
+    let mut other = request(served, 40_000, 0);
+    other.segment = Segment::udp(40_000, 81, &[7; 2_500]);
+    fragments(&from_client(&other), CHUNK, id)
+}
+
 /// What the pieces became, each of which has to leave for `reason`.
 fn send_all(lab: &mut Lab, side: Side, pieces: &[Vec<u8>], reason: &str) -> Vec<Vec<u8>> {
     let mut out = vec![];
@@ -280,10 +287,7 @@ fn fragments_of_a_refused_datagram_are_not_answered() {
 fn fragments_for_the_host_reach_it() {
     lab(|lab| {
         let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::FullNat));
-        // To a port of the service's address that is no service's: the host may listen there.
-        let mut other = long(request(&served, 40_000, 0));
-        other.segment = Segment::udp(40_000, 81, &[7; 2_500]);
-        for piece in fragments(&from_client(&other), CHUNK, ID) {
+        for piece in to_another_port(&served, ID) {
             assert_passed(lab, Side::Front, &piece, "no_service");
         }
         // To the host's own address, which is the source of full-nat too, from nobody's flow.
@@ -448,11 +452,9 @@ fn fragments_of_many_senders_to_one_source_of_full_nat_are_not_guessed() {
 fn early_fragments_for_the_host_follow_those_that_reached_it() {
     lab(|lab| {
         let served = lab.serve(Spec::new(true, Protocol::Udp, Mode::FullNat));
-        let mut other = long(request(&served, 40_000, 0));
-        other.segment = Segment::udp(40_000, 81, &[7; 2_500]);
-        for piece in fragments(&from_client(&other), CHUNK, ID) {
+        for piece in to_another_port(&served, ID) {
             assert_passed(lab, Side::Front, &piece, "no_service");
         }
-        assert_passed(lab, Side::Front, &fragments(&from_client(&other), CHUNK, ID + 1)[2], "no_service");
+        assert_passed(lab, Side::Front, &to_another_port(&served, ID + 1)[2], "no_service");
     });
 }

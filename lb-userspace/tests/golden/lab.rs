@@ -21,7 +21,7 @@ use aya::{
 use lb_common::{
     abi::{
         Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, Slot, limits::WAYS, names,
+        ServiceKey, ServiceValue, Settings, Slot, limits::WAYS, names,
     },
     flow::{Word, ticks},
 };
@@ -239,6 +239,23 @@ impl Lab {
         &self.shared.pin_dir.0
     }
 
+    /// Makes everything as it was when the lab was new.
+    pub fn restart(&mut self) {
+        pool::clear_maps(&self.shared);
+        for interface in ["front", "back"] {
+            self.shared.loaded.attach(interface, XdpMode::Native).expect("the program attaches");
+        }
+        self.data = KernelDataplane::open(&self.shared.pin_dir.0).expect("the maps open");
+        self.served = 0;
+    }
+
+    /// Secret of the flow table.
+    pub fn hash_seed(&self) -> u64 {
+        let map = MapData::from_pin(Pins::new(&self.shared.pin_dir.0).map(names::SETTINGS)).unwrap();
+        let map = aya::maps::Map::Array(map);
+        aya::maps::Array::<_, Settings>::try_from(&map).unwrap().get(&0, 0).unwrap().hash_seed
+    }
+
     /// Publishes a service whose backends are all ready.
     pub fn serve(&mut self, spec: Spec) -> Served {
         let number = self.served;
@@ -352,10 +369,15 @@ impl Lab {
 
     /// Ticks of the clock that the program reads.
     pub fn now(&self) -> u32 {
+        ticks(self.clock())
+    }
+
+    /// The same in nanoseconds.
+    pub fn clock(&self) -> u64 {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: writes the time to a place that is there.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
-        ticks(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
     }
 
     /// Says whether packets to one backend may take different ways.
@@ -397,6 +419,11 @@ impl Lab {
     /// Runs the program on a frame, without a look at the counters.
     pub fn run(&mut self, side: Side, frame: &[u8]) -> (&'static str, Vec<u8>) {
         run(self.shared.loaded.program().expect("the program"), ifindex(side), frame)
+    }
+
+    /// The same with only the first bytes of the frame in its first buffer; `None` as for [`Self::send_in_parts`].
+    pub fn run_in_parts(&mut self, side: Side, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
+        run_in_parts(self.shared.loaded.program().expect("the program"), ifindex(side), frame, first)
     }
 
     pub fn stats(&self) -> &Stats {

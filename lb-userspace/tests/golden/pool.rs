@@ -13,7 +13,7 @@ use std::{
 
 use aya::{
     maps::{MapInfo, MapType},
-    programs::loaded_programs,
+    programs::{ProgramInfo, loaded_programs},
     util::nr_cpus,
 };
 use lb_common::abi::{Settings, names};
@@ -55,6 +55,15 @@ pub fn give_back(shared: Shared) {
     if shared.limits.flows > FLOWS_MAX {
         return;
     }
+    clear_maps(&shared);
+    static AT_EXIT: Once = Once::new();
+    // SAFETY: the function may be called at any time.
+    AT_EXIT.call_once(|| assert_eq!(unsafe { libc::atexit(take_away) }, 0));
+    IDLE.lock().unwrap().push(shared);
+}
+
+/// Takes the program off, and makes its maps as they were when it was loaded.
+pub fn clear_maps(shared: &Shared) {
     let pins = Pins::new(&shared.pin_dir.0);
     for interface in ["front", "back"] {
         detach_interface(&pins, interface).expect("the program comes off");
@@ -62,21 +71,23 @@ pub fn give_back(shared: Shared) {
     for map in maps(&pins, shared.loaded.program_id) {
         clear(&map);
     }
-    static AT_EXIT: Once = Once::new();
-    // SAFETY: the function may be called at any time.
-    AT_EXIT.call_once(|| assert_eq!(unsafe { libc::atexit(take_away) }, 0));
-    IDLE.lock().unwrap().push(shared);
 }
 
-/// What is pinned, and what the main program has besides.
+/// What is pinned, and what the main program and its stages have besides.
 fn maps(pins: &Pins, program_id: u32) -> Vec<MapInfo> {
-    let program = loaded_programs().map(Result::unwrap).find(|program| program.id() == program_id).unwrap();
-    let own = program.map_ids().unwrap().expect("the kernel tells a program's maps");
+    // Those of other tests may end meanwhile.
+    let ids = |program: ProgramInfo| Some((program.id(), program.map_ids().ok()??));
+    let programs: Vec<_> = loaded_programs().filter_map(Result::ok).filter_map(ids).collect();
+    let main = programs.iter().find(|(id, _)| *id == program_id).unwrap();
     let pinned = names::PINNED.iter().map(|name| MapInfo::from_pin(pins.map(name)).unwrap());
-    let mut maps: Vec<_> = own.into_iter().map(|id| MapInfo::from_id(id).unwrap()).chain(pinned).collect();
-    maps.sort_by_key(MapInfo::id);
-    maps.dedup_by_key(|map| map.id());
-    maps
+    let pinned: Vec<_> = pinned.map(|map| map.id()).collect();
+    let is_own = |id: &u32| main.1.contains(id) && !pinned.contains(id);
+    // Stages are told by the working memory that they share with it.
+    let stages = programs.iter().filter(|(_, maps)| maps.iter().any(is_own));
+    let mut all: Vec<_> = stages.flat_map(|(_, maps)| maps).chain(&pinned).copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().map(|id| MapInfo::from_id(id).unwrap()).collect()
 }
 
 /// Takes everything off and away at the end, also when a lab could not be finished.

@@ -156,7 +156,12 @@ impl Dataplane for Between<'_> {
 }
 
 fn config(random: &mut StdRng) -> Config {
-    let mut numbers: Vec<u8> = (1..=3).filter(|_| random.random_bool(0.7)).collect();
+    config_of(random, false)
+}
+
+/// A random configuration; `lasting`: with a service that has backend 1.
+pub fn config_of(random: &mut StdRng, lasting: bool) -> Config {
+    let mut numbers: Vec<u8> = (1..=3).filter(|n| (lasting && *n == 1) || random.random_bool(0.7)).collect();
     if numbers.is_empty() && random.random_bool(0.8) {
         numbers.push(random.random_range(1..=3));
     }
@@ -203,7 +208,7 @@ fn config(random: &mut StdRng) -> Config {
         source_ports: PORTS.to_vec(),
         limits: Limits { services: 16, backends: 64, addresses: 64, selection_slots: 256, flows: 1024, port_pools: 8 },
         maglev_table_size: 13,
-        services: if random.random_bool(0.1) { Vec::new() } else { vec![service] },
+        services: if !lasting && random.random_bool(0.1) { Vec::new() } else { vec![service] },
     }
 }
 

@@ -13,26 +13,26 @@ use crate::{
     lab::{Lab, Sent, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, lab, packet, vip},
 };
 
-const SEQUENCE: u32 = 0x1234_5678;
+pub const SEQUENCE: u32 = 0x1234_5678;
 /// As Linux sends them: MSS, SACK permitted, timestamps, window scale.
-const OPTIONS: [u8; 20] = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0, 1, 3, 3, 7];
+pub const OPTIONS: [u8; 20] = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0xde, 0xad, 0xbe, 0xef, 0, 0, 0, 0, 1, 3, 3, 7];
 /// Longer than what counts as a copy that the network has made.
 const AGAIN: Duration = Duration::from_millis(15);
 
 /// A watched service of three backends, of which new flows go to the first one first.
-fn serve(lab: &mut Lab, v4: bool, mode: Mode, retries: u8) -> Served {
+pub fn serve(lab: &mut Lab, v4: bool, mode: Mode, retries: u8) -> Served {
     let mut served = lab.serve(Spec { backends: 3, ..Spec::new(v4, Protocol::Tcp, mode) });
     watch(lab, &mut served, retries);
     served
 }
 
-fn watch(lab: &mut Lab, served: &mut Served, retries: u8) {
+pub fn watch(lab: &mut Lab, served: &mut Served, retries: u8) {
     served.value.flags |= ServiceValue::WATCHED;
     served.value.retries = retries;
     lab.publish(served, served.value);
 }
 
-fn tcp(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8]) -> Packet {
+pub fn tcp(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8]) -> Packet {
     let mut made = packet(from, to, 64, Protocol::Tcp, flags);
     made.segment = Segment::tcp(from.port(), to.port(), flags, b"");
     let Segment::Tcp { header, .. } = &mut made.segment else { unreachable!() };
@@ -40,7 +40,7 @@ fn tcp(from: SocketAddr, to: SocketAddr, flags: u8, options: &[u8]) -> Packet {
     made
 }
 
-fn syn(v4: bool, port: u16, options: &[u8]) -> Packet {
+pub fn syn(v4: bool, port: u16, options: &[u8]) -> Packet {
     tcp((client(v4), port).into(), (vip(v4), 80).into(), TCP_SYN, options)
 }
 
@@ -58,20 +58,20 @@ fn refusal(v4: bool, n: u8, to: SocketAddr) -> Vec<u8> {
 }
 
 /// The number (1 to 3) of the only flow's backend.
-fn at(lab: &Lab, served: &Served) -> u8 {
+pub fn at(lab: &Lab, served: &Served) -> u8 {
     let id = lab.flow().backend_id;
     served.backends.iter().position(|backend| *backend == id).expect("one of the service's") as u8 + 1
 }
 
 /// Opens a connection, and gives the backend that it was sent to.
-fn open(lab: &mut Lab, served: &Served) -> u8 {
+pub fn open(lab: &mut Lab, served: &Served) -> u8 {
     let sent = lab.send(Side::Front, &from_client(&syn(served.spec.v4, 40_000, &OPTIONS)));
     assert_eq!(sent.exit, "redirect");
     at(lab, served)
 }
 
 /// The frame in which the client's SYN reaches the backend of the only flow.
-fn wanted(lab: &Lab, served: &Served) -> Vec<u8> {
+pub fn wanted(lab: &Lab, served: &Served) -> Vec<u8> {
     let v4 = served.spec.v4;
     let mut made = tcp(lab.flow().source, (backend(v4, at(lab, served)), 8080).into(), TCP_SYN, &OPTIONS);
     made.ttl = 63;
@@ -101,6 +101,7 @@ fn a_refused_connection_goes_to_the_next_backend_with_all_its_options() {
                         &format!("backend {to} flows 1"),
                         &format!("backend {from} ended 1"),
                         &format!("backend {from} refusals 1"),
+                        &format!("backend {from} rescued 1"),
                         "service 0 rescued 1",
                     ],
                 );
@@ -152,7 +153,7 @@ fn after_as_many_retries_as_are_allowed_the_client_is_refused() {
 }
 
 #[track_caller]
-fn assert_refused_to_client(sent: &Sent) {
+pub fn assert_refused_to_client(sent: &Sent) {
     assert_eq!(sent.exit, "redirect");
     assert!(sent.counted.iter().any(|line| line.starts_with("to_client 1 ")), "{:?}", sent.counted);
     assert!(!sent.counted.iter().any(|line| line.contains("rescued")), "{:?}", sent.counted);
@@ -265,6 +266,7 @@ fn a_repeated_syn_goes_to_another_backend_and_the_late_answer_is_reset() {
                         &format!("backend {to} flows 1"),
                         &format!("backend {from} ended 1"),
                         &format!("backend {from} unanswered 1"),
+                        &format!("backend {from} rescued 1"),
                         "service 0 rescued 1",
                     ],
                 );
@@ -339,4 +341,35 @@ fn between_families_a_refused_connection_goes_to_the_next_backend() {
             assert!(sent.counted.contains(&"service 0 rescued 1".to_owned()), "{:?}", sent.counted);
         });
     }
+}
+
+#[test]
+fn a_backend_that_acknowledges_an_earlier_connection_is_asked_again_and_not_suspected() {
+    for mode in [Mode::Nat, Mode::FullNat] {
+        lab(move |lab| {
+            let served = serve(lab, true, mode, 2);
+            let first = open(lab, &served);
+            // TIME-WAIT: the backend tells where the earlier connection stands (RFC 9293, 3.10.7.4).
+            let mut told = answer(true, first, lab.flow().source, TCP_ACK);
+            let Segment::Tcp { header, .. } = &mut told.segment else { unreachable!() };
+            header.acknowledgment_number = SEQUENCE.wrapping_sub(5000);
+            assert_passed(&lab.send(Side::Back, &from_backend(first, &told)), "to_client");
+            let reset = tcp((client(true), 40_000).into(), (vip(true), 80).into(), TCP_RST, &[]);
+            assert_passed(&lab.send(Side::Front, &from_client(&reset)), "to_backend");
+            sleep(AGAIN);
+            let sent = lab.send(Side::Front, &from_client(&syn(true, 40_000, &OPTIONS)));
+            assert_passed(&sent, "to_backend");
+            assert_eq!(at(lab, &served), first, "the way to it is clear now");
+            assert_frame(&sent.frame, &wanted(lab, &served));
+            // Once: when it says nothing then, it is as silent as any other.
+            sleep(AGAIN);
+            lab.send(Side::Front, &from_client(&syn(true, 40_000, &OPTIONS)));
+            assert_ne!(at(lab, &served), first);
+        });
+    }
+}
+
+#[track_caller]
+fn assert_passed(sent: &Sent, reason: &str) {
+    assert!(sent.counted.iter().any(|line| line.starts_with(&format!("{reason} 1 "))), "{:?}", sent.counted);
 }

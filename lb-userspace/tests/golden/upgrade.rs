@@ -145,7 +145,7 @@ fn a_check_gives_both_programs_the_same_packets_and_changes_nothing() {
         // Over a map of another layout it does not even load.
         let (pin_dir, limits) = options(lab, LIMITS.flows);
         let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
-        drop(load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 1).unwrap());
+        attach(&mut load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 1).unwrap());
         let outlook = upgrade::outlook(&pin_dir).unwrap();
         assert!(outlook.program.is_none());
         let refused: Vec<_> = outlook.maps.iter().filter(|(_, fit)| fit.is_err()).map(|(name, _)| *name).collect();

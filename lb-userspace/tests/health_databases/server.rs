@@ -110,7 +110,7 @@ impl Drop for Server {
 
 pub fn key(target: SocketAddr, check: Check) -> ProbeKey {
     let (interval, timeout) = (Duration::from_secs(60), Duration::from_secs(10));
-    ProbeKey { target, check, interval, fast: None, timeout, jitter_percent: 0 }
+    ProbeKey { target, check, interval, fast: None, timeout, jitter_percent: 0, way: None }
 }
 
 /// The first outcome of one key.

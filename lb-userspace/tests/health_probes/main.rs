@@ -5,4 +5,5 @@ mod others;
 mod results;
 mod rhythm;
 mod servers;
+mod ways;
 mod web;

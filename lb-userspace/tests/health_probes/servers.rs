@@ -29,6 +29,7 @@ pub fn key(target: SocketAddr, check: Check) -> ProbeKey {
         fast: None,
         timeout: Duration::from_millis(500),
         jitter_percent: 0,
+        way: None,
     }
 }
 

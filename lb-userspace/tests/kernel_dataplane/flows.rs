@@ -47,6 +47,7 @@ fn a_sweep_removes_idle_flows_with_their_reply_word_and_port() {
             by_service: BTreeMap::from([(BACKEND.service_id, 1)]),
             entries: BTreeMap::new(),
             ended: BTreeMap::new(),
+            knocks: BTreeMap::new(),
         }
     );
     assert_eq!((table.word(old), table.reply(old_reply)), (Word::EMPTY, ReplyWord::EMPTY));

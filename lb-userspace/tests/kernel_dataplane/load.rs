@@ -79,14 +79,22 @@ fn seeds_differ_between_installations() {
 }
 
 #[test]
-fn other_limits_are_refused_and_say_what_to_do() {
+fn other_limits_take_over_what_is_there_or_say_what_to_do() {
     let pins = PinDir::new();
     drop(pins.load());
-    let error = pins.try_load(&Limits { flows: 1024, ..LIMITS }).err().expect("the pinned maps do not fit");
+    let buckets = || pins.map(names::FLOW_WORDS).info().unwrap().max_entries();
+    let larger = pins.try_load(&Limits { flows: 1024, ..LIMITS }).unwrap();
+    assert_eq!(buckets(), 128);
+    // It never was on an interface: everything is as before.
+    drop(larger);
+    assert_eq!(buckets(), 64);
+
+    let last = LIMITS.backends - 1;
+    pins.array::<lb_common::abi::Backend>(names::BACKENDS).set(last, crate::support::BACKEND, 0).unwrap();
+    let error = pins.try_load(&Limits { backends: last, ..LIMITS }).err().expect("the last backend has no place");
     let text = format!("{error:#}");
-    assert!(text.contains("flow_words"), "{text}");
-    assert!(text.contains("has 64 elements, the configuration wants 128"), "{text}");
-    assert!(text.contains("limits.flows") && text.contains("lb detach"), "{text}");
+    assert!(text.contains("backends") && text.contains("keep a larger `limits.backends`"), "{text}");
+    assert!(text.contains(&format!("the configuration wants {last}")) && text.contains("lb detach"), "{text}");
     // Nothing was changed by the attempt.
     drop(pins.load());
 }

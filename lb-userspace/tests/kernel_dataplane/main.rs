@@ -3,6 +3,7 @@
 mod attach;
 mod flows;
 mod load;
+mod many;
 mod observe;
 mod ports;
 mod service_lines;

@@ -33,6 +33,7 @@ pub fn count(pins: &PinDir, service: u32, backend: u32) {
         moved: 10 * n,
         refusals: 7 * n,
         unanswered: 8 * n,
+        rescued: 11 * n,
     });
 }
 
@@ -68,6 +69,7 @@ fn counters_are_summed_over_the_cpus() {
         moved: 10 * n,
         refusals: 7 * n,
         unanswered: 8 * n,
+        rescued: 11 * n,
     };
     assert_eq!(stats.backend(5).unwrap(), backend);
     assert_eq!(stats.backend(6).unwrap(), BackendCounters::default());

@@ -1,6 +1,8 @@
 //! Measures the balancer: what `cargo xtask bench` runs.
 
 pub mod compare;
+pub mod control;
+pub mod failover;
 pub mod packets;
 pub mod plot;
 pub mod report;

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use crate::{
+    failover,
     plot::{Bar, Kind, Plot},
     result::{Results, RowResult},
 };
@@ -54,6 +55,7 @@ fn plots_of(results: &Results) -> Vec<(&'static str, String)> {
         let title = "Processor time of a new connection over having no balancer";
         plots.push((USERS, Plot { title, unit: "\u{b5}s", reference: None, bars: &bars }.svg()));
     }
+    plots.extend(failover::page::plot(&results.failover));
     plots
 }
 
@@ -105,6 +107,8 @@ fn markdown(results: &Results) -> String {
     steps(&mut text, results);
     driver(&mut text, results);
     users(&mut text, results);
+    failover::page::section(&mut text, &results.failover);
+    control(&mut text, results);
     text
 }
 
@@ -206,6 +210,33 @@ fn users(text: &mut String, results: &Results) {
     }
 }
 
+fn control(text: &mut String, results: &Results) {
+    if results.control.is_empty() {
+        return;
+    }
+    let _ = write!(
+        text,
+        "\n## What changes cost\n\n{WHAT_CHANGES_COST}\n\
+         | change | median ms | least | most | CPU ms | system calls | memory MiB | target | |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |\n"
+    );
+    for row in &results.control {
+        let _ = writeln!(
+            text,
+            "| {} | {:.2} | {:.2} | {:.2} | {:.2} | {} | {:.1} | {} | {} |",
+            row.name,
+            row.median_ms,
+            row.min_ms,
+            row.max_ms,
+            row.cpu_ms,
+            row.syscalls,
+            row.memory_mib,
+            row.target.as_deref().unwrap_or(""),
+            verdict(row.met)
+        );
+    }
+}
+
 fn count(results: &Results, met: bool) -> usize {
     results.rows.iter().filter(|row| row.met == Some(met)).count()
 }
@@ -267,6 +298,15 @@ Client, balancer and one backend (nginx) in network namespaces on one CPU, the s
 balancer in turn. *CPU each* is the processor time of all of them together for one request or
 connection: with one CPU it does not depend on what else the machine does, as rates do. *Over direct* is
 what comes on top of having no balancer: the balancer's own part.
+";
+
+const WHAT_CHANGES_COST: &str = "\
+A real agent with 10,000 services and 100,000 backends, and its maps; one service hashes 65,537 slots over 1,000
+backends. The time ends when the maps are right: packets to every service that the change concerns find
+just the backends that they should, read off the maps as the data path reads them. It begins with the
+agent's start, SIGHUP, the request on the agent's socket, or the answer to the check that tells it.
+*CPU* and *system calls* are all of the agent's meanwhile, also for checks and what it does every second anyway.
+*Memory* is the agent's own; that of the maps comes on top.
 ";
 
 #[cfg(test)]

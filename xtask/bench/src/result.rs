@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::packets::ProgramSize;
 
@@ -29,6 +30,12 @@ pub struct Results {
     /// What users see.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<UserResult>,
+    /// What clients notice of a backend that is lost, and what probes cost.
+    #[serde(default, skip_serializing_if = "FailoverResults::is_empty")]
+    pub failover: FailoverResults,
+    /// What changes cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<ControlResult>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,11 +126,96 @@ pub struct UserResult {
     pub met: Option<bool>,
 }
 
+/// One kind of change, until the maps are right.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ControlResult {
+    pub name: String,
+    pub samples: usize,
+    pub median_ms: f64,
+    pub min_ms: f64,
+    pub max_ms: f64,
+    /// Processor time of the agent meanwhile, whatever for: the median. Where it is far less than the time, the
+    /// machine had other things to do, or the agent waited.
+    pub cpu_ms: f64,
+    /// Of the agent meanwhile, whatever for: the median.
+    pub syscalls: u64,
+    /// Resident afterwards; of a start and a reload the most that it ever was.
+    pub memory_mib: f64,
+    pub target: Option<String>,
+    pub met: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FailoverResults {
+    /// When, if that was another run than the rest: RFC 3339, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub date: Option<String>,
+    /// Processes that wanted a CPU when it began.
+    #[serde(default)]
+    pub load: f64,
+    /// Of each balancer and fault.
+    #[serde(default)]
+    pub trials: u32,
+    #[serde(default)]
+    pub rows: Vec<FailoverRow>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbesRow>,
+}
+
+impl FailoverResults {
+    pub const fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.probes.is_empty()
+    }
+}
+
+/// One balancer and one fault: medians over the trials.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FailoverRow {
+    /// Ours go by the mode.
+    pub peer: String,
+    pub fault: String,
+    /// Refused, reset, or not answered within a second.
+    pub failed: u32,
+    /// Answered, but after more than 50 ms.
+    pub slow_over_50ms: u32,
+    pub worst_ms: f64,
+    /// From the fault to the beginning of the last of these; none of them: `None`.
+    pub last_bad_s: Option<f64>,
+    /// From the repair to the backend's first answer; `None`: not while it was watched.
+    pub back_s: Option<f64>,
+    /// Connections that were open when the fault came, or began later.
+    pub attempts: u32,
+    /// Failed or slow before there was a fault, in all trials: what else the machine does.
+    pub noise: u32,
+    /// Ours: connections that were sent to another backend.
+    pub rescued: Option<u64>,
+    /// Ours: every trial has left a receipt.
+    pub receipt: Option<bool>,
+    pub target: Option<String>,
+    pub met: Option<bool>,
+}
+
+/// The agent while it probes many targets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProbesRow {
+    pub targets: u32,
+    /// Of them, those that never answer.
+    pub hanging: u32,
+    pub interval_ms: u64,
+    pub per_second: f64,
+    /// Of one CPU.
+    pub cpu_percent: f64,
+    /// Between the interval and what lay between two probes of a target.
+    pub error_p50_ms: f64,
+    pub error_p99_ms: f64,
+    pub error_worst_ms: f64,
+}
+
 impl Results {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)? + "\n";
+        let text = serde_json::to_string_pretty(&self.json()?)? + "\n";
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
@@ -131,7 +223,45 @@ impl Results {
     /// The file cannot be read, or is of another kind.
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no result of `xtask bench --json`", path.display()))
+        Self::of_json(&text).with_context(|| format!("{} is no result of `xtask bench --json`", path.display()))
+    }
+
+    /// Where nothing but failovers was measured, they are the rows.
+    fn json(&self) -> Result<Value> {
+        let mut json = serde_json::to_value(self)?;
+        if self.rows.is_empty() && !self.failover.rows.is_empty() {
+            json["rows"] = json["failover"]["rows"].clone();
+        }
+        Ok(json)
+    }
+
+    fn of_json(text: &str) -> Result<Self> {
+        let mut json: Value = serde_json::from_str(text)?;
+        if json["rows"][0].get("peer").is_some() {
+            json["rows"] = Value::Array(Vec::new());
+        }
+        Ok(serde_json::from_value(json)?)
+    }
+
+    /// What the other one has measured takes the place of what is here.
+    pub fn join(&mut self, other: Self) {
+        fn newer<T>(here: &mut Vec<T>, other: Vec<T>) {
+            if !other.is_empty() {
+                *here = other;
+            }
+        }
+        newer(&mut self.rows, other.rows);
+        newer(&mut self.driver, other.driver);
+        newer(&mut self.users, other.users);
+        if !other.failover.rows.is_empty() {
+            self.failover.date = Some(other.date);
+            (self.failover.load, self.failover.trials) = (other.machine.load, other.failover.trials);
+        }
+        newer(&mut self.control, other.control);
+        newer(&mut self.failover.rows, other.failover.rows);
+        newer(&mut self.failover.probes, other.failover.probes);
+        self.program = other.program.or(self.program);
+        self.quick |= other.quick;
     }
 }
 
@@ -164,6 +294,33 @@ mod tests {
         let read = Results::read(&path);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(read.unwrap(), results);
+    }
+
+    #[test]
+    fn failovers_alone_are_the_rows_and_are_read_back_as_failovers() {
+        let row = FailoverRow { peer: "nat".to_owned(), fault: "host silent".to_owned(), ..Default::default() };
+        let failover = FailoverResults { rows: vec![row], ..FailoverResults::default() };
+        let alone = Results { failover, ..Results::default() };
+        let json = alone.json().unwrap();
+        for key in ["peer", "fault", "failed", "slow_over_50ms", "worst_ms", "last_bad_s", "back_s"] {
+            assert!(json["rows"][0].get(key).is_some(), "{key}");
+        }
+        assert_eq!(Results::of_json(&json.to_string()).unwrap(), alone);
+        let both = Results { rows: vec![RowResult::default()], ..alone };
+        assert!(both.json().unwrap()["rows"][0].get("peer").is_none());
+        assert_eq!(Results::of_json(&both.json().unwrap().to_string()).unwrap(), both);
+    }
+
+    #[test]
+    fn of_two_runs_the_later_one_counts_where_it_has_measured() {
+        let named = |name: &str| RowResult { name: name.to_owned(), ..Default::default() };
+        let row = |peer: &str| FailoverRow { peer: peer.to_owned(), ..Default::default() };
+        let failover = |peer: &str| FailoverResults { rows: vec![row(peer)], ..FailoverResults::default() };
+        let mut results = Results { rows: vec![named("a")], failover: failover("old"), ..Results::default() };
+        let date = "2026-01-02T03:04:05Z".to_owned();
+        results.join(Results { failover: failover("new"), date: date.clone(), ..Results::default() });
+        assert_eq!(results.failover.date, Some(date), "the page tells that it was another run");
+        assert_eq!((results.rows[0].name.as_str(), results.failover.rows[0].peer.as_str()), ("a", "new"));
     }
 
     #[test]

@@ -5,11 +5,14 @@ use std::{process::ExitCode, time::SystemTime};
 use anyhow::{Result, ensure};
 use xtask::{
     bench::{BenchArguments, Part},
+    build::{self, Profile},
     shell,
 };
 
 use crate::{
     compare,
+    control::{self, ControlEffort},
+    failover::{self, FailoverEffort},
     packets::{self, DriverEffort, DriverRow, Effort, Row},
     report,
     result::{DriverResult, Machine, Results},
@@ -20,9 +23,11 @@ use crate::{
 /// # Errors
 /// Something that was to be measured could not be.
 pub fn run(arguments: &BenchArguments) -> Result<ExitCode> {
-    if let Some(path) = &arguments.report {
+    if let Some((first, others)) = arguments.report.split_first() {
         let folder = arguments.into.clone().unwrap_or_else(|| shell::root().join("docs"));
-        report::report(&Results::read(path)?, &folder)?;
+        let mut results = Results::read(first)?;
+        others.iter().try_for_each(|path| Results::read(path).map(|other| results.join(other)))?;
+        report::report(&results, &folder)?;
         println!("written: {}", folder.join("performance.md").display());
         return Ok(ExitCode::SUCCESS);
     }
@@ -67,6 +72,34 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
         results.users = users::users(effort)?;
         println!("\n{}\n", table::users(&results.users));
     }
+    if arguments.wants(Part::Failover) {
+        failover(arguments, results)?;
+    }
+    if arguments.wants(Part::Control) {
+        println!("control: changes among many services, until the maps are right");
+        let effort = if arguments.quick { ControlEffort::QUICK } else { ControlEffort::FULL };
+        let tell = |text: &str| println!("  {text}");
+        results.control = control::control(effort, &build::lb(Profile::Release)?, &tell)?;
+        println!("\n{}\n", table::control(&results.control));
+    }
+    Ok(())
+}
+
+/// What `--filter` calls that part of the failovers.
+const PROBES: &str = "probes";
+
+fn failover(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
+    let effort = if arguments.quick { FailoverEffort::QUICK } else { FailoverEffort::FULL };
+    println!("failover: {} trials of each fault, 200 new connections a second", effort.trials);
+    let filter = arguments.filter.as_deref();
+    if filter != Some(PROBES) {
+        (results.failover.trials, results.failover.load) = (effort.trials, Machine::here().load);
+        results.failover.rows = failover::failover(effort, filter, &|line| println!("{line}"))?;
+    }
+    if filter.is_none_or(|filter| filter == PROBES) {
+        results.failover.probes = failover::probes(effort.probes)?;
+    }
+    println!("\n{}", failover::page::table(&results.failover));
     Ok(())
 }
 

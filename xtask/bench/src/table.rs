@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use crate::result::{DriverResult, RowResult, StepResult, UserResult};
+use crate::result::{ControlResult, DriverResult, RowResult, StepResult, UserResult};
 
 /// One line a row, as it is measured.
 pub fn line(row: &RowResult) -> String {
@@ -57,6 +57,28 @@ pub fn driver(rows: &[DriverResult]) -> String {
             format!("{:+.1}", row.over_floor_ns),
             format!("{:.2}", row.mpps),
             format!("{:.2} %", row.delivered_percent),
+        ]);
+    }
+    align_right(&mut table, 1..=6);
+    table.to_string()
+}
+
+/// What changes cost.
+pub fn control(rows: &[ControlResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["CHANGE", "MEDIAN MS", "MIN", "MAX", "CPU MS", "SYSCALLS", "MEMORY", "TARGET", ""]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            format!("{:.2}", row.median_ms),
+            format!("{:.2}", row.min_ms),
+            format!("{:.2}", row.max_ms),
+            format!("{:.2}", row.cpu_ms),
+            row.syscalls.to_string(),
+            format!("{:.1} MiB", row.memory_mib),
+            row.target.clone().unwrap_or_default(),
+            verdict(row.met).to_owned(),
         ]);
     }
     align_right(&mut table, 1..=6);

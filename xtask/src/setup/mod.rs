@@ -48,6 +48,13 @@ const TOOLS: &[Tool] = &[
     Tool { program: "haproxy", package: "haproxy", why: "a balancer to compare with", level: Level::Test },
     Tool { program: "nft", package: "nftables", why: "the kernel's own NAT to compare with", level: Level::Test },
     Tool { program: "debootstrap", package: "debootstrap", why: "a Debian to try the package in", level: Level::Test },
+    Tool {
+        program: "systemd-nspawn",
+        package: "systemd-container",
+        why: "a system to boot with it",
+        level: Level::Test,
+    },
+    Tool { program: "buildah", package: "buildah", why: "an image of the package", level: Level::Test },
     Tool { program: "setpriv", package: "util-linux", why: "runs without rights", level: Level::Test },
     Tool { program: "setcap", package: "libcap2-bin", why: "runs with single capabilities", level: Level::Test },
     Tool { program: "dpkg-deb", package: "dpkg", why: "unpacks kernels without installing them", level: Level::Vm },

@@ -18,7 +18,7 @@ use super::{
 use crate::shell;
 
 /// What the tests call; nothing else of this system is inside.
-const TOOLS: &[&str] = &["ip", "ethtool", "bpftool"];
+const TOOLS: &[&str] = &["ip", "tc", "ethtool", "bpftool"];
 /// Begins every line that is not a program's.
 pub(super) const MARK: &str = "@lb-vm ";
 

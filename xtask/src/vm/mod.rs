@@ -10,7 +10,10 @@ mod results;
 mod suites;
 
 use std::{
+    panic::resume_unwind,
+    path::Path,
     process::ExitCode,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -70,10 +73,7 @@ pub fn vm(arguments: &VmArguments) -> Result<ExitCode> {
     let (machine, kernels) = fetch(series, &mut Report::new(false))?;
     let VmArguments { suites, all, filter, .. } = arguments;
     let suites = suites::suites(&Choice { suites, filter: filter.as_deref(), all: *all })?;
-    let mut all = Vec::new();
-    for kernel in &kernels {
-        all.push(run(&machine, kernel, &suites)?);
-    }
+    let all = run_at_once(&machine, &kernels, &suites)?;
     println!();
     for results in &all {
         print!("{}", results.tell());
@@ -89,18 +89,32 @@ fn fetch(series: &[String], report: &mut Report) -> Result<(Machine, Vec<KernelP
     Ok((machine, kernels))
 }
 
-fn run(machine: &Machine, kernel: &KernelPackage, suites: &[Suite]) -> Result<Results> {
-    let modules = modules::modules(kernel)?;
-    let image = image::build(&kernel.release, machine, &modules, suites)?;
+/// Every kernel at the same time: each machine has work for about one processor.
+fn run_at_once(machine: &Machine, kernels: &[KernelPackage], suites: &[Suite]) -> Result<Vec<Results>> {
+    let mut images = Vec::new();
+    for kernel in kernels {
+        images.push(image::build(&kernel.release, machine, &modules::modules(kernel)?, suites)?);
+    }
+    thread::scope(|scope| {
+        let kernels = kernels.iter().zip(&images);
+        let start = kernels.map(|(kernel, image)| scope.spawn(move || run(machine, kernel, image, suites)));
+        let running: Vec<_> = start.collect();
+        let joined = running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.collect()
+    })
+}
+
+fn run(machine: &Machine, kernel: &KernelPackage, image: &Path, suites: &[Suite]) -> Result<Results> {
     let console = image.with_extension("console.log");
     println!("\n     Booting Linux {} (its console: {})", kernel.release, console.display());
     let mut results = Results::new(suites);
-    let emulator = Emulator::start(machine, kernel, &image, console, PATIENCE)?;
+    let emulator = Emulator::start(machine, kernel, image, console, PATIENCE)?;
     let end = loop {
         match emulator.line() {
             Ok(line) => {
-                println!("{line}");
+                println!("{} | {line}", kernel.release);
                 results.read(&line);
+                results.cost = emulator.processor_time().unwrap_or(results.cost);
             }
             Err(end) => break end,
         }

@@ -13,7 +13,20 @@ use crate::shell;
 
 /// What Debian does not build in and the tests need. SCTP asks for CRC32c by the name of the algorithm, which
 /// no module tells.
-const WANTED: &[&str] = &["veth", "bridge", "8021q", "ipip", "sit", "ip6_tunnel", "fou", "crc32c_generic", "sctp"];
+const WANTED: &[&str] = &[
+    "veth",
+    "bridge",
+    "8021q",
+    "tun",
+    "ipip",
+    "sit",
+    "ip6_tunnel",
+    "fou",
+    "crc32c_generic",
+    "sctp",
+    "sch_ingress",
+    "cls_bpf",
+];
 
 /// A module, ready to be loaded.
 pub(super) struct Module {

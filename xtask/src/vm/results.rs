@@ -16,6 +16,8 @@ pub(super) struct Results {
     /// Instructions that the verifier walked, by program.
     verified: Vec<(String, u64)>,
     suites: Vec<SuiteResult>,
+    /// What the emulator has used of the processors.
+    pub(super) cost: Duration,
     /// All suites have run.
     done: bool,
     /// Why it ended otherwise.
@@ -46,6 +48,7 @@ impl Results {
             kernel: None,
             verified: Vec::new(),
             suites: suites.collect(),
+            cost: Duration::ZERO,
             done: false,
             trouble: None,
         }
@@ -118,6 +121,7 @@ impl Results {
         for suite in &self.suites {
             text.push_str(&suite.tell());
         }
+        text.push_str(&format!("  {:.0} s of processor time in all\n", self.cost.as_secs_f32()));
         if let Some(trouble) = &self.trouble {
             text.push_str(&format!("  failed: {trouble}\n"));
         } else if !self.done {

@@ -11,7 +11,12 @@ const TESTS: &[Tests] = &[
     Tests { name: "kernel_dataplane", threads: 2, core: &["verifier::", "native_and_generic", "a_new_agent_replaces"] },
     Tests { name: "golden", threads: 2, core: GOLDEN },
     Tests { name: "host_namespaces", threads: 1, core: &[] },
-    Tests { name: "agent_namespaces", threads: 1, core: &["traffic_outlives", "vlan::", "routes::", "sctp::"] },
+    Tests { name: "probe_ways", threads: 1, core: &[] },
+    Tests {
+        name: "agent_namespaces",
+        threads: 1,
+        core: &["traffic_outlives", "vlan::", "routes::", "sctp::", "direct::the_programs"],
+    },
 ];
 
 /// Of the golden packets those that ask most of a kernel: its helpers that move ends of frames, sum them up and

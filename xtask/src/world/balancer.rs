@@ -52,6 +52,11 @@ impl<'w> Balancer<'w> {
         &mut self.agent
     }
 
+    /// The agent's process alone, which then nobody asks or restarts.
+    pub fn into_agent(self) -> Process {
+        self.agent
+    }
+
     /// The configuration file that the agent was started with.
     pub fn config(&self) -> &Path {
         &self.config

@@ -45,8 +45,19 @@ pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     None,
-    Tcp { port: Option<u16> },
-    Http { path: &'static str },
+    Tcp {
+        port: Option<u16>,
+    },
+    Http {
+        path: &'static str,
+    },
+    /// A connection to the backend's own address in every mode, so that no probe is among the packets of
+    /// clients.
+    OwnAddress,
+    /// A check of another type, with its own settings and times.
+    Other {
+        lines: String,
+    },
 }
 
 impl Config {
@@ -158,6 +169,8 @@ impl Health {
             Self::None => "[service.health]\ntype = \"none\"\n".to_owned(),
             Self::Tcp { port: None } => format!("[service.health]\ntype = \"tcp\"\n{times}"),
             Self::Tcp { port: Some(port) } => format!("[service.health]\ntype = \"tcp\"\nport = {port}\n{times}"),
+            Self::Other { lines } => format!("[service.health]\n{lines}\n"),
+            Self::OwnAddress => format!("[service.health]\ntype = \"tcp\"\nvia = \"backend\"\n{times}"),
             Self::Http { path } => format!("[service.health]\ntype = \"http\"\npath = \"{path}\"\n{times}"),
         }
     }

@@ -11,6 +11,9 @@ use std::{
 /// An answer of status 200 has this body.
 pub type Body = String;
 
+/// Connections that wait for a server: as many as the standard library has it.
+const BACKLOG: i32 = 128;
+
 /// Largest answer that [`get`] reads.
 const LARGEST: u64 = 1 << 20;
 
@@ -51,8 +54,19 @@ fn body_of_200(answer: &[u8]) -> Result<Body, String> {
 /// # Errors
 /// The port is taken.
 pub fn serve(name: &str, port: u16) -> io::Result<()> {
+    serve_slowly(name, port, BACKLOG, Duration::ZERO)
+}
+
+/// The same with a queue of `backlog` connections that were not accepted yet, of which one is accepted every
+/// `pause` at most.
+///
+/// # Errors
+/// The port is taken.
+pub fn serve_slowly(name: &str, port: u16, backlog: i32, pause: Duration) -> io::Result<()> {
     let listener = TcpListener::bind((IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))?;
+    rustix::net::listen(&listener, backlog)?;
     for stream in listener.incoming() {
+        thread::sleep(pause);
         // A client that went away is no reason to stop.
         let Ok(stream) = stream else { continue };
         let body = format!("{name}\n");

@@ -2,6 +2,7 @@
 //! `target/e2e/<test>/` when the test fails.
 #![allow(dead_code, reason = "each test file compiles this on its own and uses its part")]
 
+pub mod arrivals;
 pub mod clients;
 pub mod dsr;
 pub mod echo;
@@ -87,12 +88,12 @@ impl Stage {
 
     /// The agent, not necessarily ready yet.
     pub fn lb_at_once(&self, config: &Config) -> Balancer<'_> {
-        let launch = Launch {
-            program: lb_program(),
-            config: &config.render(),
-            arguments: &[],
-            log: &self.folder.join("lb.log"),
-        };
+        self.lb_running(&config.render())
+    }
+
+    /// The same with this file.
+    pub fn lb_running(&self, config: &str) -> Balancer<'_> {
+        let launch = Launch { program: lb_program(), config, arguments: &[], log: &self.folder.join("lb.log") };
         Balancer::start(&self.world, &launch).unwrap()
     }
 }

@@ -128,10 +128,9 @@ pub(super) fn impact_view(impact: &Impact) -> ImpactView {
     ImpactView { services: impact.services.iter().map(service_view).collect(), flows: flows_view(impact.flows) }
 }
 
-/// All flows are cut: the maps are made anew.
-pub(super) fn all_reset(flows: FlowImpactView) -> FlowImpactView {
-    let FlowImpactView { kept, drained, reset } = flows;
-    FlowImpactView { kept: 0, drained: 0, reset: kept + drained + reset }
+/// Why a change that cuts so many flows is not made; `None`: it may cut as many.
+pub(super) fn over_budget(flows: &FlowImpactView, budget: u64) -> Option<String> {
+    (flows.reset > budget).then(|| format!("{} live flows would be reset, {budget} may be", flows.reset))
 }
 
 fn service_view(service: &ServiceImpact) -> ServiceImpactView {
@@ -159,8 +158,8 @@ fn backend_view(backend: &BackendImpact) -> BackendImpactView {
 }
 
 fn flows_view(flows: FlowImpact) -> FlowImpactView {
-    let FlowImpact { kept, drained, reset } = flows;
-    FlowImpactView { kept, drained, reset }
+    let FlowImpact { kept, drained, rehomed, reset } = flows;
+    FlowImpactView { kept, drained, rehomed, reset }
 }
 
 fn presence_name(presence: Presence) -> &'static str {
@@ -169,5 +168,17 @@ fn presence_name(presence: Presence) -> &'static str {
         Presence::Removed => "removed",
         Presence::Changed => "changed",
         Presence::Same => "same",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_may_be_used_up_and_not_passed() {
+        let flows = FlowImpactView { kept: 3, drained: 4, rehomed: 0, reset: 12 };
+        assert_eq!(over_budget(&flows, 11).as_deref(), Some("12 live flows would be reset, 11 may be"));
+        assert_eq!(over_budget(&flows, 12), None);
     }
 }

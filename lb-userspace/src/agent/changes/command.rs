@@ -100,7 +100,9 @@ pub(super) fn service_text(name: &str, request: &ServiceRequest, impact: &Impact
     match &request.change {
         ServiceChange::Add { toml: Some(_) } => "is added".to_owned(),
         ServiceChange::Add { toml: None } => "is back".to_owned(),
-        ServiceChange::Remove => format!("is removed: {}", counted(flows.drained + flows.kept + flows.reset)),
+        ServiceChange::Remove => {
+            format!("is removed: {}", counted(flows.drained + flows.kept + flows.rehomed + flows.reset))
+        }
     }
 }
 

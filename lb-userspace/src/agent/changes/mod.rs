@@ -315,21 +315,12 @@ impl Changes {
     }
 
     /// Whether a candidate may be taken over.
-    fn judge<D: Dataplane>(
-        &self,
-        engine: &Engine<D>,
-        job: &Job,
-        mut candidate: Box<Candidate>,
-    ) -> Result<Judged, Refusal> {
+    fn judge<D: Dataplane>(&self, engine: &Engine<D>, job: &Job, candidate: Box<Candidate>) -> Result<Judged, Refusal> {
         let fixed = reload::fixed(engine.config(), &candidate.effective.config);
-        if fixed.contains(&"limits") {
-            candidate.impact.flows = answers::all_reset(candidate.impact.flows);
-        }
         if let Task::Apply { request, .. } = &job.task
             && let Some(budget) = request.max_reset
-            && candidate.impact.flows.reset > budget
+            && let Some(why) = answers::over_budget(&candidate.impact.flows, budget)
         {
-            let why = format!("{} live flows would be reset, {budget} may be", candidate.impact.flows.reset);
             return Err(Refusal::new(StatusCode::CONFLICT, job.not_done(), why, "see which: lb config diff FILE"));
         }
         if job.options.dry_run {

@@ -133,6 +133,9 @@ pub struct FlowImpactView {
     pub kept: u64,
     /// Go on, on backends that take no new ones any more.
     pub drained: u64,
+    /// Go on with another backend (UDP, policy `rehome`).
+    #[serde(default)]
+    pub rehomed: u64,
     /// Are cut.
     pub reset: u64,
 }

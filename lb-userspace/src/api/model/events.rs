@@ -19,14 +19,22 @@ pub struct EventView {
     pub id: u64,
     pub service: String,
     pub backend: SocketAddr,
-    /// `down`, `demoted`, `drain`, `maintenance`, `removed`, `agent` or `no-route`.
+    /// `down`, `demoted`, `drain`, `maintenance`, `removed`, `agent`, `no-route`; or, where clients' packets
+    /// told before a check did, `refused`, `unreachable` or `unanswered`.
     pub cause: String,
     /// In words.
     pub reason: String,
     /// What becomes of its flows: `reset`, `rehome` or `keep`.
     pub policy: String,
-    /// The end of its last good probe before; none: there was none since the agent began.
+    /// The end of its last good probe before, or where clients' packets told, the last answer to one; none:
+    /// there was none since the agent began.
     pub last_good: Option<String>,
+    /// When the data path saw the first packet that was refused or not answered; none: that did not tell.
+    #[serde(default)]
+    pub first_bad: Option<String>,
+    /// Different clients to whom that happened until it was decided, at least.
+    #[serde(default)]
+    pub witnesses: u32,
     /// When it was decided.
     pub detected: String,
     /// When the maps held the decision.
@@ -35,6 +43,9 @@ pub struct EventView {
     pub first_good: Option<String>,
     /// When it took new flows again.
     pub back: Option<String>,
+    /// From `firstBad` to `switched`.
+    #[serde(default)]
+    pub suspect_micros: Option<u64>,
     /// From `lastGood` to `detected`.
     pub detect_micros: Option<u64>,
     /// From `detected` to `switched`.
@@ -60,6 +71,9 @@ pub struct EventFlows {
     pub left: u64,
     /// Different clients among those that the agent found still there; 0: none was left to find.
     pub clients: u64,
+    /// Connections that it refused or did not answer, and that another backend got instead.
+    #[serde(default)]
+    pub rescued: u64,
 }
 
 /// Asks for a service to be frozen.

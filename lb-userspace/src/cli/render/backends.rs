@@ -21,7 +21,18 @@ pub fn backend_table(backends: &[BackendView], format: Format) -> String {
     let has_agents = wide && backends.iter().any(|backend| backend.agent.is_some());
     let mut headings = vec!["SERVICE", "ADDRESS", ">TIER", ">WEIGHT", "ADMIN", "HEALTH", "ROLE", "EFFECTIVE", ">FLOWS"];
     if wide {
-        headings.extend([">ID", ">FOR", "RESULT", "DECIDED BY", "AT", "UNTIL", "WHY"]);
+        headings.extend([
+            ">REFUSALS",
+            ">UNANSWERED",
+            ">RESCUED",
+            ">ID",
+            ">FOR",
+            "RESULT",
+            "DECIDED BY",
+            "AT",
+            "UNTIL",
+            "WHY",
+        ]);
     }
     if has_roles {
         headings.extend([">LAG", "ROLE BECAUSE"]);
@@ -71,6 +82,9 @@ fn row(backend: &BackendView, wide: bool) -> Vec<Cell> {
     ];
     if wide {
         cells.extend([
+            text(backend.refusals),
+            text(backend.unanswered),
+            text(backend.rescued),
             or_dash(backend.id),
             text(duration(backend.health.for_millis)),
             text(&backend.health.reason),

@@ -111,8 +111,8 @@ fn sign(presence: &str) -> &'static str {
 }
 
 fn flows(flows: FlowImpactView) -> String {
-    let FlowImpactView { kept, drained, reset } = flows;
-    format!("{kept} kept, {drained} drained, {reset} cut")
+    let FlowImpactView { kept, drained, rehomed, reset } = flows;
+    format!("{kept} kept, {drained} drained, {rehomed} rehomed, {reset} cut")
 }
 
 fn percent(share: f64) -> String {

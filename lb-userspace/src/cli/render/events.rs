@@ -47,11 +47,16 @@ pub fn event(event: &EventView, _: Format) -> String {
         None => none(otherwise),
     };
     let serving: Vec<String> = event.serving.iter().map(ToString::to_string).collect();
-    let since = event.detect_micros.map(|micros| format!(", {} after the last good probe", millis(micros)));
+    let told = event.first_bad.is_some();
+    let good = if told { "the last answer" } else { "the last good probe" };
+    let since = event.detect_micros.map(|micros| format!(", {} after {good}", millis(micros)));
+    let first_bad = after(&event.first_bad, event.suspect_micros, "it the maps held it", "no packet told")
+        .replace(" after it the", " until the");
     fields(&[
         ("failover", format!("{} of {} {}", event.id, event.service, event.backend)),
         ("cause", format!("{}: {}", event.cause, event.reason)),
         ("last good", event.last_good.clone().unwrap_or_else(|| none("no good probe before"))),
+        ("first bad", first_bad),
         ("detected", format!("{}{}", event.detected, since.unwrap_or_default())),
         ("switched", after(&event.switched, event.switch_micros, "that", "the maps do not hold it yet")),
         ("first good", after(&event.first_good, event.serve_micros, "detection", "no new flow since")),
@@ -59,6 +64,7 @@ pub fn event(event: &EventView, _: Format) -> String {
         ("back", event.back.clone().unwrap_or_else(|| none("takes no new flows"))),
         ("policy", event.policy.clone()),
         ("flows", flows(&event.flows)),
+        ("witnesses", if told { count(event.witnesses.into(), "client") } else { none("no packet told") }),
         ("clients", if event.flows.clients == 0 { none("none seen") } else { event.flows.clients.to_string() }),
     ])
 }
@@ -69,8 +75,8 @@ pub fn service_frozen(done: &ServiceFrozen, _: Format) -> String {
 }
 
 fn flows(flows: &EventFlows) -> String {
-    let EventFlows { before, reset, rehomed, kept, left, .. } = *flows;
-    let parts = [(reset, "reset"), (rehomed, "rehomed"), (kept, "kept"), (left, "left")];
+    let EventFlows { before, reset, rehomed, kept, left, rescued, .. } = *flows;
+    let parts = [(reset, "reset"), (rehomed, "rehomed"), (kept, "kept"), (left, "left"), (rescued, "rescued")];
     let told: Vec<String> =
         parts.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
     let told = if told.is_empty() { String::new() } else { format!(": {}", told.join(", ")) };

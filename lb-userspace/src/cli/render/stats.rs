@@ -55,7 +55,7 @@ fn services(services: &[ServiceStats]) -> String {
         let mut cells = vec![text(&service.name), text(service.listen), text(&service.protocol), text(service.flows)];
         cells.extend(traffic(service.forward));
         cells.extend(traffic(service.reply));
-        cells.extend([text(service.refused), text(service.dropped)]);
+        cells.extend([text(service.refused), text(service.dropped), text(service.rescued)]);
         cells
     });
     let headings = [
@@ -69,6 +69,7 @@ fn services(services: &[ServiceStats]) -> String {
         ">BYTES OUT",
         ">REFUSED",
         ">DROPPED",
+        ">RESCUED",
     ];
     table(&headings, rows.collect())
 }
@@ -87,7 +88,7 @@ fn backends(services: &[ServiceStats], format: Format) -> String {
         ">BYTES FROM",
     ];
     if wide {
-        headings.extend([">ENDED", ">RESET", ">MOVED", ">ID"]);
+        headings.extend([">ENDED", ">RESET", ">MOVED", ">REFUSALS", ">UNANSWERED", ">RESCUED", ">ID"]);
     }
     let mut rows = Vec::new();
     for service in services {
@@ -100,7 +101,9 @@ fn backends(services: &[ServiceStats], format: Format) -> String {
             cells.extend(traffic(backend.forward));
             cells.extend(traffic(backend.reply));
             if wide {
-                cells.extend([text(backend.ended), text(backend.reset), text(backend.moved), text(backend.id)]);
+                cells.extend([text(backend.ended), text(backend.reset), text(backend.moved)]);
+                cells.extend([text(backend.refusals), text(backend.unanswered), text(backend.rescued)]);
+                cells.push(text(backend.id));
             }
             rows.push(cells);
         }

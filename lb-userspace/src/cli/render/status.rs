@@ -5,7 +5,7 @@ use super::{
     table::{duration, fields, or_dash, table, text},
 };
 use crate::{
-    api::model::{Bundle, DataPathStatus, DeadManStatus, Detached, NoticeView, Status},
+    api::model::{Bundle, DataPathStatus, DeadManStatus, Detached, NoticeView, Status, WaysStatus},
     cli::args::Format,
 };
 
@@ -26,6 +26,7 @@ pub fn status(status: &Status, format: Format) -> String {
         ));
     }
     pairs.extend(data_path(&status.data_path));
+    pairs.extend(status.data_path.ways.as_ref().map(|ways| ("checks", checks(ways))));
     for service in &status.services {
         if let Some(left) = service.frozen_millis {
             let (name, left) = (&service.name, duration(left));
@@ -47,6 +48,21 @@ pub fn status(status: &Status, format: Format) -> String {
         out.push_str(&notices(&status.notices[status.notices.len() - shown..]));
     }
     out
+}
+
+/// Checks on the way of clients' packets.
+fn checks(ways: &WaysStatus) -> String {
+    let WaysStatus { backends, interfaces, sent, answered, dropped, problem } = ways;
+    let over = if interfaces.is_empty() { "nowhere".to_owned() } else { interfaces.join(", ") };
+    let mut text =
+        format!("{backends} backends by the addresses of services, over {over}: {sent} packets, {answered} back");
+    if *dropped > 0 {
+        text.push_str(&format!(", \x1b[1;31m{dropped} not sent\x1b[0m"));
+    }
+    if let Some(why) = problem {
+        text.push_str(&format!("; \x1b[1;31masked at their own addresses instead\x1b[0m: {why}"));
+    }
+    text
 }
 
 /// Where the configuration comes from, and whatever is remarkable about it.

@@ -19,6 +19,8 @@ pub enum DataplaneEvent {
     NeighbourMissing { ifindex: u32, address: IpAddr },
     /// No source port was free towards this backend.
     PortsExhausted { backend_id: u32, address: IpAddr },
+    /// Something new speaks against this backend: see [`super::Knocks`].
+    Suspect { backend_id: u32 },
 }
 
 /// Reader of the ring buffer. Only one may read it: the agent.
@@ -62,6 +64,7 @@ fn decode(record: &[u8]) -> Option<DataplaneEvent> {
     Some(match EventKind::from_number(event.kind)? {
         EventKind::NeighbourMissing => DataplaneEvent::NeighbourMissing { ifindex: event.ifindex, address },
         EventKind::PortsExhausted => DataplaneEvent::PortsExhausted { backend_id: event.backend_id, address },
+        EventKind::Suspect => DataplaneEvent::Suspect { backend_id: event.backend_id },
     })
 }
 

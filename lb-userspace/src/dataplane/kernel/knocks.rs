@@ -9,7 +9,7 @@ use aya::{
     programs::{TestRunAttrs, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
-use lb_common::abi::{Backend, Handshakes, Knock, Silence, names};
+use lb_common::abi::{Backend, Handshakes, Knock, ServiceInfo, Silence, limits::KNOCK_PATIENCE_NS, names};
 
 use super::{
     maps::{List, kernel, open_per_cpu, open_shared},
@@ -25,7 +25,9 @@ use crate::{
 /// What was seen longer ago counts no more.
 const FRESH: u64 = 2_000_000_000;
 /// The shortest time after which a backend owes an answer, and the longest.
-const PATIENCE_MIN: u64 = 20_000_000;
+const PATIENCE_MIN: u64 = KNOCK_PATIENCE_NS;
+/// Whoever has owed an answer for less than this before that is seen at the next look.
+const BETWEEN: u64 = 10_000_000;
 const PATIENCE_MAX: u64 = 1_000_000_000;
 /// Where too few handshakes were seen to know better.
 const PATIENCE_UNKNOWN: u64 = 50_000_000;
@@ -45,6 +47,8 @@ const SINCE: usize = 0;
 const WAITING: usize = 2;
 const REFUSED: usize = 3;
 const REPEATED: usize = 5;
+const UNREACHABLE: usize = 7;
+const DENIED_SINCE: usize = 9;
 
 /// What one look found.
 #[derive(Debug, Default)]
@@ -52,6 +56,8 @@ pub struct Looked {
     pub suspects: Vec<Suspect>,
     /// SYNs that were sent again.
     pub sent_again: usize,
+    /// Time until a backend of those that owe an answer has had the time for it.
+    pub next: Option<Duration>,
 }
 
 /// Looks at what the data path has noted; of use to the agent only, once every few milliseconds.
@@ -60,6 +66,7 @@ pub struct Knocks {
     knocks: SharedArray<Knock>,
     handshakes: PerCpuArray<MapData, Handshakes>,
     backends: List<Backend>,
+    services: List<ServiceInfo>,
     program: Xdp,
     /// By service id: nanoseconds, and when they were found out.
     patience: BTreeMap<u32, (u64, u64)>,
@@ -83,6 +90,7 @@ impl Knocks {
             knocks: open_shared(pins, names::KNOCKS)?,
             handshakes: open_per_cpu(pins, names::HANDSHAKES)?,
             backends: List::open(pins, names::BACKENDS)?,
+            services: List::open(pins, names::SERVICE_INFO)?,
             program,
             patience: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -100,14 +108,15 @@ impl Knocks {
         let mut overdue = BTreeMap::new();
         for id in 0..self.silences.len() {
             let Some(words) = self.silences.words(id) else { break };
-            let noted = [SINCE, REFUSED, REPEATED].iter().any(|word| words[*word].load(Ordering::Relaxed) != 0);
+            let noted =
+                [SINCE, REFUSED, REPEATED, UNREACHABLE].iter().any(|word| words[*word].load(Ordering::Relaxed) != 0);
             if !noted {
                 continue;
             }
-            if let Some((seen, clients)) = self.judge(id, now, &mut overdue)?
-                && self.news(id, clients, now)
+            if let Some(suspect) = self.judge(id, now, &mut overdue, &mut looked.next)?
+                && self.news(id, suspect.clients, now)
             {
-                looked.suspects.push(Suspect { backend_id: id, seen, clients });
+                looked.suspects.push(suspect);
             }
         }
         if !overdue.is_empty() {
@@ -117,37 +126,64 @@ impl Knocks {
     }
 
     /// What speaks against a backend, and how many clients it happened to. What is old is taken out. A backend
-    /// that owes an answer comes into `overdue` with the time (nanoseconds) that it had.
+    /// that owes an answer comes into `overdue` with the time (nanoseconds) that it had; the time that others
+    /// still have goes into `next`, the shortest.
     fn judge(
         &mut self,
         id: u32,
         now: u64,
         overdue: &mut BTreeMap<u32, u64>,
-    ) -> Result<Option<(SuspectFor, u32)>, DataplaneError> {
+        next: &mut Option<Duration>,
+    ) -> Result<Option<Suspect>, DataplaneError> {
         let Some(noted) = self.silences.read(id) else { return Ok(None) };
         let old = |at: u64| now.saturating_sub(at) > FRESH;
-        let mut seen = None;
+        let ago = |at: u64| Duration::from_nanos(now.saturating_sub(at));
+        // What happened to most clients; of equal ones the last, which says most.
+        let mut seen: Option<(SuspectFor, u64, u64)> = None;
+        let mut take = |sign: SuspectFor, clients: u64, first: u64| {
+            if seen.is_none_or(|(_, before, _)| clients.count_ones() >= before.count_ones()) {
+                seen = Some((sign, clients, first));
+            }
+        };
         if noted.repeated != 0 && old(noted.repeated_at) {
             self.clear(id, &[REPEATED]);
         } else if noted.repeated != 0 {
-            seen = Some((SuspectFor::Repeated, noted.repeated.count_ones()));
+            take(SuspectFor::Repeated, noted.repeated, noted.repeated_at);
         }
         let waited = now.saturating_sub(noted.since);
         if noted.since != 0 && old(noted.asked_at) {
             self.clear(id, &[SINCE, WAITING]);
-        } else if noted.since != 0 && waited >= PATIENCE_MIN {
+        } else if noted.since != 0 && waited + BETWEEN >= PATIENCE_MIN {
             let patience = self.patience_with(id, now)?;
             if waited >= patience {
                 overdue.insert(id, patience);
-                seen = Some((SuspectFor::Silent { waited: Duration::from_nanos(waited) }, noted.waiting.count_ones()));
+                take(SuspectFor::Silent { waited: ago(noted.since) }, noted.waiting, noted.since);
+            } else {
+                let left = Duration::from_nanos(patience - waited);
+                *next = Some(next.map_or(left, |next| next.min(left)));
             }
+        }
+        if noted.unreachable != 0 && old(noted.unreachable_at) {
+            self.clear(id, &[UNREACHABLE]);
+        } else if noted.unreachable != 0 {
+            take(SuspectFor::Unreachable, noted.unreachable, noted.denied_since);
         }
         if noted.refused != 0 && old(noted.refused_at) {
             self.clear(id, &[REFUSED]);
         } else if noted.refused != 0 {
-            seen = Some((SuspectFor::Refused, noted.refused.count_ones()));
+            take(SuspectFor::Refused, noted.refused, noted.denied_since);
         }
-        Ok(seen)
+        if noted.denied_since != 0 && noted.refused == 0 && noted.unreachable == 0 {
+            self.clear(id, &[DENIED_SINCE]);
+        }
+        let answered = (noted.answered_at != 0).then(|| ago(noted.answered_at));
+        Ok(seen.map(|(seen, clients, first)| Suspect {
+            backend_id: id,
+            seen,
+            clients: clients.count_ones(),
+            first: ago(first),
+            answered,
+        }))
     }
 
     fn clear(&self, id: u32, marks: &[usize]) {
@@ -174,6 +210,13 @@ impl Knocks {
             && now.saturating_sub(*at) < KNOWN_FOR
         {
             return Ok(*patience);
+        }
+        let info = self.services.map.get(&service, 0).map_err(|error| kernel("reading a service", error))?;
+        if info.answer_within != 0 {
+            // Nothing is known of how long answers take but what the configuration says.
+            let patience = u64::from(info.answer_within) * 1_000_000;
+            self.patience.insert(service, (patience, now));
+            return Ok(patience);
         }
         let per_cpu = self.handshakes.get(&service, 0).map_err(|error| kernel("reading handshakes", error))?;
         let mut all = Handshakes::default();

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, HashMap, MapData},
     programs::{ProgramError, ProgramInfo, Xdp},
 };
 use aya_log::EbpfLogger;
@@ -21,6 +21,8 @@ use super::{
     object::{self, MapSpec},
     pins::{self, Pins},
     stages, sys,
+    takeover::{self, Takeover},
+    transfer_flows::FlowsMoved,
 };
 use crate::config::{Limits, XdpMode};
 
@@ -48,6 +50,23 @@ pub struct Loaded {
     /// For each program, the main one first, the instructions that the verifier walked; its limit is
     /// one million each (Linux 5.16 tells).
     pub verified: Verified,
+    /// Maps that changed, until the program is on every interface.
+    pending: Option<Pending>,
+}
+
+/// An upgrade under way. Dropped before the program is on any interface, everything is as before.
+struct Pending {
+    takeover: Takeover,
+    pins: Pins,
+    changing: Vec<MapSpec>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Err(error) = migrate::recover(&self.pins, &self.changing) {
+            tracing::error!("an upgrade that was begun is not taken back; the next start does it: {error:#}");
+        }
+    }
 }
 
 /// Loads the data path, with the maps that are pinned already if they fit.
@@ -56,7 +75,16 @@ pub struct Loaded {
 /// Rights are missing, pinned maps do not fit (names the map and what to do), or the kernel or its
 /// verifier refuses.
 pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
-    load_specs(options, object::map_specs(options.limits)?, &EMBEDDED)
+    load_specs(options, object::object()?, object::map_specs(options.limits)?, NO_MARKS)
+}
+
+/// Loads another build of the data path: another version, in tests of upgrades.
+///
+/// # Errors
+/// As [`load`].
+#[doc(hidden)]
+pub fn load_object(options: &LoadOptions<'_>, object: &[u8]) -> Result<Loaded> {
+    load_specs(options, object, object::map_specs_of(object, options.limits)?, NO_MARKS)
 }
 
 /// As a version would that needed only so many elements of a map: the older one in tests of upgrades.
@@ -67,7 +95,7 @@ pub fn load(options: &LoadOptions<'_>) -> Result<Loaded> {
 pub fn load_as_if(options: &LoadOptions<'_>, map: &str, max_entries: u32) -> Result<Loaded> {
     let mut specs = object::map_specs(options.limits)?;
     specs.iter_mut().filter(|spec| spec.name == map).for_each(|spec| spec.max_entries = max_entries);
-    load_specs(options, specs, &EMBEDDED)
+    load_specs(options, object::object()?, specs, NO_MARKS)
 }
 
 /// The data path from an object that was built with marks between its steps, ending packets at one of them:
@@ -76,53 +104,68 @@ pub fn load_as_if(options: &LoadOptions<'_>, map: &str, max_entries: u32) -> Res
 /// # Errors
 /// As [`load`].
 #[doc(hidden)]
-pub fn load_marked(options: &LoadOptions<'_>, object: &'static [u8], last_step: u32) -> Result<Loaded> {
-    load_specs(options, object::map_specs(options.limits)?, &Variant { object: Some(object), last_step })
+pub fn load_marked(options: &LoadOptions<'_>, object: &[u8], last_step: u32) -> Result<Loaded> {
+    load_specs(options, object, object::map_specs(options.limits)?, last_step)
 }
 
-/// Which programs are loaded.
-struct Variant {
-    /// `None`: the embedded ones.
-    object: Option<&'static [u8]>,
-    /// Of programs with marks: where packets end.
-    last_step: u32,
-}
+/// Of programs without marks: packets end at none.
+const NO_MARKS: u32 = 0;
 
-const EMBEDDED: Variant = Variant { object: None, last_step: 0 };
-
-fn load_specs(options: &LoadOptions<'_>, specs: Vec<MapSpec>, variant: &Variant) -> Result<Loaded> {
+fn load_specs(options: &LoadOptions<'_>, object: &[u8], specs: Vec<MapSpec>, last_step: u32) -> Result<Loaded> {
     let pins = Pins::new(options.pin_dir);
     pins.create()?;
     migrate::refuse_other_layouts(&pins)?;
     migrate::recover(&pins, &specs)?;
-    let growing = pins.check(&specs)?;
-    migrate::set_aside(&pins, &growing)?;
-    let loaded = load_maps(options, &pins, &specs, variant).and_then(|(mut ebpf, settings)| {
-        migrate::take_over(&pins, &growing)?;
+    let changing = migrate::changing(&pins, &specs)?;
+    let settings = settings(&pins)?;
+    migrate::set_aside(&pins, &changing)?;
+    let loaded = load_maps(options, (object, last_step), &pins, &specs, &settings).and_then(|mut ebpf| {
+        let pending = take_over(&pins, &changing)?;
         // The seed is stored before the program runs, so that every flow in the maps follows it.
         store_settings(&mut ebpf, &settings)?;
-        let (program_id, verified) = load_programs(&mut ebpf, &pins, !growing.is_empty())?;
-        Ok(Loaded { ebpf, pins: pins.clone(), replace: false, program_id, verified })
+        let (program_id, verified) = load_programs(&mut ebpf, &pins, !changing.is_empty())?;
+        Ok(Loaded { ebpf, pins: pins.clone(), replace: false, program_id, verified, pending })
     });
     if loaded.is_err() {
-        migrate::recover(&pins, &growing)?;
+        migrate::recover(&pins, &changing)?;
     }
     loaded
 }
 
 /// Makes the maps, or takes those that are pinned.
-fn load_maps(options: &LoadOptions<'_>, pins: &Pins, specs: &[MapSpec], variant: &Variant) -> Result<(Ebpf, Settings)> {
-    let settings = settings(pins)?;
-    let mut globals = Globals::new(options, &settings);
+fn load_maps(
+    options: &LoadOptions<'_>,
+    (object, last_step): (&[u8], u32),
+    pins: &Pins,
+    specs: &[MapSpec],
+    settings: &Settings,
+) -> Result<Ebpf> {
+    let mut globals = Globals::new(options, settings);
     let mut loader = globals.loader();
     for spec in specs {
         loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
     }
     loader.map_max_entries(names::HOPS, options.limits.backends);
-    loader.override_global("LAST_STEP", &variant.last_step, false);
-    let object = variant.object.map_or_else(object::object, Ok)?;
-    let ebpf = loader.load(object).context("making the maps of the data path")?;
-    Ok((ebpf, settings))
+    loader.override_global("LAST_STEP", &last_step, false);
+    loader.load(object).context("making the maps of the data path")
+}
+
+/// Fills maps that changed with what those that were set aside hold.
+fn take_over(pins: &Pins, changing: &[MapSpec]) -> Result<Option<Pending>> {
+    if changing.is_empty() {
+        return Ok(None);
+    }
+    let names: Vec<_> = changing.iter().map(|spec| spec.name).collect();
+    let open = |path: &Path| -> Result<MapData> {
+        MapData::from_pin(path).with_context(|| format!("opening the pinned map {}", path.display()))
+    };
+    let before = |name: &str| {
+        let path = pins.map(name);
+        open(&if names.contains(&name) { pins.set_aside(&path) } else { path })
+    };
+    let mut takeover = Takeover::new(&names, before, |name: &str| open(&pins.map(name)))?;
+    takeover.copy()?;
+    Ok(Some(Pending { takeover, pins: pins.clone(), changing: changing.to_vec() }))
 }
 
 /// What is fixed in the program before it is verified.
@@ -163,10 +206,39 @@ impl Loaded {
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<Attachment> {
         // The program may answer from here as soon as it is attached.
         self.announce(attach::ifindex(interface)?).with_context(|| format!("preparing the interface {interface}"))?;
+        if let Some(pending) = &mut self.pending {
+            pending.takeover.begin()?;
+        }
         let program = program(&mut self.ebpf, names::PROGRAM)?;
         let attachment = attach::attach(program, &self.pins, interface, mode, self.replace)?;
         stages::retire(&self.pins, self.program_id)?;
+        if self.pending.is_some()
+            && attach::attachments(&self.pins)?.iter().all(|attached| attached.program_id == self.program_id)
+        {
+            self.settle()?;
+        }
         Ok(attachment)
+    }
+
+    /// The program is on every interface that it is to be on: what the one before did until then is added, and
+    /// its maps are kept for a way back. Done by [`Self::attach`] where no interface has another program.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn settle(&mut self) -> Result<()> {
+        let Some(mut pending) = self.pending.take() else { return Ok(()) };
+        let moved = pending.takeover.finish().context("taking over what was counted meanwhile")?;
+        migrate::keep(&self.pins, &pending.changing)?;
+        let maps: Vec<_> = pending.changing.iter().map(|spec| spec.name).collect();
+        let FlowsMoved { kept, evicted, lost } = moved;
+        tracing::info!(
+            maps = maps.join(","),
+            kept,
+            evicted,
+            lost,
+            "maps of another layout were taken over, with their flows"
+        );
+        Ok(())
     }
 
     /// From now on another program that is on an interface is thrown off it.
@@ -242,7 +314,7 @@ pub(super) fn settings(pins: &Pins) -> Result<Settings> {
         Err(error) if pins::is_missing(&error) => return fresh(),
         Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
     };
-    let stored: Settings = Array::try_from(Map::Array(map))?.get(&0, 0).context("reading the pinned settings")?;
+    let stored: Settings = takeover::prefix(&takeover::element(&map, 0).context("reading the pinned settings")?);
     if stored.abi_version == 0 {
         // An agent ended between making the map and filling it in: no program has used it.
         return fresh();
@@ -302,17 +374,32 @@ pub(super) fn verify(ebpf: &mut Ebpf) -> Result<Verified> {
 }
 
 /// Programs of another version than these, or over other maps, stay for a way back; the same ones, loaded
-/// before, need not.
+/// before, need not, nor do those that never were on an interface.
 fn keep_previous(ebpf: &mut Ebpf, pins: &Pins, other_maps: bool) -> Result<()> {
+    let attached: Vec<u32> = attach::attachments(pins)?.into_iter().map(|attached| attached.program_id).collect();
+    if !ProgramInfo::from_pin(pins.program()).is_ok_and(|before| attached.contains(&before.id())) {
+        return Ok(());
+    }
     let mut differ = other_maps;
     for name in programs() {
         let Ok(before) = ProgramInfo::from_pin(pins.program_named(name)) else { continue };
         differ |= before.tag() != program(ebpf, name)?.info()?.tag();
     }
-    if differ {
-        for name in programs() {
-            let path = pins.program_named(name);
-            migrate::rename(&path, &pins.previous(&path))?;
+    if !differ {
+        return Ok(());
+    }
+    for name in programs() {
+        let path = pins.program_named(name);
+        migrate::rename(&path, &pins.previous(&path))?;
+    }
+    // Maps of the version before that one; those of this upgrade come when it is done.
+    for name in names::PINNED {
+        let path = pins.previous(&pins.map(name));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing the old pin {}", path.display()));
+            }
+            _ => {}
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use crate::dataplane::DataplaneError;
 pub(super) struct Table<K, V> {
     pub map: HashMap<MapData, K, V>,
     pub capacity: u32,
-    handle: MapData,
+    pub handle: MapData,
 }
 
 impl<K: AyaPod + Pod, V: AyaPod + Pod> Table<K, V> {
@@ -34,7 +34,7 @@ impl<K: AyaPod + Pod, V: AyaPod + Pod> Table<K, V> {
 /// An aya array that knows its capacity.
 pub(super) struct List<V: AyaPod> {
     pub map: Array<MapData, V>,
-    handle: MapData,
+    pub handle: MapData,
 }
 
 impl<V: AyaPod + Pod> List<V> {

@@ -13,37 +13,35 @@ use std::{
 use aya::maps::MapData;
 use bytemuck::Pod;
 
-/// A mapped array of `T`. Elements lie at multiples of their size rounded up to 8 bytes.
-pub struct SharedArray<T> {
+/// A mapped array whose elements only its user knows.
+pub(super) struct RawArray {
     base: NonNull<u8>,
     /// Bytes mapped: a multiple of the page size.
     bytes: usize,
     len: u32,
-    _element: PhantomData<T>,
+    /// Bytes of an element; elements lie at multiples of that rounded up to 8.
+    value_size: usize,
 }
 
 // SAFETY: the mapping belongs to the value and is reached by atomic operations only.
-unsafe impl<T> Send for SharedArray<T> {}
+unsafe impl Send for RawArray {}
 // SAFETY: as above.
-unsafe impl<T> Sync for SharedArray<T> {}
+unsafe impl Sync for RawArray {}
 
-impl<T: Pod> SharedArray<T> {
-    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
-    const CHECKED: () = assert!(size_of::<T>().is_multiple_of(4) && align_of::<T>() >= 4 && align_of::<T>() <= 4096);
-
+impl RawArray {
     /// Maps the whole array for reading and writing.
     ///
     /// # Errors
-    /// The element size differs from `T`, or the kernel refuses (the map was made without
+    /// Elements are no multiples of 4 bytes, or the kernel refuses (the map was made without
     /// `BPF_F_MMAPABLE`).
-    pub fn map(map: &MapData) -> io::Result<Self> {
-        let () = Self::CHECKED;
+    pub(super) fn map(map: &MapData) -> io::Result<Self> {
         let info = map.info().map_err(io::Error::other)?;
-        if info.value_size() as usize != size_of::<T>() {
-            let sizes = format!("elements of {} bytes, expected {}", info.value_size(), size_of::<T>());
+        let (len, value_size) = (info.max_entries(), info.value_size() as usize);
+        if !value_size.is_multiple_of(4) {
+            let sizes = format!("elements of {value_size} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, sizes));
         }
-        let bytes = (info.max_entries() as usize * Self::STRIDE).next_multiple_of(page_size());
+        let bytes = (len as usize * value_size.next_multiple_of(8)).next_multiple_of(page_size());
         // SAFETY: a new mapping at a place of the kernel's choice; it overlays nothing of ours.
         let address = unsafe {
             libc::mmap(
@@ -59,31 +57,83 @@ impl<T: Pod> SharedArray<T> {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
-        Ok(Self { base, bytes, len: info.max_entries(), _element: PhantomData })
+        Ok(Self { base, bytes, len, value_size })
+    }
+
+    /// Number of elements.
+    pub(super) const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// An element as 32-bit units in memory order; `None` beyond the end.
+    pub(super) fn units(&self, index: u32) -> Option<&[AtomicU32]> {
+        let start = self.element(index)?;
+        // SAFETY: the element lies within the mapping, which lives as long as `self`; it is aligned
+        // to 8 bytes, and everybody reaches it by atomic operations.
+        Some(unsafe { slice::from_raw_parts(start.as_ptr().cast(), self.value_size / 4) })
+    }
+
+    /// An element as whole 64-bit words in memory order; `None` beyond the end.
+    pub(super) fn words(&self, index: u32) -> Option<&[AtomicU64]> {
+        let start = self.element(index)?;
+        // SAFETY: as in `units`.
+        Some(unsafe { slice::from_raw_parts(start.as_ptr().cast(), self.value_size / 8) })
+    }
+
+    fn element(&self, index: u32) -> Option<NonNull<u8>> {
+        // SAFETY: the offset lies within the mapping, because `len` elements were mapped.
+        (index < self.len).then(|| unsafe { self.base.add(index as usize * self.value_size.next_multiple_of(8)) })
+    }
+}
+
+impl Drop for RawArray {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference into it outlives `self`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A mapped array of `T`. Elements lie at multiples of their size rounded up to 8 bytes.
+pub struct SharedArray<T> {
+    raw: RawArray,
+    _element: PhantomData<fn() -> T>,
+}
+
+impl<T: Pod> SharedArray<T> {
+    const CHECKED: () = assert!(size_of::<T>().is_multiple_of(4) && align_of::<T>() >= 4 && align_of::<T>() <= 4096);
+
+    /// Maps the whole array for reading and writing.
+    ///
+    /// # Errors
+    /// The element size differs from `T`, or the kernel refuses (the map was made without
+    /// `BPF_F_MMAPABLE`).
+    pub fn map(map: &MapData) -> io::Result<Self> {
+        let () = Self::CHECKED;
+        let raw = RawArray::map(map)?;
+        if raw.value_size != size_of::<T>() {
+            let sizes = format!("elements of {} bytes, expected {}", raw.value_size, size_of::<T>());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, sizes));
+        }
+        Ok(Self { raw, _element: PhantomData })
     }
 
     /// Number of elements.
     pub fn len(&self) -> u32 {
-        self.len
+        self.raw.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// An element as 32-bit units in memory order; `None` beyond the end.
     pub fn units(&self, index: u32) -> Option<&[AtomicU32]> {
-        let start = self.element(index)?;
-        // SAFETY: the element lies within the mapping, which lives as long as `self`; it is aligned
-        // to 8 bytes, and everybody reaches it by atomic operations.
-        Some(unsafe { slice::from_raw_parts(start.as_ptr().cast(), size_of::<T>() / 4) })
+        self.raw.units(index)
     }
 
     /// An element as whole 64-bit words in memory order; `None` beyond the end.
     pub fn words(&self, index: u32) -> Option<&[AtomicU64]> {
-        let start = self.element(index)?;
-        // SAFETY: as in `units`.
-        Some(unsafe { slice::from_raw_parts(start.as_ptr().cast(), size_of::<T>() / 8) })
+        self.raw.words(index)
     }
 
     /// A copy of an element. A concurrent writer may have changed some of its units already: the
@@ -104,18 +154,6 @@ impl<T: Pod> SharedArray<T> {
             unit.store(*source, Ordering::Release);
         }
         Some(())
-    }
-
-    fn element(&self, index: u32) -> Option<NonNull<u8>> {
-        // SAFETY: the offset lies within the mapping, because `len` elements were mapped.
-        (index < self.len).then(|| unsafe { self.base.add(index as usize * Self::STRIDE) })
-    }
-}
-
-impl<T> Drop for SharedArray<T> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and no reference into it outlives `self`.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
 

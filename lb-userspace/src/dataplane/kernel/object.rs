@@ -41,12 +41,20 @@ pub struct MapSpec {
 /// # Errors
 /// The object is missing or has no such map, or a limit is not possible.
 pub fn map_specs(limits: &Limits) -> Result<Vec<MapSpec>> {
+    map_specs_of(object()?, limits)
+}
+
+/// The same of any build of the data path.
+///
+/// # Errors
+/// As [`map_specs`].
+pub(super) fn map_specs_of(object: &[u8], limits: &Limits) -> Result<Vec<MapSpec>> {
     ensure!(
         limits.flows.is_power_of_two() && limits.flows >= 64,
         "limits.flows is {}: it must be a power of two of at least 64",
         limits.flows
     );
-    let parsed = aya_obj::Object::parse(object()?).context("reading the embedded data path")?;
+    let parsed = aya_obj::Object::parse(object).context("reading the embedded data path")?;
     let spec = |&name: &&'static str| {
         let map = parsed.maps.get(name).with_context(|| format!("the embedded data path has no map `{name}`"))?;
         let capacity = capacity(name, limits);

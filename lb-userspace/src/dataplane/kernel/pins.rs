@@ -14,7 +14,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapError, MapInfo};
-use aya_obj::generated::bpf_map_type;
 use lb_common::abi::{ABI_VERSION, names};
 use tracing::info;
 
@@ -100,21 +99,6 @@ impl Pins {
             .with_context(|| format!("making the pin directory {}", self.version.display()))
     }
 
-    /// Compares every map that is pinned already with what the program needs. Gives those that have to
-    /// grow first.
-    ///
-    /// # Errors
-    /// Names the first map that does not fit.
-    pub fn check(&self, wanted: &[MapSpec]) -> Result<Vec<MapSpec>> {
-        let mut growing = Vec::new();
-        for spec in wanted {
-            if let Fit::Grows { .. } = self.fit(spec)? {
-                growing.push(*spec);
-            }
-        }
-        Ok(growing)
-    }
-
     /// Compares one map.
     ///
     /// # Errors
@@ -136,11 +120,17 @@ pub enum Fit {
     /// Nothing is pinned: it is made.
     New,
     Same,
-    /// An array of a version that needed fewer elements: a longer one takes its content over.
-    Grows {
-        from: u32,
-        to: u32,
-    },
+    /// One that is made anew takes its content over.
+    Changes(Change),
+}
+
+/// From what to what, of a map that is made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Bytes of a value.
+    pub value: (u32, u32),
+    /// Elements.
+    pub elements: (u32, u32),
 }
 
 /// The interface that a pin's file name stands for; `None` for pins of another kind.
@@ -171,42 +161,44 @@ pub(super) fn is_missing(error: &MapError) -> bool {
 
 fn check_map(spec: &MapSpec, info: &MapInfo, path: &Path) -> Result<Fit> {
     let map_type = info.map_type().with_context(|| format!("the pinned map {}", path.display()))? as u32;
+    let value = (info.value_size(), spec.value_size);
+    let grows = value.0 <= value.1 && !FIXED.contains(&spec.name);
     let layout = [
         ("type", map_type, spec.map_type),
         ("key size", info.key_size(), spec.key_size),
-        ("value size", info.value_size(), spec.value_size),
+        ("value size", if grows { value.1 } else { value.0 }, value.1),
         ("flags", info.map_flags(), spec.flags),
     ];
     for (what, pinned, wanted) in layout {
         if pinned != wanted {
             bail!(
-                "the pinned map {} has {what} {pinned}, this version needs {wanted}: `lb detach` removes it \
-                 (its flows are lost), then start again",
+                "the pinned map {} has {what} {pinned}, this version needs {wanted}: go on with the version that made \
+                 it (`lb upgrade --rollback` brings the one before back), or `lb detach` removes it (its flows are \
+                 lost), then start again",
                 path.display()
             );
         }
     }
-    let (from, to) = (info.max_entries(), spec.max_entries);
-    // Elements keep their numbers; how many there are is a matter of the version, not of a setting.
-    let array = [bpf_map_type::BPF_MAP_TYPE_ARRAY as u32, bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32];
-    if from < to && spec.setting.is_none() && array.contains(&map_type) {
-        return Ok(Fit::Grows { from, to });
+    let elements = (info.max_entries(), spec.max_entries);
+    if (value.0, elements.0) == (value.1, elements.1) {
+        return Ok(Fit::Same);
     }
-    if from != to {
-        let keep = match spec.setting {
-            Some(setting) => format!("keep the old `limits.{setting}`, or "),
-            None => String::new(),
-        };
+    // How many there are is a setting, or a matter of the version, which can have come to need more.
+    let resizes = spec.setting.is_some() || (elements.0 <= elements.1 && spec.name != names::ADDRESS_BITS);
+    if !resizes {
         bail!(
-            "the pinned map {} has {} elements, the configuration wants {}: {keep}run `lb detach` first (its flows \
-             are lost), then start again",
+            "the pinned map {} has {} elements, this version needs {}: go on with the version that made it, or run \
+             `lb detach` first (its flows are lost), then start again",
             path.display(),
-            info.max_entries(),
-            spec.max_entries
+            elements.0,
+            elements.1
         );
     }
-    Ok(Fit::Same)
+    Ok(Fit::Changes(Change { value, elements }))
 }
+
+/// Maps whose values are words that stand for a place, or of one.
+const FIXED: [&str; 3] = [names::FLOW_WORDS, names::REPLY_WORDS, names::ADDRESS_BITS];
 
 fn ensure_bpffs(root: &Path) -> Result<()> {
     if on_bpffs(root)? {

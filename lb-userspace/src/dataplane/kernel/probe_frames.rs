@@ -3,17 +3,21 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
 };
 
 use anyhow::Result;
-use lb_common::{abi::Protocol, flow::TCP_ACK};
+use aya::maps::MapData;
+use lb_common::{
+    abi::{Protocol, ServiceInfo, names},
+    flow::TCP_ACK,
+};
 
 use super::{
-    flows::{FlowFilter, Flows},
-    tables::KernelDataplane,
+    migrate::FLOW_TABLE,
+    pins::Pins,
+    takeover::{prefix, read_elements},
+    transfer_flows::FlowMaps,
 };
-use crate::dataplane::Dataplane as _;
 
 /// Of the live flows.
 const FLOWS: usize = 1000;
@@ -24,22 +28,30 @@ pub(super) struct Probe {
     pub frame: Vec<u8>,
 }
 
-/// Packets of live flows, to services, and to nobody.
-pub(super) fn probes(pin_dir: &Path) -> Result<Vec<Probe>> {
-    let tables = KernelDataplane::open(pin_dir)?.read()?;
-    let services: BTreeMap<u32, IpAddr> =
-        tables.service_info.iter().map(|(id, info)| (*id, info.address.into())).collect();
-    let mut probes = Vec::new();
-    for flow in Flows::open(pin_dir)?.iter(&FlowFilter::default()).take(FLOWS) {
-        let Some(service) = services.get(&flow.service_id) else { continue };
-        if flow.client.port() == 0 {
-            continue;
+/// Packets of live flows, to services, and to nobody. The maps may be of an older layout.
+pub(super) fn probes(pins: &Pins) -> Result<Vec<Probe>> {
+    let open = |name: &str| -> Result<MapData> { Ok(MapData::from_pin(pins.map(name))?) };
+    let mut services: BTreeMap<u32, ServiceInfo> = BTreeMap::new();
+    read_elements(&open(names::SERVICE_INFO)?, |id, value| {
+        let info: ServiceInfo = prefix(value);
+        if info.protocol != 0 {
+            services.insert(id, info);
         }
-        let to = SocketAddr::new(*service, flow.service_port);
-        let what = format!("a packet of the flow {} -> {to} ({})", flow.client, flow.protocol.name());
-        probes.push(Probe { what, frame: frame(flow.client, to, flow.protocol) });
+    })?;
+    let [words, replies, flows] = FLOW_TABLE.map(open);
+    let table = FlowMaps::map([&words?, &replies?, &flows?])?;
+    let mut probes = Vec::new();
+    for flow in table.live_flows().take(FLOWS) {
+        let Some(service) = services.get(&flow.service_id) else { continue };
+        let Some(protocol) = Protocol::from_number(flow.protocol).filter(|_| flow.client_port.get() != 0) else {
+            continue;
+        };
+        let client = SocketAddr::new(flow.client.into(), flow.client_port.get());
+        let to = SocketAddr::new(service.address.into(), flow.service_port.get());
+        let what = format!("a packet of the flow {client} -> {to} ({})", protocol.name());
+        probes.push(Probe { what, frame: frame(client, to, protocol) });
     }
-    for info in tables.service_info.values() {
+    for info in services.values() {
         let Some(protocol) = Protocol::from_number(info.protocol) else { continue };
         let to = SocketAddr::new(info.address.into(), info.port.get().max(1));
         let stranger = SocketAddr::new(stranger(to.ip()), 9);

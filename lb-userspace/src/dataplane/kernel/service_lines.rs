@@ -41,6 +41,8 @@ impl ServiceLines {
     /// Makes the lines say what the map says: from here on we are the only one that writes them.
     pub(super) fn take_over(&mut self, services: impl IntoIterator<Item = (ServiceKey, ServiceValue)>) {
         self.taken_over = true;
+        self.places.clear();
+        self.keys.clear();
         let mut missing: HashMap<ServiceKey, ServiceValue> = services.into_iter().collect();
         for at in 0..self.lines.len() {
             let Some(line) = self.lines.read(at) else { continue };
@@ -56,6 +58,11 @@ impl ServiceLines {
         for (key, value) in missing {
             self.put(&key, &value);
         }
+    }
+
+    /// A write has failed, and what the map says now is not known: before the next one all is compared again.
+    pub(super) fn doubt(&mut self) {
+        self.taken_over = false;
     }
 
     /// From here on packets look the service up in the map.

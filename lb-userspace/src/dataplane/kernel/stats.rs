@@ -70,6 +70,7 @@ impl Stats {
                 moved: sum.moved.wrapping_add(cpu.moved),
                 refusals: sum.refusals.wrapping_add(cpu.refusals),
                 unanswered: sum.unanswered.wrapping_add(cpu.unanswered),
+                rescued: sum.rescued.wrapping_add(cpu.rescued),
             }
         }))
     }

@@ -7,7 +7,7 @@ use std::{
 
 use aya::maps::{MapData, PerCpuArray};
 use lb_common::{
-    abi::{Backend, BackendCounters, Flow, Mode, ServiceInfo, ServiceKey, ServiceValue, names},
+    abi::{Backend, BackendCounters, BackendState, Flow, Mode, ServiceInfo, ServiceKey, ServiceValue, names},
     flow::{ReplyWord, State},
 };
 
@@ -19,7 +19,7 @@ use super::{
     ports::{OwnedPorts, Pools},
     slots::Slots,
 };
-use crate::dataplane::{DataplaneError, EndedFlows, FlowCensus};
+use crate::dataplane::{DataplaneError, EndedFlows, FlowCensus, KnockCounts};
 
 /// Ages flows. Independent of [`super::KernelDataplane`], so that a long walk can have a thread of
 /// its own.
@@ -116,7 +116,23 @@ impl Sweeper {
         self.table.loads.mend(&loads, &open);
         census.entries = slots.finish();
         census.ended = endings.finish(&backends, |id| counted(&self.stats, id));
+        census.knocks = self.knocks(&backends);
         Ok(census)
+    }
+
+    /// Connections that backends did not take.
+    fn knocks(&self, backends: &[Backend]) -> BTreeMap<u32, KnockCounts> {
+        let there = (0..).zip(backends).filter(|(_, backend)| backend.state != BackendState::Empty as u8);
+        let counted = |(id, _)| {
+            let per_cpu = self.stats.get(&id, 0).ok()?;
+            let knocks = per_cpu.iter().fold(KnockCounts::default(), |sum, cpu| KnockCounts {
+                refusals: sum.refusals.wrapping_add(cpu.refusals),
+                unanswered: sum.unanswered.wrapping_add(cpu.unanswered),
+                rescued: sum.rescued.wrapping_add(cpu.rescued),
+            });
+            (knocks != KnockCounts::default()).then_some((id, knocks))
+        };
+        there.filter_map(counted).collect()
     }
 
     /// Frees source ports and reply words that no flow owned in this audit nor in the one before;

@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type, bpf_prog_type};
 use bytemuck::Pod;
 
 /// What the kernel tells of an XDP link.
@@ -133,6 +133,109 @@ fn element(map: BorrowedFd<'_>, index: &u32, value: &mut [u8]) -> bpf_attr {
     attr
 }
 
+/// The key after `key`, or the first one, of a hash map; `false`: there is none. A key that is gone is
+/// followed by the first one.
+///
+/// # Errors
+/// The kernel's.
+pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = key.map_or(0, |key| key.as_ptr() as u64);
+    attr.__bindgen_anon_2.__bindgen_anon_1.next_key = next.as_mut_ptr() as u64;
+    match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The value of a key of a hash map, which is as long as the map says.
+///
+/// # Errors
+/// The kernel's, `NotFound` where the key is gone.
+pub fn entry(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let mut attr = entry_attr(map, key, value.as_mut_ptr());
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr).map(drop)
+}
+
+/// Writes an entry of a hash map.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_entry(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let mut attr = entry_attr(map, key, value.as_mut_ptr());
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Removes an entry of a hash map.
+///
+/// # Errors
+/// The kernel's, `NotFound` where the key is gone.
+pub fn remove_entry(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut attr = entry_attr(map, key, std::ptr::null_mut());
+    bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr).map(drop)
+}
+
+fn entry_attr(map: BorrowedFd<'_>, key: &[u8], value: *mut u8) -> bpf_attr {
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = key.as_ptr() as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value as u64;
+    attr
+}
+
+/// Has the kernel take an XDP program of instructions made here.
+///
+/// # Errors
+/// The kernel's, with what its verifier says.
+pub fn load_xdp(instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    let mut log = vec![0u8; 1 << 16];
+    let mut attr = zeroed_attr();
+    // SAFETY: a member of plain integers, all of which are zero.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
+    load.insns = instructions.as_ptr() as u64;
+    load.insn_cnt = instructions.len() as u32;
+    load.license = c"Dual MIT/GPL".as_ptr() as u64;
+    load.log_level = 1;
+    load.log_buf = log.as_mut_ptr() as u64;
+    load.log_size = log.len() as u32;
+    let fd = bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr).map_err(|error| {
+        let said = String::from_utf8_lossy(&log[..log.iter().position(|byte| *byte == 0).unwrap_or(0)]).into_owned();
+        io::Error::new(error.kind(), format!("{error}: {said}"))
+    })?;
+    // SAFETY: the kernel just gave us this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs a program once on a frame of at least 14 bytes, on this thread's CPU; what it returns.
+///
+/// # Errors
+/// The kernel's.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    let mut attr = zeroed_attr();
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.repeat = 1;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the kernel wrote the result back.
+    Ok(unsafe { attr.test.retval })
+}
+
+/// Waits until no CPU runs a program any more that was replaced before (Linux 4.3: membarrier(2) waits for
+/// an RCU grace period).
+///
+/// # Errors
+/// The kernel's.
+pub fn wait_for_cpus() -> io::Result<()> {
+    const GLOBAL: i32 = 1;
+    // SAFETY: takes three numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The data path's clock: see [`lb_common::flow::ticks`].
 pub fn tick() -> u32 {
     lb_common::flow::ticks(coarse_ns())
@@ -176,12 +279,12 @@ pub fn random_u64() -> io::Result<u64> {
     }
 }
 
-fn zeroed_attr() -> bpf_attr {
+pub(super) fn zeroed_attr() -> bpf_attr {
     // SAFETY: a union of plain integers; all zero is valid, and the kernel wants unused bytes zero.
     unsafe { MaybeUninit::zeroed().assume_init() }
 }
 
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(super) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: `attr` is a whole `bpf_attr`; pointers in it are valid for this call (callers above).
     let result = unsafe { libc::syscall(libc::SYS_bpf, command as i32, attr as *mut bpf_attr, size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }

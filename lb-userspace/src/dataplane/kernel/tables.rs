@@ -13,6 +13,7 @@ use super::{
     address_bits::AddressBits,
     dead_man,
     flow_table::FlowTable,
+    many::Many,
     maps::{List, Table, io_error, kernel, open_per_cpu, open_shared},
     mmap::SharedArray,
     pins::Pins,
@@ -26,7 +27,7 @@ use crate::{
 };
 
 /// `mode` of an element of `service_info` that is not in use.
-const UNUSED_MODE: u8 = 0xff;
+pub(super) const UNUSED_MODE: u8 = 0xff;
 
 /// The data path in the kernel, reached through its pinned maps.
 ///
@@ -35,19 +36,20 @@ const UNUSED_MODE: u8 = 0xff;
 /// selection table is what a service points at: one of no slots is not listed.
 pub struct KernelDataplane {
     settings: List<Settings>,
-    addresses: Table<Address, AddressRoles>,
-    address_bits: AddressBits,
-    services: Table<ServiceKey, ServiceValue>,
-    service_lines: ServiceLines,
-    service_info: List<ServiceInfo>,
-    backends: List<Backend>,
-    quic_ids: Table<QuicKey, u32>,
+    pub(super) addresses: Table<Address, AddressRoles>,
+    pub(super) address_bits: AddressBits,
+    pub(super) services: Table<ServiceKey, ServiceValue>,
+    pub(super) service_lines: ServiceLines,
+    pub(super) service_info: List<ServiceInfo>,
+    pub(super) backends: List<Backend>,
+    pub(super) quic_ids: Table<QuicKey, u32>,
     selection: SharedArray<Slot>,
     pools: Pools,
     service_stats: PerCpuArray<MapData, ServiceCounters>,
     backend_stats: PerCpuArray<MapData, BackendCounters>,
-    table: FlowTable,
+    pub(super) table: FlowTable,
     sweeper: Sweeper,
+    pub(super) many: Many,
 }
 
 impl KernelDataplane {
@@ -74,6 +76,7 @@ impl KernelDataplane {
             service_stats: open_per_cpu(pins, names::SERVICE_STATS)?,
             backend_stats: open_per_cpu(pins, names::BACKEND_STATS)?,
             table: FlowTable::open(pins)?,
+            many: Many::open(pins)?,
             sweeper: Sweeper::from_pins(pins)?,
         })
     }
@@ -111,11 +114,19 @@ impl KernelDataplane {
         if let Some(range) = ports.iter().find(|range| range.first == 0 || range.first > range.last) {
             return refused(format!("{}-{} is not a range of source ports", range.first, range.last));
         }
-        let backends: Vec<_> =
-            read(&self.backends, "reading the backends")?.into_iter().map(|(_, backend)| backend).collect();
-        let table = &self.table;
-        self.pools.set(pool, ports, || owned_ports(table, &backends).remove(&pool).unwrap_or_default());
-        Ok(())
+        let mut unread = None;
+        self.pools.set(pool, ports, || match read(&self.backends, "reading the backends") {
+            Ok(backends) => {
+                let backends: Vec<_> = backends.into_iter().map(|(_, backend)| backend).collect();
+                owned_ports(&self.table, &backends).remove(&pool).unwrap_or_default()
+            }
+            Err(error) => {
+                unread = Some(error);
+                // Any port may be in use then.
+                (0..=u16::MAX).collect()
+            }
+        });
+        unread.map_or(Ok(()), Err)
     }
 
     fn clear_port_pool(&mut self, pool: u32) -> Result<(), DataplaneError> {
@@ -128,25 +139,31 @@ impl KernelDataplane {
     fn set_backend(&mut self, id: u32, backend: &Backend) -> Result<(), DataplaneError> {
         check("backend id", id, self.backends.map.len(), "backends")?;
         let what = || format!("writing backend {id}");
-        let before = self.backends.map.get(&id, 0).map_err(|error| kernel(what(), error))?;
-        if before.generation != backend.generation {
+        let generation = match self.many.generation(id) {
+            Some(known) => known,
+            None => self.backends.map.get(&id, 0).map_err(|error| kernel(what(), error))?.generation,
+        };
+        if generation != backend.generation {
             reset_counters(&mut self.backend_stats, id, BackendCounters::default())?;
             self.table.loads.reset(id);
         }
-        self.backends.map.set(id, backend, 0).map_err(|error| kernel(what(), error))
+        self.backends.map.set(id, backend, 0).map_err(|error| kernel(what(), error))?;
+        self.many.note_backend(id, backend);
+        Ok(())
     }
 
     /// No line says what the map does not say any more: it is withdrawn first, and comes back last.
     fn set_service(&mut self, key: &ServiceKey, value: &ServiceValue) -> Result<(), DataplaneError> {
         self.service_lines.withdraw(key);
-        inserted("services", self.services.capacity, "services", self.services.map.insert(key, value, 0))?;
+        let result = self.services.map.insert(key, value, 0);
+        inserted("services", self.services.capacity, "services", result).inspect_err(|_| self.service_lines.doubt())?;
         self.service_lines.put(key, value);
         Ok(())
     }
 
     /// Who changes something for the first time makes the lines of services what the map says: the one that
     /// wrote them before may have ended in between.
-    fn take_over_lines(&mut self) -> Result<(), DataplaneError> {
+    pub(super) fn take_over_lines(&mut self) -> Result<(), DataplaneError> {
         if self.service_lines.is_taken_over() {
             return Ok(());
         }
@@ -163,7 +180,9 @@ impl KernelDataplane {
         if !before.is_same_service(info) && info.mode != UNUSED_MODE {
             reset_counters(&mut self.service_stats, id, ServiceCounters::default())?;
         }
-        self.service_info.map.set(id, info, 0).map_err(|error| kernel(what(), error))
+        self.service_info.map.set(id, info, 0).map_err(|error| kernel(what(), error))?;
+        self.many.note_info(id, info);
+        Ok(())
     }
 
     fn write_selection(&mut self, base: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
@@ -200,9 +219,7 @@ impl Dataplane for KernelDataplane {
             Op::ClearPortPool { pool } => self.clear_port_pool(*pool),
             Op::SetBackend { id, backend } => self.set_backend(*id, backend),
             Op::SetServiceInfo { id, info } => self.set_service_info(*id, info),
-            Op::ClearServiceInfo { id } => {
-                self.set_service_info(*id, &ServiceInfo { mode: UNUSED_MODE, ..Zeroable::zeroed() })
-            }
+            Op::ClearServiceInfo { id } => self.set_service_info(*id, &unused_info()),
             Op::WriteSelection { base, slots } => self.write_selection(*base, slots),
             Op::SetService { key, value } => self.set_service(key, value),
             Op::DeleteService { key } => {
@@ -227,6 +244,10 @@ impl Dataplane for KernelDataplane {
         }
     }
 
+    fn apply_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
+        self.apply_many(ops)
+    }
+
     fn read(&mut self) -> Result<Tables, DataplaneError> {
         let settings = self.settings.map.get(&0, 0).map_err(|error| kernel("reading the settings", error))?;
         let services: Vec<(ServiceKey, ServiceValue)> =
@@ -237,6 +258,7 @@ impl Dataplane for KernelDataplane {
             .collect();
         let service_info = read(&self.service_info, "reading the service infos")?;
         let backends = read(&self.backends, "reading the backends")?;
+        self.many.know(&backends, &service_info);
         Ok(Tables {
             generation: settings.generation,
             routes_vary: settings.flags & Settings::ROUTES_VARY != 0,
@@ -259,6 +281,11 @@ impl Dataplane for KernelDataplane {
     }
 }
 
+/// An element of `service_info` that was in use.
+pub(super) fn unused_info() -> ServiceInfo {
+    ServiceInfo { mode: UNUSED_MODE, ..Zeroable::zeroed() }
+}
+
 fn failed(what: &'static str) -> impl Fn(io::Error) -> DataplaneError {
     move |source| DataplaneError::Kernel { what: what.into(), source }
 }
@@ -267,7 +294,12 @@ fn read<V: aya::Pod + bytemuck::Pod>(list: &List<V>, what: &str) -> Result<Vec<(
     list.read_all().map_err(|source| DataplaneError::Kernel { what: what.into(), source })
 }
 
-fn check(what: &'static str, number: impl Into<u64>, limit: u32, setting: &'static str) -> Result<(), DataplaneError> {
+pub(super) fn check(
+    what: &'static str,
+    number: impl Into<u64>,
+    limit: u32,
+    setting: &'static str,
+) -> Result<(), DataplaneError> {
     let (number, limit) = (number.into(), limit.into());
     if number < limit { Ok(()) } else { Err(DataplaneError::Limit { what, number, limit, setting }) }
 }
@@ -279,12 +311,19 @@ fn inserted(
     setting: &'static str,
     result: Result<(), MapError>,
 ) -> Result<(), DataplaneError> {
-    result.map_err(|error| match io_error(error) {
-        source if source.raw_os_error() == Some(libc::E2BIG) => {
-            DataplaneError::Limit { what, number: u64::from(capacity) + 1, limit: capacity.into(), setting }
-        }
-        source => DataplaneError::Kernel { what: format!("writing to the {what}"), source },
-    })
+    result.map_err(|error| not_inserted(what, capacity, setting, io_error(error)))
+}
+
+pub(super) fn not_inserted(
+    what: &'static str,
+    capacity: u32,
+    setting: &'static str,
+    source: io::Error,
+) -> DataplaneError {
+    if source.raw_os_error() == Some(libc::E2BIG) {
+        return DataplaneError::Limit { what, number: u64::from(capacity) + 1, limit: capacity.into(), setting };
+    }
+    DataplaneError::Kernel { what: format!("writing to the {what}"), source }
 }
 
 /// What is not there need not be deleted.

@@ -1,13 +1,13 @@
 //! Before an upgrade: what it would meet. After one: the way back.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
-    TestRun as _,
-    maps::MapInfo,
+    Ebpf, TestRun as _,
+    maps::{Map, MapData, MapInfo},
     programs::{
-        TestRunOptions, Xdp,
+        ProgramInfo, TestRunOptions, Xdp,
         links::{FdLink, PinnedLink},
         xdp::XdpLink,
     },
@@ -22,6 +22,7 @@ use super::{
     pins::{Fit, Pins},
     probe_frames::{Probe, probes},
     stages,
+    takeover::Takeover,
 };
 use crate::config::Limits;
 
@@ -39,17 +40,15 @@ pub struct ProgramOutlook {
     pub verified: Verified,
     /// Frames that both programs were given.
     pub compared: usize,
-    /// Frames that both did not make the same of, in words; at most [`DIFFERENCES`] of them.
+    /// Frames that both did not make the same of, in words, each of them.
     pub differences: Vec<String>,
-    /// The program that is attached is of this version already.
+    /// The program that is attached, and each of its stages, has the same instructions.
     pub same: bool,
 }
 
-const DIFFERENCES: usize = 10;
-
 /// Loads this version's program beside the attached one, over the same maps, and gives both the same
-/// frames: of live flows, to every service, and to nobody. Nothing is sent and no flow begins; the frames
-/// are counted like others.
+/// frames: of live flows, to every service, and to nobody. Maps that change are copied for this moment. Nothing
+/// is sent and no flow begins; the frames are counted like others.
 ///
 /// # Errors
 /// Nothing is attached, or the kernel refuses the new program.
@@ -59,8 +58,8 @@ pub fn outlook(pin_dir: &Path) -> Result<Outlook> {
     let attached = attach::attachments(&pins)?;
     let Some(interface) = attached.first() else { bail!("nothing is attached: any version may start") };
     let limits = limits(&pins)?;
-    let specs = object::map_specs(&limits)?;
-    let fits: Vec<_> = specs.iter().map(|spec| (*spec, pins.fit(spec).map_err(|why| format!("{why:#}")))).collect();
+    let fits = migrate::fits(&pins, &object::map_specs(&limits)?);
+    let fits: Vec<_> = fits.into_iter().map(|(spec, fit)| (spec, fit.map_err(|why| format!("{why:#}")))).collect();
     let maps = fits.iter().map(|(spec, fit)| (spec.name, fit.clone())).collect();
     if fits.iter().any(|(_, fit)| fit.is_err()) {
         return Ok(Outlook { maps, program: None });
@@ -77,12 +76,17 @@ pub fn outlook(pin_dir: &Path) -> Result<Outlook> {
     }
     loader.map_max_entries(names::HOPS, limits.backends);
     let mut ebpf = loader.load(object::object()?).context("opening the maps for the new program")?;
+    let changing: Vec<_> =
+        fits.iter().filter(|(_, fit)| matches!(fit, Ok(Fit::Changes(_)))).map(|(spec, _)| spec.name).collect();
+    if !changing.is_empty() {
+        let mut takeover = Takeover::new(&changing, |name| open(&pins.map(name)), |name| made(&ebpf, name))?;
+        takeover.copy()?;
+    }
     let verified = load::verify(&mut ebpf)?;
     stages::put(&mut ebpf)?;
-    let old = previous(&pins.program())?;
+    let (old, same) = running(&pins, &mut ebpf, interface.program_id)?;
     let new = load::program(&mut ebpf, names::PROGRAM)?;
-    let same = old.info()?.tag() == new.info()?.tag();
-    let probes = probes(pin_dir)?;
+    let probes = probes(&pins)?;
     let mut differences = Vec::new();
     for probe in &probes {
         let [before, after] = [&old, &*new].map(|program| run(program, interface.ifindex, &probe.frame));
@@ -90,9 +94,41 @@ pub fn outlook(pin_dir: &Path) -> Result<Outlook> {
             differences.push(difference);
         }
     }
-    differences.truncate(DIFFERENCES);
     let program = ProgramOutlook { verified, compared: probes.len(), differences, same };
     Ok(Outlook { maps, program: Some(program) })
+}
+
+/// The program that is on an interface, and whether it and its stages have the instructions of the loaded ones.
+fn running(pins: &Pins, ebpf: &mut Ebpf, id: u32) -> Result<(Xdp, bool)> {
+    let of = |name: &str, before: bool| {
+        let path = pins.program_named(name);
+        if before { pins.previous(&path) } else { path }
+    };
+    // After an upgrade that was cut short the one that runs is the one before.
+    let before = !ProgramInfo::from_pin(of(names::PROGRAM, false)).is_ok_and(|last| last.id() == id);
+    let mut same = true;
+    for name in load::programs() {
+        let tag = load::program(ebpf, name)?.info()?.tag();
+        same &= ProgramInfo::from_pin(of(name, before)).is_ok_and(|old| old.tag() == tag);
+    }
+    let program = previous(&of(names::PROGRAM, before))?;
+    ensure!(program.info()?.id() == id, "the program that runs (id {id}) is not among the pinned ones");
+    Ok((program, same))
+}
+
+fn open(path: &Path) -> Result<MapData> {
+    MapData::from_pin(path).with_context(|| format!("opening the pinned map {}", path.display()))
+}
+
+/// A map that was made with a program.
+fn made(ebpf: &Ebpf, name: &str) -> Result<MapData> {
+    let map = ebpf.map(name).with_context(|| format!("the data path has no map `{name}`"))?;
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::RingBuf(data)) =
+        map
+    else {
+        bail!("the map {name} is of an unexpected type");
+    };
+    Ok(MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?)
 }
 
 /// What a rollback did.
@@ -105,8 +141,8 @@ pub struct RolledBack {
     pub maps: Vec<&'static str>,
 }
 
-/// Puts the program from before the last upgrade on every interface again, each at once, and the maps it
-/// had where they were others. Flows stay. Done twice, everything is as it was.
+/// Puts the program from before the last upgrade on every interface again, each at once. Where it had other
+/// maps, they get what is in those of now. Flows and counters stay. Done twice, everything is as it was.
 ///
 /// # Errors
 /// There is none from before, or the kernel's.
@@ -117,6 +153,16 @@ pub fn rollback(pin_dir: &Path) -> Result<RolledBack> {
     let mut program = previous(&path)?;
     let program_id = program.info()?.id();
     ensure!(pins.stages(program_id).exists(), "the stages of the program from before are gone: there is no way back");
+    let others: Vec<&'static str> =
+        names::PINNED.iter().filter(|name| pins.previous(&pins.map(name)).exists()).copied().collect();
+    let now = |name: &str| open(&pins.map(name));
+    let before = |name: &str| {
+        let path = pins.map(name);
+        open(&if others.contains(&name) { pins.previous(&path) } else { path })
+    };
+    let mut takeover = Takeover::new(&others, now, before)?;
+    takeover.copy()?;
+    takeover.begin()?;
     let mut interfaces = Vec::new();
     for attachment in attach::attachments(&pins)? {
         let link = pins.link(&attachment.interface);
@@ -127,27 +173,24 @@ pub fn rollback(pin_dir: &Path) -> Result<RolledBack> {
         drop(program.take_link(id)?);
         interfaces.push(attachment.interface);
     }
+    takeover.finish()?;
     for name in load::programs() {
         exchange(&pins, &pins.program_named(name))?;
     }
-    let mut maps = Vec::new();
-    for name in names::PINNED {
-        if exchange(&pins, &pins.map(name))? {
-            maps.push(*name);
-        }
+    for name in &others {
+        exchange(&pins, &pins.map(name))?;
     }
-    Ok(RolledBack { interfaces, program_id, maps })
+    Ok(RolledBack { interfaces, program_id, maps: others })
 }
 
-/// Exchanges what is pinned with what was before; `false`: nothing was.
-fn exchange(pins: &Pins, path: &Path) -> Result<bool> {
+/// Exchanges what is pinned with what was before, if there was anything.
+fn exchange(pins: &Pins, path: &Path) -> Result<()> {
     let before = pins.previous(path);
     if !before.exists() {
-        return Ok(false);
+        return Ok(());
     }
     rustix::fs::renameat_with(rustix::fs::CWD, path, rustix::fs::CWD, &before, rustix::fs::RenameFlags::EXCHANGE)
-        .with_context(|| format!("exchanging {} and {}", path.display(), before.display()))?;
-    Ok(true)
+        .with_context(|| format!("exchanging {} and {}", path.display(), before.display()))
 }
 
 fn previous(path: &Path) -> Result<Xdp> {

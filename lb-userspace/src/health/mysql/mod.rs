@@ -8,8 +8,6 @@ mod packet;
 mod rows;
 mod status;
 
-use std::net::SocketAddr;
-
 use self::{
     auth::{Greeting, Scramble},
     packet::{Connection, Reader},
@@ -19,6 +17,7 @@ use super::{
     password::password,
     probe::Answer,
     stream::Stream,
+    target::Target,
     tcp,
     tls::Tls,
     trace::Trace,
@@ -38,7 +37,7 @@ const PACKET_MAX: u32 = 1 << 24;
 ///
 /// # Errors
 /// The server refuses the login, or is no MySQL.
-pub async fn ask(target: SocketAddr, login: &LoginCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
+pub async fn ask(target: Target<'_>, login: &LoginCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
     let password = password(login)?.unwrap_or_default();
     let mut connection = Connection::new(Stream::plain(tcp::connect(target).await?));
     trace.enter(Phase::FirstByte);
@@ -54,7 +53,7 @@ pub async fn ask(target: SocketAddr, login: &LoginCheck, tls: &Tls, trace: &mut 
         }
         capabilities |= WITH_TLS;
         connection.send(&hello(capabilities)).await?;
-        connection = connection.encrypt(target, check, tls, trace).await?;
+        connection = connection.encrypt(target.name, check, tls, trace).await?;
     }
     trace.enter(Phase::Login);
     log_in(&mut connection, &greeting, login, &password, capabilities).await?;

@@ -2,14 +2,13 @@
 
 mod resp;
 
-use std::net::SocketAddr;
-
 use self::resp::{Connection, Reply};
 use super::{
     failure::{Failure, printable},
     password::password,
     probe::Answer,
     stream::Stream,
+    target::Target,
     tls::Tls,
     trace::Trace,
 };
@@ -22,7 +21,7 @@ use crate::{
 ///
 /// # Errors
 /// The server refuses, or answers something else than Redis.
-pub async fn ask(target: SocketAddr, login: &LoginCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
+pub async fn ask(target: Target<'_>, login: &LoginCheck, tls: &Tls, trace: &mut Trace) -> Result<Answer, Failure> {
     let password = password(login)?;
     let stream = Stream::open(target, login.tls.as_ref(), tls, trace).await?;
     let mut connection = Connection::new(stream);

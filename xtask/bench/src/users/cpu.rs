@@ -12,7 +12,8 @@ pub fn used(pids: &[u32], cpu: usize) -> Duration {
     Duration::from_nanos(nanoseconds)
 }
 
-fn process(folder: &str) -> u64 {
+/// Nanoseconds on a CPU of all threads of the process with this folder in `/proc`; 0 when it is gone.
+pub fn process(folder: &str) -> u64 {
     let Ok(threads) = fs::read_dir(format!("{folder}/task")) else { return 0 };
     threads.flatten().map(|thread| runtime(&thread.path().join("schedstat").display().to_string())).sum()
 }

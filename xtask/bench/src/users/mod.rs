@@ -7,7 +7,7 @@
 //! ```
 
 mod balancers;
-mod cpu;
+pub(crate) mod cpu;
 mod load;
 mod stage;
 mod udp;

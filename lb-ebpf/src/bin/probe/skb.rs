@@ -1,0 +1,184 @@
+//! The only file of these programs with packet pointers: a packet of the kernel's stack.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
+    helpers::generated::{
+        bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use lb_common::{
+    abi::{Address, Port, Protocol},
+    checksum::Sum,
+    packet::{Field, HEADERS_MAX, PacketAccess},
+    parse::{NETWORK_OFFSET, Transport},
+};
+
+use crate::opaque::opaque;
+
+/// Bytes that must be at hand before a packet is read: Ethernet, IPv6 and TCP without options, or IPv4
+/// with all of them and UDP.
+const HEADERS: usize = NETWORK_OFFSET + 60 + 20;
+
+/// What of the network header: where its address and the transport's port are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Source,
+    Destination,
+}
+
+/// A packet with its Ethernet header. What lies between `start` and `end` can be reached.
+pub struct Skb {
+    md: *mut __sk_buff,
+    start: usize,
+    end: usize,
+}
+
+impl Skb {
+    /// With its headers at hand.
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        let mut skb = Self { md: ctx.skb.skb, start: 0, end: 0 };
+        skb.refresh();
+        let headers = skb.len().min(HEADERS);
+        if skb.end - skb.start < headers {
+            // SAFETY: the context is valid; pointers are derived anew. Where it fails, reading does.
+            unsafe { bpf_skb_pull_data(skb.md, headers as u32) };
+            skb.refresh();
+        }
+        skb
+    }
+
+    /// The socket that sends it; null: none.
+    #[inline(always)]
+    pub fn socket(ctx: &TcContext) -> *mut core::ffi::c_void {
+        // SAFETY: the context is valid.
+        unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk }.cast()
+    }
+
+    /// Whether it is several segments, which a card or the kernel cuts later.
+    #[inline(always)]
+    pub fn is_several(&self) -> bool {
+        // SAFETY: the context is valid.
+        unsafe { (*self.md).gso_size != 0 }
+    }
+
+    /// Gives one end of the packet another address and port, of the same family, whatever of its
+    /// checksums is done already and whatever is left to the card. `None`: the kernel refused.
+    #[inline(always)]
+    pub fn move_end(
+        &mut self,
+        transport: &Transport,
+        end: End,
+        (address, port): (Address, Port),
+        (new_address, new_port): (Address, Port),
+    ) -> Option<()> {
+        let segment = transport.offset as u32;
+        let (check, zero_stays) = match transport.protocol {
+            Protocol::Tcp => (segment + 16, 0),
+            _ => (segment + 6, BPF_F_MARK_MANGLED_0 as u64),
+        };
+        let destination = end == End::Destination;
+        let pseudo = zero_stays | BPF_F_PSEUDO_HDR as u64;
+        if address.is_v4() {
+            let (old, new) = (address.words()[3], new_address.words()[3]);
+            let at = NETWORK_OFFSET as u32 + if destination { 16 } else { 12 };
+            // SAFETY: the context is valid; so below.
+            done(unsafe { bpf_l4_csum_replace(self.md, check, old.into(), new.into(), pseudo | 4) })?;
+            done(unsafe { bpf_l3_csum_replace(self.md, NETWORK_OFFSET as u32 + 10, old.into(), new.into(), 4) })?;
+            self.store(at, &new)?;
+        } else {
+            let (mut old, mut new) = (address.words(), new_address.words());
+            // SAFETY: two arrays of 16 bytes.
+            let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) } as u32;
+            done(unsafe { bpf_l4_csum_replace(self.md, check, 0, difference.into(), pseudo) })?;
+            // That took the difference out of the card's sum over the whole packet, in which the new
+            // address, of a header without checksum, makes up for it.
+            unsafe { bpf_csum_update(self.md, difference) };
+            self.store(NETWORK_OFFSET as u32 + if destination { 24 } else { 8 }, &new)?;
+        }
+        let (old, new) = (port.to_wire(), new_port.to_wire());
+        let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+        done(unsafe { bpf_l4_csum_replace(self.md, check, from.into(), to.into(), zero_stays | 2) })?;
+        self.store(segment + if destination { 2 } else { 0 }, &new)
+    }
+
+    /// Makes room for a tunnel's headers behind the Ethernet header.
+    #[inline(always)]
+    pub fn grow(&mut self, bytes: usize, v4: bool, udp: bool) -> Option<()> {
+        let network = if v4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
+        let flags = network | if udp { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { 0 };
+        // SAFETY: the context is valid; pointers are derived anew.
+        let refused = unsafe { bpf_skb_adjust_room(self.md, bytes as i32, BPF_ADJ_ROOM_MAC, flags.into()) };
+        // SAFETY: as above. With their room, both network headers are at hand.
+        unsafe { bpf_skb_pull_data(self.md, (self.len().min(HEADERS + bytes)) as u32) };
+        self.refresh();
+        done(refused)
+    }
+
+    #[inline(always)]
+    fn store<T>(&mut self, offset: u32, value: &T) -> Option<()> {
+        let from = (value as *const T).cast();
+        // SAFETY: the value is as long as it says; pointers are derived anew.
+        let refused = unsafe { bpf_skb_store_bytes(self.md, offset, from, size_of::<T>() as u32, 0) };
+        self.refresh();
+        done(refused)
+    }
+
+    #[inline(always)]
+    fn refresh(&mut self) {
+        // SAFETY: the context is valid.
+        unsafe {
+            self.start = (*self.md).data as usize;
+            self.end = (*self.md).data_end as usize;
+        }
+    }
+
+    #[inline(always)]
+    fn place<T>(&self, offset: usize) -> Option<*mut T> {
+        if offset >= HEADERS_MAX {
+            return None;
+        }
+        // As in the XDP programs: the pointer that is compared is the one that is used.
+        let place = opaque(self.start + offset);
+        if place + size_of::<T>() > self.end {
+            return None;
+        }
+        Some(place as *mut T)
+    }
+}
+
+#[inline(always)]
+fn done(result: i64) -> Option<()> {
+    (result == 0).then_some(())
+}
+
+impl PacketAccess for Skb {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        // SAFETY: the context is valid.
+        unsafe { (*self.md).len as usize }
+    }
+
+    #[inline(always)]
+    fn read<T: Field>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `place` has checked that the packet holds a whole T there.
+        self.place::<T>(offset).map(|place| unsafe { place.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn write<T: Field>(&mut self, offset: usize, value: T) -> Option<()> {
+        // SAFETY: as in `read`; the kernel has made the packet ours alone.
+        self.place::<T>(offset).map(|place| unsafe { place.write_unaligned(value) })
+    }
+
+    /// Nothing here sums more than headers.
+    #[inline(always)]
+    fn sum(&self, _: usize, _: usize) -> Option<Sum> {
+        None
+    }
+}
