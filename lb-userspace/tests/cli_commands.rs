@@ -584,12 +584,13 @@ fn failovers_are_listed_and_shown_one_by_one() {
     insta::assert_snapshot!("events", agent.shows(&["events"]));
     insta::assert_snapshot!("events_wide", agent.shows(&["events", "-o", "wide"]));
     insta::assert_snapshot!("event", agent.shows(&["events", "show", "7"]));
+    insta::assert_snapshot!("event_told_by_packets", agent.shows(&["events", "show", "9"]));
     insta::assert_snapshot!("json_event", agent.shows(&["events", "show", "8", "-o", "json"]));
     assert_eq!(agent.shows(&["events", "--limit", "1"]).lines().count(), 2, "a heading and the newest");
     assert_eq!(agent.shows(&["events", "--service", "other"]).trim(), "no failover yet");
-    let output = lb(&["events", "show", "9"]).env("LB_SOCKET", &agent.socket).output().unwrap();
+    let output = lb(&["events", "show", "10"]).env("LB_SOCKET", &agent.socket).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("7 to 8 are kept"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("7 to 9 are kept"), "{}", text(&output.stderr));
 }
 
 #[test]
