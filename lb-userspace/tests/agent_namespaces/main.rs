@@ -129,7 +129,11 @@ fn a_change_is_told_applied_taken_back_and_confirmed_while_a_connection_lives() 
         &world.text(&BOTH, &[80]).replace(&format!("[[service.backend]]\naddress = \"{to}\"\n"), ""),
     );
     let told = world.document(&["config", "diff", &without]);
-    assert_eq!(told["impact"]["flows"], serde_json::json!({ "kept": 0, "drained": 1, "reset": 0 }), "{told}");
+    assert_eq!(
+        told["impact"]["flows"],
+        serde_json::json!({ "kept": 0, "drained": 1, "rehomed": 0, "reset": 0 }),
+        "{told}"
+    );
     assert_eq!(told["impact"]["services"][0]["moved"], 0.5);
     assert_eq!(world.document(&["status"])["services"][0]["backends"], 2, "told, not done");
 

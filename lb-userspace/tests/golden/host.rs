@@ -119,7 +119,7 @@ impl Both<'_> {
     fn counted(&self) -> HostCounters {
         let stats = self.lab.stats();
         HostCounters {
-            verdicts: stats.verdicts().unwrap().into_iter().map(|(_, counted)| counted).collect(),
+            verdicts: stats.verdicts().unwrap().into_values().collect(),
             services: (0..LIMITS.services).map(|id| stats.service(id).unwrap()).collect(),
             backends: (0..LIMITS.backends).map(|id| stats.backend(id).unwrap()).collect(),
         }

@@ -139,7 +139,7 @@ fn a_writer_that_is_killed_at_random_points_leaves_a_whole_service() {
             drop(child);
             assert_eq!(send(lab, LASTING, TCP_ACK), Some(home), "after kill {kill}");
             let now = counter(lab);
-            assert!(now.packets >= last.packets + packets + 1, "counters fell: {last:?} {now:?}");
+            assert!(now.packets > last.packets + packets, "counters fell: {last:?} {now:?}");
             last = now;
             generations += u64::from(lab.data.read().unwrap().generation.wrapping_sub(before));
             if kill % 10 == 0 {

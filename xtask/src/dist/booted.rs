@@ -47,6 +47,9 @@ timeout = \"190ms\"
 address = \"10.97.0.11:8080\"
 ";
 
+/// Something that is tried, with the name of the package's next version.
+type Step = fn(&Machine, &Plugs, &str) -> Result<()>;
+
 /// Boots the system in `root`, where the package `first` is installed, and tries it; `next` is an upgrade
 /// that lies in `/tmp` there.
 ///
@@ -55,7 +58,7 @@ address = \"10.97.0.11:8080\"
 pub(super) fn try_booted(root: &Path, next: &str) -> Result<()> {
     let machine = Machine::boot(root)?;
     let plugs = Plugs::connect(&machine)?;
-    let steps: [(&str, fn(&Machine, &Plugs, &str) -> Result<()>); 9] = [
+    let steps: [(&str, Step); 9] = [
         ("without a configuration nothing runs, and nothing fails", unconfigured),
         ("it starts, and is ready when it forwards", starts),
         ("it runs as an ordinary user with four capabilities", rights),

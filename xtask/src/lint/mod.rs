@@ -74,7 +74,7 @@ fn ebpf_cargo(toolchain: setup::ebpf::Toolchain, arguments: &[&str]) -> Command 
     let mut command = shell::rustup_run(toolchain.name(), "cargo");
     command.current_dir(shell::root()).args(arguments);
     if toolchain == setup::ebpf::Toolchain::Debian {
-        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb,decap,lb_bench");
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,lb,decap,probe,lb_bench");
     }
     let arch = std::env::consts::ARCH;
     let flags = [format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2".into(), "-Dwarnings".into()];

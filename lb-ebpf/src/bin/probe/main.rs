@@ -58,7 +58,7 @@ pub fn lb_probe_out(ctx: TcContext) -> i32 {
         }
         None => {
             count(Count::Dropped);
-            TC_ACT_SHOT as i32
+            TC_ACT_SHOT
         }
     }
 }
@@ -80,7 +80,7 @@ pub fn lb_probe_in(ctx: TcContext) -> i32 {
     let from = (network.source, transport.source_port);
     if skb.move_end(&transport, End::Source, from, (backend.address, backend.port)).is_none() {
         count(Count::Dropped);
-        return TC_ACT_SHOT as i32;
+        return TC_ACT_SHOT;
     }
     count(Count::Answered);
     TC_ACT_UNSPEC

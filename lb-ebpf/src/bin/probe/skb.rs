@@ -87,22 +87,26 @@ impl Skb {
         if address.is_v4() {
             let (old, new) = (address.words()[3], new_address.words()[3]);
             let at = NETWORK_OFFSET as u32 + if destination { 16 } else { 12 };
-            // SAFETY: the context is valid; so below.
+            // SAFETY: the context is valid.
             done(unsafe { bpf_l4_csum_replace(self.md, check, old.into(), new.into(), pseudo | 4) })?;
+            // SAFETY: as above.
             done(unsafe { bpf_l3_csum_replace(self.md, NETWORK_OFFSET as u32 + 10, old.into(), new.into(), 4) })?;
             self.store(at, &new)?;
         } else {
             let (mut old, mut new) = (address.words(), new_address.words());
             // SAFETY: two arrays of 16 bytes.
             let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) } as u32;
+            // SAFETY: the context is valid.
             done(unsafe { bpf_l4_csum_replace(self.md, check, 0, difference.into(), pseudo) })?;
             // That took the difference out of the card's sum over the whole packet, in which the new
             // address, of a header without checksum, makes up for it.
+            // SAFETY: as above.
             unsafe { bpf_csum_update(self.md, difference) };
             self.store(NETWORK_OFFSET as u32 + if destination { 24 } else { 8 }, &new)?;
         }
         let (old, new) = (port.to_wire(), new_port.to_wire());
         let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+        // SAFETY: the context is valid.
         done(unsafe { bpf_l4_csum_replace(self.md, check, from.into(), to.into(), zero_stays | 2) })?;
         self.store(segment + if destination { 2 } else { 0 }, &new)
     }
