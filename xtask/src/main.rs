@@ -41,7 +41,7 @@ enum Task {
     },
     /// Run the tests that need the kernel on Debian's kernels, in virtual machines
     Vm(VmArguments),
-    /// Measure: packets in the kernel, through the driver, and what users see
+    /// Measure: packets, what users see, failovers, and changes
     Bench(BenchArguments),
     /// Make a Debian package; `--try` installs, upgrades and removes it in a Debian of its own
     Dist(DistArguments),

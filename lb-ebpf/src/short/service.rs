@@ -61,12 +61,10 @@ impl Key {
     fn find(&self) -> Option<Words> {
         let [one, other] = service_lines(&self.in_fields());
         let mut line: *const u64 = SERVICE_LINES.get_ptr_mut(one)?.cast();
-        if !self.is_in(line) {
+        if self.differs(line) != 0 {
             line = SERVICE_LINES.get_ptr_mut(other)?.cast();
         }
-        if self.is_in(line)
-            && let Some(value) = read(line)
-        {
+        if let Some(value) = self.read(line) {
             return Some(value);
         }
         // The line is being written, or there is none.
@@ -80,13 +78,27 @@ impl Key {
         Some([word(0), word(1), word(2), word(3)])
     }
 
-    /// Whether the line is this service's; told without a branch for each word.
+    /// The value of a line; `None`: it is another service's, or is being written.
     #[inline(always)]
-    fn is_in(&self, line: *const u64) -> bool {
-        // SAFETY: within the line. A key that is being written is found out by its version.
+    fn read(&self, line: *const u64) -> Option<Words> {
+        let version = version(line);
+        let line = after(version as u64, line);
+        // Also the key is read between the versions: a whole line may have been written since it was looked at.
+        let differs = self.differs(line);
+        // SAFETY: within the line; words that may change are read once.
+        let word = |at: usize| unsafe { line.add(VALUE + at).read_volatile() };
+        let value = [word(0), word(1), word(2), word(3)];
+        let line = after(differs | value[0] | value[1] | value[2] | value[3], line);
+        (differs == 0 && version & 1 == 0 && self::version(line) == version).then_some(value)
+    }
+
+    /// 0: the line is this service's; told without a branch for each word.
+    #[inline(always)]
+    fn differs(&self, line: *const u64) -> u64 {
+        // SAFETY: within the line.
         let (a, b, rest) =
             unsafe { (line.read_volatile(), line.add(1).read_volatile(), line.add(2).cast::<u32>().read_volatile()) };
-        (a ^ self.address[0] | b ^ self.address[1] | (rest ^ self.rest) as u64) == 0
+        a ^ self.address[0] | b ^ self.address[1] | (rest ^ self.rest) as u64
     }
 
     #[inline(always)]
@@ -95,18 +107,6 @@ impl Key {
         let [high, low, protocol, _] = self.rest.to_ne_bytes();
         ServiceKey::new(Address::from_words([a, b, c, d]), Port::from_wire([high, low]), protocol)
     }
-}
-
-/// The value of a line; `None`: it is being written.
-#[inline(always)]
-fn read(line: *const u64) -> Option<Words> {
-    let version = version(line);
-    let line = after(version as u64, line);
-    // SAFETY: within the line; words that may change are read once.
-    let word = |at: usize| unsafe { line.add(VALUE + at).read_volatile() };
-    let value = [word(0), word(1), word(2), word(3)];
-    let line = after(value[0] | value[1] | value[2] | value[3], line);
-    (version & 1 == 0 && self::version(line) == version).then_some(value)
 }
 
 #[inline(always)]

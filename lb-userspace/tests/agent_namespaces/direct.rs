@@ -21,6 +21,7 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
 use lb_userspace::dataplane::kernel::probe_ways::Hook;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -333,9 +334,10 @@ fn the_programs_of_checks_come_once_follow_interfaces_and_go() {
         || ["lbs1", "lbs2", "lbc"].map(|on| ["lb_probe_out", "lb_probe_in"].map(|name| direct.programs(on, name)));
     assert_eq!(counts(), [[1, 1], [1, 1], [0, 0]]);
 
-    // An agent that is killed, and another.
+    // An agent that is killed, and another. Filters, which kernels without links have, do not end with it.
     agent.end(Signal::KILL);
-    assert_eq!(counts(), [[0, 0]; 3], "they end with the agent");
+    let linked = KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0);
+    assert_eq!(counts(), if linked { [[0, 0]; 3] } else { [[1, 1], [1, 1], [0, 0]] });
     let agent = direct.world.run(1);
     // Backends keep their state until its first checks.
     direct.world.until("the programs to come back", || counts() == [[1, 1], [1, 1], [0, 0]]);
