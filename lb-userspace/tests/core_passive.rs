@@ -244,9 +244,21 @@ fn each_sign_is_a_cause_of_its_own_with_the_times_that_the_data_path_saw() {
 }
 
 #[test]
+fn connections_that_were_rescued_before_a_walk_but_after_the_first_sign_are_in_the_receipt() {
+    let mut world = up(web(&[A, B, C]));
+    walk_with(&mut world, A, 7);
+    // Two of them are counted already by the time that the third client makes it a suspicion.
+    walk_with(&mut world, A, 9);
+    suspect_for(&mut world, A, SuspectFor::Unreachable, 3);
+    walk_with(&mut world, A, 10);
+    assert_eq!(receipts(&mut world).last().unwrap().flows.rescued, 3);
+}
+
+#[test]
 fn a_receipt_says_what_came_of_a_suspicion_and_how_many_were_rescued() {
     let mut world = up(web(&[A, B, C]));
     walk_with(&mut world, A, 7);
+    world.now += Duration::from_millis(100);
     receipts(&mut world);
     suspect_for(&mut world, A, SuspectFor::Refused, 3);
     walk_with(&mut world, A, 19);

@@ -50,7 +50,7 @@ impl Core {
             }
         }
         self.expire_suspicions(now);
-        self.receipts_walked(&census);
+        self.receipts_walked(&census, now);
         self.walked_at = now;
         self.ledger.walked(census);
     }

@@ -155,6 +155,8 @@ pub(super) struct Receipts {
     changed: BTreeSet<u64>,
     /// Closed, and not told yet.
     closed: Vec<Receipt>,
+    /// When counters were last taken in.
+    walked_at: Option<Now>,
 }
 
 #[derive(Clone, Debug)]
@@ -248,7 +250,11 @@ impl Core {
                     serving: Vec::new(),
                     flows: ReceiptFlows { before: member.live_flows, ..ReceiptFlows::default() },
                 };
-                let (backend_id, ended_before, rescued_before) = (place.id, member.ended, member.knocks.rescued);
+                // The last walk may have come after the first of them.
+                let is_in_last =
+                    evidence.zip(self.receipts.walked_at).is_some_and(|(evidence, at)| evidence.first <= at);
+                let rescued_before = if is_in_last { member.rescued_earlier } else { member.knocks.rescued };
+                let (backend_id, ended_before) = (place.id, member.ended);
                 let followed = !cause.is_suspicion();
                 self.receipts.open(Open {
                     receipt,
@@ -288,7 +294,8 @@ impl Core {
     }
 
     /// What a walk over the flow table tells of those that are gone.
-    pub(super) fn receipts_walked(&mut self, census: &FlowCensus) {
+    pub(super) fn receipts_walked(&mut self, census: &FlowCensus, now: Now) {
+        self.receipts.walked_at = Some(now);
         self.receipts.change(|open| {
             let alive = census.by_backend.get(&open.backend_id).copied().unwrap_or(0);
             let flows = &mut open.receipt.flows;
@@ -311,6 +318,7 @@ impl Core {
             for member in &mut service.members {
                 let Some(id) = member.place.as_ref().map(|place| place.id) else { continue };
                 member.ended = census.ended.get(&id).copied().unwrap_or(member.ended);
+                member.rescued_earlier = member.knocks.rescued;
                 member.knocks = census.knocks.get(&id).copied().unwrap_or_default();
             }
         }

@@ -267,6 +267,8 @@ pub(super) struct Member {
     pub ended: EndedFlows,
     /// Connections that it did not take, at the last walk.
     pub knocks: KnockCounts,
+    /// Connections that another backend got instead, at the walk before that.
+    pub rescued_earlier: u64,
     /// What the maps said of its flows when they were taken over.
     pub inherited: Ending,
     pub agent: AgentWord,
@@ -334,6 +336,7 @@ impl Member {
             last_good: None,
             ended: EndedFlows::default(),
             knocks: KnockCounts::default(),
+            rescued_earlier: 0,
             inherited: Ending::LIVE,
             agent: AgentWord::default(),
             suspicion: Suspicion::default(),
