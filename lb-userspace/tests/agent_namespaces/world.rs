@@ -135,7 +135,8 @@ impl World {
     /// The JSON document of a command that must succeed.
     pub fn document(&self, arguments: &[&str]) -> Value {
         let output = self.asks(&[arguments, &["-o", "json"]].concat());
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        let said = || format!("{}{}", text(&output.stderr), text(&output.stdout));
+        assert!(output.status.success(), "{arguments:?}: {}", said());
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
