@@ -73,10 +73,22 @@ impl FlowMaps {
     }
 
     /// Live flows, as far as this version knows them.
-    pub(super) fn live_flows(&self) -> impl Iterator<Item = Flow> + '_ {
+    pub(super) fn live_flows(&self) -> impl Iterator<Item = (u32, Flow)> + '_ {
         let now = FlowTable::now();
-        (0..self.len()).filter(move |at| self.word(*at).live(now)).map(|at| self.flow(at))
+        (0..self.len()).filter(move |at| self.word(*at).live(now)).map(|at| (at, self.flow(at)))
     }
+
+    /// Whether a flow that was found at a place is live there, and its way the same.
+    pub(super) fn still_holds(&self, at: u32, flow: &Flow) -> bool {
+        self.word(at).live(FlowTable::now()) && is_same(&self.flow(at), flow)
+    }
+}
+
+/// Whether they are of the same client and service, and go the same way.
+fn is_same(a: &Flow, b: &Flow) -> bool {
+    let key = |flow: &Flow| (flow.client, flow.client_port, flow.service_port, flow.protocol, flow.service_id);
+    let way = |flow: &Flow| (flow.backend_id, flow.backend_generation, flow.source, flow.source_port);
+    key(a) == key(b) && way(a) == way(b) && a.granularity == b.granularity
 }
 
 /// What became of the flows.
@@ -146,10 +158,7 @@ impl FlowTransfer {
 
     /// Whether both places hold the same flow.
     fn same(&self, at: u32, place: u32) -> bool {
-        let [a, b] = [self.from.flow(at), self.to.flow(place)];
-        let key = |flow: &Flow| (flow.client, flow.client_port, flow.service_port, flow.protocol, flow.service_id);
-        let way = |flow: &Flow| (flow.backend_id, flow.backend_generation, flow.source, flow.source_port);
-        key(&a) == key(&b) && way(&a) == way(&b) && a.granularity == b.granularity
+        is_same(&self.from.flow(at), &self.to.flow(place))
     }
 
     /// The flow has gone on where it was.
