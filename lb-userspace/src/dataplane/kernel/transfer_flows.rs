@@ -7,15 +7,13 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use bytemuck::Zeroable as _;
 use lb_common::{
-    abi::{Address, Backend, Flow, Granularity, Port, limits::WAYS},
+    abi::{Address, Backend, Flow, Granularity, limits::WAYS},
     flow::{ReplyWord, State, Word, buckets, index, tag},
-    hash::tuple_hash,
+    hash::{CLIENT_EXTRA, backend_extra, tuple_hash},
 };
 
 use super::{flow_table::FlowTable, mmap::RawArray};
 
-/// The `extra` of a client's hash, as in the data path.
-const CLIENT: u32 = 0xff_ffff;
 const NOWHERE: u32 = u32::MAX;
 
 /// The maps `flow_words`, `reply_words` and `flows` of one layout.
@@ -203,9 +201,9 @@ impl FlowTransfer {
     fn hash(&self, flow: &Flow, word: Word) -> Option<u64> {
         let service = self.known.services.get(&flow.service_id)?;
         let extra = if flow.granularity == Granularity::Client as u8 {
-            CLIENT
+            CLIENT_EXTRA
         } else if flow.granularity == Granularity::Packet as u8 {
-            flow.backend_id.wrapping_add(1)
+            backend_extra(flow.backend_id)
         } else {
             0
         };
@@ -258,7 +256,7 @@ impl FlowTransfer {
         if backend.generation != flow.backend_generation {
             return None;
         }
-        let port = if backend.port == Port::ANY { flow.service_port } else { backend.port };
+        let port = backend.port_for(flow.service_port);
         let seed = self.known.seed;
         let hash = tuple_hash(seed, &backend.address, &flow.source, port, flow.source_port, flow.protocol, 0);
         Some((ReplyWord::new(tag(hash), place), hash))
