@@ -174,7 +174,7 @@ impl Packet {
 
     #[inline(always)]
     fn enter_tunnel(&mut self, backend: &Backend) {
-        let tunnel = tunnel::to(backend, self.hash);
+        let tunnel = tunnel::to(self.flow.mode, backend, self.hash);
         copy(&tunnel.source, &mut self.to.source);
         self.tunnel = tunnel;
     }

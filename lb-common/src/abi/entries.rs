@@ -238,6 +238,8 @@ abi_enum! {
         DsrIpip = 3 "dsr-ipip",
         /// The same, in UDP (GUE variant 1): networks spread it over paths and queues like any UDP.
         DsrGue = 4 "dsr-gue",
+        /// The same, in GRE (RFC 2784), without key and checksum.
+        DsrGre = 5 "dsr-gre",
     }
 }
 
