@@ -35,6 +35,7 @@ mod ports;
 mod quic;
 mod reconcile;
 mod refused;
+mod reload;
 mod rescue;
 
 mod scale;
