@@ -38,6 +38,7 @@
 mod addresses;
 mod announce;
 mod bpffs;
+mod crowd;
 mod error;
 mod frames;
 mod links;
@@ -60,6 +61,7 @@ mod watch;
 pub use addresses::{Added, HostAddress};
 pub use announce::announce;
 pub use bpffs::{BPFFS, Bpffs, NoBpffs, ensure_bpffs, is_bpffs};
+pub use crowd::{Sharing, SmallNetwork, routes};
 pub use error::HostError;
 pub use frames::{ArpForm, gratuitous_arp, unsolicited_advertisement};
 pub use links::{Link, VlanOf};
