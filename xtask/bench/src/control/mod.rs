@@ -12,7 +12,7 @@ mod agent;
 mod checks;
 mod look;
 mod scene;
-mod syscalls;
+pub(crate) mod syscalls;
 
 use std::{
     collections::BTreeMap,
