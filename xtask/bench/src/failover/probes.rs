@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_turn_that_was_left_out_is_missing_in_the_count() {
         let every = |ms: u64, turns: std::ops::Range<u64>| turns.map(|n| ms * 1000 + n * 100_000).collect::<Vec<_>>();
-        let mut times = vec![every(0, 0..10), every(30, 0..10), every(99, 0..10)];
+        let mut times = [every(0, 0..10), every(30, 0..10), every(99, 0..10)];
         assert_eq!(in_turns(times.iter()), (9, vec![9, 9, 9]));
         times[1].remove(4);
         assert_eq!(in_turns(times.iter()), (9, vec![9, 8, 9]));
