@@ -50,7 +50,7 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         return LONGER;
     }
     step!(Backend, backend.port.get(), after.0);
-    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(backend, hash));
+    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(flow.mode, backend, hash));
     let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref(), now) else { return LONGER };
     step!(Hop, hop.ifindex);
     if after != found.word && found.touch(after) {
@@ -65,7 +65,7 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         source: flow.source,
         destination: backend.address,
         source_port: flow.source_port,
-        destination_port: table::backend_port(backend, flow.service_port),
+        destination_port: backend.port_for(flow.service_port),
     };
     sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop)
 }

@@ -374,7 +374,7 @@ fn way(facts: &BalancerFacts, backend: &BackendFacts) -> Check {
     };
     if backend.mode == Mode::DsrL2 && route.gateway.is_some() {
         return fail(name, format!("{told}: dsr-l2 needs it on a segment with the balancer"))
-            .fix("mode = \"dsr-ipip\" or \"dsr-gue\" for its service");
+            .fix("mode = \"dsr-ipip\", \"dsr-gue\" or \"dsr-gre\" for its service");
     }
     match backend.neighbour {
         Some(false) => fail(name, format!("{told}; {} does not answer", route.next_hop))
