@@ -39,7 +39,7 @@ pub const fn kept_len(v4: bool, offset: u16, packet_len: u16, data_offset: u8) -
     if plain && packet_len as usize == network + tcp { network + tcp } else { 0 }
 }
 
-/// A SYN that was kept.
+/// A SYN that was kept. Nothing is about one that was not.
 #[derive(Clone, Copy)]
 pub struct Syn<'a> {
     pub v4: bool,
@@ -70,14 +70,14 @@ impl Syn<'_> {
     /// reset counts if it acknowledges the SYN). Any other one is forged, or not about this connection.
     #[inline(always)]
     pub const fn is_refused_by(&self, acknowledgement: [u8; 4]) -> bool {
-        u32::from_be_bytes(acknowledgement) == self.sequence().wrapping_add(1)
+        self.len != 0 && u32::from_be_bytes(acknowledgement) == self.sequence().wrapping_add(1)
     }
 
     /// Whether an error that quotes this sequence number is about the SYN: who did not see it would have to
     /// guess (RFC 5927, 4.1).
     #[inline(always)]
     pub const fn is_quoted_by(&self, sequence: [u8; 4]) -> bool {
-        u32::from_be_bytes(sequence) == self.sequence()
+        self.len != 0 && u32::from_be_bytes(sequence) == self.sequence()
     }
 
     #[inline(always)]
@@ -170,6 +170,13 @@ mod tests {
             assert!(!syn.is_refused_by([0xff; 4]) && !syn.is_refused_by([0, 0, 0, 1]));
             assert_eq!((syn.tcp_flags(), syn.offset()), (2, if v4 { 34 } else { 54 }));
         }
+    }
+
+    #[test]
+    fn nothing_is_about_a_syn_that_was_not_kept() {
+        let (headers, _) = syn(true, &[]);
+        let syn = Syn { v4: true, len: 0, headers: &headers };
+        assert!(!syn.is_refused_by([0; 4]) && !syn.is_quoted_by([0xff; 4]));
     }
 
     #[test]

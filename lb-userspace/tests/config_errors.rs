@@ -99,7 +99,6 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
 
 fixtures! { WARNED, |name| render(&warnings(name), ReportStyle::Plain),
     backend_is_another_service
-    check_beside_a_tunnel_between_families
     check_settings_without_a_check
     every_port_without_a_check
     every_weight_zero

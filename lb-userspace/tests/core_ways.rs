@@ -83,12 +83,13 @@ fn another_port_is_asked_at_the_services_address_and_another_address_as_it_is() 
 }
 
 #[test]
-fn a_backend_of_another_family_is_asked_at_its_own_address_and_that_is_shown() {
+fn a_backend_of_another_family_is_asked_at_the_services_address_too() {
     let web = direct("web", "[2001:db8::1]:80", Mode::DsrIpip, &[A]);
     let world = World::new(config(vec![web.clone()]));
-    assert_eq!(world.core.probes()[0].way, None);
-    let why = "the service's address is of another family than the backend's".to_owned();
-    assert_eq!(asked(&world, "web"), [AskedAt::Backend(Some(why))]);
+    let way = world.core.probes()[0].way.clone().unwrap();
+    assert_eq!(way.service.to_string(), "[2001:db8::1]:80");
+    assert!(way.tunnel.is_some() && way.is_across(A.parse::<std::net::SocketAddr>().unwrap().ip()));
+    assert_eq!(asked(&world, "web"), [AskedAt::Service]);
     let mut meant = web;
     meant.health.via = Via::Backend;
     assert_eq!(asked(&World::new(config(vec![meant])), "web"), [AskedAt::Backend(None)]);

@@ -29,6 +29,9 @@ const OURS: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const THEIRS: [u8; 6] = [2, 0, 0, 0, 0, 0x0b];
 const BACKEND4: &str = "10.95.0.11:8080";
 const BACKEND6: &str = "[fd00:95::11]:8080";
+/// Ours, on the wire to the backend.
+const LOCAL4: &str = "10.95.0.1";
+const LOCAL6: &str = "fd00:95::1";
 const SERVICE4: &str = "203.0.113.10:80";
 const SERVICE6: &str = "[2001:db8::10]:80";
 
@@ -239,13 +242,34 @@ fn to_service(packet: &[u8], source: SocketAddr, service: SocketAddr) -> Vec<u8>
     payload
 }
 
+/// This host's address of the service's family, where that is not the backend's.
+fn other_local(backend: SocketAddr, way: &Way) -> Option<IpAddr> {
+    let local = if way.service.is_ipv4() { LOCAL4 } else { LOCAL6 };
+    way.is_across(backend.ip()).then(|| local.parse().unwrap())
+}
+
+/// A socket as probes have it, with the way hung on, and whom it is to be connected to.
+fn socket(ways: &ProbeWays, backend: SocketAddr, way: &Way, kind: Type) -> (Socket, SocketAddr) {
+    let across = way.is_across(backend.ip());
+    let any: SocketAddr = if backend.is_ipv4() && !across { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    let socket = Socket::new(Domain::for_address(any), kind, None).unwrap();
+    if across {
+        socket.set_only_v6(false).unwrap();
+    }
+    socket.bind(&any.into()).unwrap();
+    ways.sockets().hang_on(socket.as_fd(), &way.entry(backend, other_local(backend, way))).unwrap();
+    let peer = match backend {
+        SocketAddr::V4(backend) if across => (backend.ip().to_ipv6_mapped(), backend.port()).into(),
+        backend => backend,
+    };
+    (socket, peer)
+}
+
 /// A datagram's frame as this way has it.
 fn datagram(far: &Socket, ways: &ProbeWays, backend: &str, way: &Way) -> (UdpSocket, Vec<u8>) {
-    let backend: SocketAddr = backend.parse().unwrap();
-    let any: SocketAddr = if backend.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
-    let socket = UdpSocket::bind(any).unwrap();
-    ways.sockets().hang_on(socket.as_fd(), &way.entry(backend)).unwrap();
-    socket.connect(backend).unwrap();
+    let (socket, peer) = socket(ways, backend.parse().unwrap(), way, Type::DGRAM);
+    let socket = UdpSocket::from(socket);
+    socket.connect(peer).unwrap();
     assert_eq!(ways.sockets().sent(socket.as_fd()).unwrap(), 0);
     socket.send(b"a question").unwrap();
     let frame = next_frame(far, |frame| frame.windows(10).any(|bytes| bytes == b"a question"));
@@ -319,18 +343,19 @@ fn tunnels_are_as_the_data_path_makes_them() {
 
 #[test]
 fn a_connection_goes_the_same_way_with_its_checksums_whole() {
-    for (backend, service) in [(BACKEND4, SERVICE4), (BACKEND6, SERVICE6)] {
+    for (backend, service) in [(BACKEND4, SERVICE4), (BACKEND6, SERVICE6), (BACKEND4, SERVICE6), (BACKEND6, SERVICE4)] {
         Lab::run(move |far| {
             let ways = loaded(Hook::of_kernel());
             let backend: SocketAddr = backend.parse().unwrap();
             for mode in TUNNELS {
-                let socket = Socket::new(Domain::for_address(backend), Type::STREAM, None).unwrap();
-                socket.set_nonblocking(true).unwrap();
                 let way = way(service, Some(tunnel(mode, None, 0, DontFragment::Copy)));
-                ways.sockets().hang_on(socket.as_fd(), &way.entry(backend)).unwrap();
-                let begun = socket.connect(&backend.into()).unwrap_err();
+                let (socket, peer) = socket(&ways, backend, &way, Type::STREAM);
+                socket.set_nonblocking(true).unwrap();
+                let begun = socket.connect(&peer.into()).unwrap_err();
                 assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));
-                let local = socket.local_addr().unwrap().as_socket().unwrap();
+                let bound = socket.local_addr().unwrap().as_socket().unwrap();
+                let seen = other_local(backend, &way).unwrap_or(bound.ip());
+                let local = SocketAddr::new(seen, bound.port());
                 let port = local.port().to_be_bytes();
                 let frame = next_frame(far, |frame| frame.windows(2).skip(34).any(|bytes| bytes == port));
                 let outer = unpack(&frame);
@@ -361,6 +386,85 @@ fn answers_of_the_services_address_come_to_the_probes_socket_alone() {
             });
         }
     }
+}
+
+#[test]
+fn between_families_the_tunnel_has_a_packet_of_the_services_and_its_answer_comes_back() {
+    for hook in hooks() {
+        for (backend, service) in [(BACKEND4, SERVICE6), (BACKEND6, SERVICE4)] {
+            for mode in TUNNELS {
+                Lab::run(move |far| {
+                    let ways = loaded(hook);
+                    let peer: SocketAddr = backend.parse().unwrap();
+                    let way = way(service, Some(tunnel(mode, None, 0, DontFragment::Copy)));
+                    let (socket, frame) = datagram(far, &ways, backend, &way);
+                    let bound = socket.local_addr().unwrap();
+                    let outer = unpack(&frame);
+                    assert_eq!((outer.source, outer.destination), (bound.ip().to_canonical(), peer.ip()));
+                    assert_eq!((outer.hop_limit, outer.dont_fragment), (64, true));
+                    let local = SocketAddr::new(other_local(peer, &way).unwrap(), bound.port());
+                    assert_eq!(to_service(&outer.inner, local, service.parse().unwrap()), b"a question");
+                    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                    far.send(&reply(service.parse().unwrap(), local, b"an answer")).unwrap();
+                    let mut bytes = [0; 64];
+                    let (len, from) = socket.recv_from(&mut bytes).unwrap();
+                    assert_eq!((&bytes[..len], from.ip().to_canonical()), (&b"an answer"[..], peer.ip()));
+                    let counts = ways.sockets().counts().unwrap();
+                    assert_eq!((counts.sent, counts.answered, counts.dropped), (1, 1, 0));
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn that_nobody_listens_at_the_services_address_is_heard_at_once() {
+    for hook in hooks() {
+        for (backend, service) in [(BACKEND4, SERVICE4), (BACKEND6, SERVICE6)] {
+            Lab::run(move |far| {
+                let ways = loaded(hook);
+                let way = way(service, Some(tunnel(Mode::DsrIpip, None, 0, DontFragment::Copy)));
+                let (socket, frame) = datagram(far, &ways, backend, &way);
+                let quoted = unpack(&frame).inner;
+                let (from, to) = (way.service.ip(), socket.local_addr().unwrap().ip());
+                let heard = |frame: &[u8], within| {
+                    socket.set_read_timeout(Some(within)).unwrap();
+                    far.send(frame).unwrap();
+                    socket.recv(&mut [0; 64]).unwrap_err().kind()
+                };
+                // About a datagram from another port.
+                let mut other = quoted.clone();
+                let at = if from.is_ipv4() { 20 } else { 40 };
+                other[at + 1] ^= 1;
+                let wrong = heard(&port_unreachable(from, to, &other), Duration::from_millis(200));
+                assert_eq!(wrong, ErrorKind::WouldBlock);
+                let right = heard(&port_unreachable(from, to, &quoted), Duration::from_secs(5));
+                assert_eq!(right, ErrorKind::ConnectionRefused);
+                // A router on the way, which has an address of its own.
+                let router = if from.is_ipv4() { "192.0.2.7" } else { "2001:db8:7::7" }.parse().unwrap();
+                socket.send(b"a question").unwrap();
+                let right = heard(&port_unreachable(router, to, &quoted), Duration::from_secs(5));
+                assert_eq!(right, ErrorKind::ConnectionRefused);
+            });
+        }
+    }
+}
+
+/// An ICMP error that quotes this packet.
+fn port_unreachable(from: IpAddr, to: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let ethernet = PacketBuilder::ethernet2(THEIRS, OURS);
+    let made = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            ethernet.ipv4(from.octets(), to.octets(), 64).icmpv4_raw(3, 3, [0; 4]).write(&mut frame, quoted)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            ethernet.ipv6(from.octets(), to.octets(), 64).icmpv6_raw(1, 4, [0; 4]).write(&mut frame, quoted)
+        }
+        _ => panic!("two families"),
+    };
+    made.unwrap();
+    frame
 }
 
 /// A datagram from the service's address.

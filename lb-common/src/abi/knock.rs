@@ -23,7 +23,8 @@ pub struct Knock {
     pub tried: [u32; KNOCK_TRIES],
     /// How many of them there are; at least one.
     pub tries: u8,
-    /// Bytes of `headers` that count.
+    /// Bytes of `headers` that count; 0: the SYN was not kept (it had data, or its answer will not be seen), and
+    /// only its client can send it to another backend.
     pub len: u8,
     /// Not 0: IPv4.
     pub v4: u8,

@@ -51,6 +51,9 @@ pub const KNOCK_TRIES: usize = 4;
 pub const MOVED: u32 = 8192;
 /// Nanoseconds after its SYN before which no other packet counts as the same SYN sent again.
 pub const KNOCK_AGAIN_NS: u64 = 10_000_000;
+/// Nanoseconds for which a SYN that can be sent to another backend is not forgotten for one that cannot: as long
+/// as a backend may take to answer.
+pub const KNOCK_KEPT_NS: u64 = 1_000_000_000;
 /// Nanoseconds for which a backend's first packets may wait before the next one wakes the agent.
 pub const KNOCK_PATIENCE_NS: u64 = 20_000_000;
 /// Nanoseconds between two times that the agent is woken for one backend.

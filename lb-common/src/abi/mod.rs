@@ -72,7 +72,7 @@ assert_size! {
     MovedKey = 36,
     Handshakes = 256,
     decap::Settings = 8,
-    probe::Way = 64,
+    probe::Way = 80,
     probe::AnswerKey = 40,
-    probe::Backend = 20,
+    probe::Backend = 36,
 }

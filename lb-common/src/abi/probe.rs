@@ -30,6 +30,8 @@ pub struct Way {
     pub backend: Address,
     /// Source of the tunnel; all zero: the packet's own.
     pub source: Address,
+    /// Where service and backend are of two families: what the service sees as the packet's source.
+    pub local: Address,
     pub service_port: Port,
     pub backend_port: Port,
     /// `dsr-gue`: UDP destination port.
@@ -62,6 +64,8 @@ pub struct AnswerKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 pub struct Backend {
     pub address: Address,
+    /// What the socket is bound to.
+    pub local: Address,
     pub port: Port,
     pub reserved: [u8; 2],
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, Handshakes, Knock, Mode, Protocol, ServiceValue, Silence,
-        limits::{KNOCK_PATIENCE_NS, KNOCK_TELL_NS, KNOCK_TRIES},
+        limits::{KNOCK_KEPT_NS, KNOCK_PATIENCE_NS, KNOCK_TELL_NS, KNOCK_TRIES},
     },
     packet::PacketAccess,
     parse::{NETWORK_OFFSET, Part},
@@ -75,16 +75,18 @@ pub fn stamp(knock: *mut Knock) -> u64 {
 }
 
 /// Keeps the packet, whose flow has just begun, if that is a connection whose answer will be seen and
-/// whose service is watched. 0: it was not kept.
+/// whose service is watched. Of one that cannot be sent to another backend by us, but by its client, only
+/// when it came and where it went. 0: nothing was kept.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let transport = &packet.transport;
-    if Mode::is_one_sided(packet.service.mode) || !packet.service.has(ServiceValue::WATCHED) {
+    let one_sided = Mode::is_one_sided(packet.service.mode);
+    if !packet.service.has(ServiceValue::WATCHED) {
         return 0;
     }
-    if transport.protocol == Protocol::Udp && packet.service.has(ServiceValue::ANSWERED) {
+    if transport.protocol == Protocol::Udp && !one_sided && packet.service.has(ServiceValue::ANSWERED) {
         asked(packet.flow.backend_id, &packet.network.source, time());
         return 0;
     }
@@ -92,14 +94,17 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
         return 0;
     }
     let now = time();
-    asked(packet.flow.backend_id, &packet.network.source, now);
     let frame = Frame::of(md);
-    let Some(data_offset) = frame.read::<u8>(transport.offset as usize + 12) else { return 0 };
-    let len = opaque(kept_len(packet.network.v4, transport.offset, transport.packet_len, data_offset));
-    if len == 0 || len > HEADERS {
-        return 0;
+    let mut len = 0;
+    if !one_sided {
+        asked(packet.flow.backend_id, &packet.network.source, now);
+        let Some(data_offset) = frame.read::<u8>(transport.offset as usize + 12) else { return 0 };
+        len = kept_len(packet.network.v4, transport.offset, transport.packet_len, data_offset);
     }
     let Some(knock) = place(packet.tuple.hash) else { return 0 };
+    if len == 0 && is_needed(knock, now) {
+        return 0;
+    }
     if !claim(knock, stamp(knock)) {
         return 0;
     }
@@ -115,10 +120,27 @@ pub extern "C" fn keep(md: *mut xdp_md) -> u32 {
         (*knock).v4 = packet.network.v4 as u8;
         (*knock).client_mac = packet.flow.client_mac;
         let headers = (&raw mut (*knock).headers).cast();
-        bpf_xdp_load_bytes(md, NETWORK_OFFSET as u32, headers, len as u32)
+        let len = opaque(len);
+        if len == 0 {
+            0
+        } else if len > HEADERS {
+            -1
+        } else {
+            bpf_xdp_load_bytes(md, NETWORK_OFFSET as u32, headers, len as u32)
+        }
     };
     release(knock, if refused == 0 { Knock::stamp_of(packet.tuple.hash) } else { Knock::FREE });
     (refused == 0) as u32
+}
+
+/// Whether a SYN is kept here that may still have to go to another backend.
+#[inline(always)]
+fn is_needed(knock: *mut Knock, now: u64) -> bool {
+    let kept = stamp(knock) != Knock::FREE;
+    // SAFETY: aligned words of a map value; what is read while somebody writes is right a moment later.
+    let (len, sent_at) =
+        unsafe { ((&raw const (*knock).len).read_volatile(), (&raw const (*knock).sent_at).read_volatile()) };
+    kept && len != 0 && now.wrapping_sub(sent_at) < KNOCK_KEPT_NS
 }
 
 /// Takes in that the packet's flow was answered, by the packet.

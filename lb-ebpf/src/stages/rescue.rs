@@ -331,14 +331,22 @@ extern "C" fn note(md: *mut xdp_md) -> u32 {
     if stamp(knock) != Knock::stamp_of(hash) || tries >= KNOCK_TRIES {
         return keep(md);
     }
+    // SAFETY: an aligned word of a map value.
+    if unsafe { (&raw const (*knock).len).read_volatile() } == 0 {
+        // It may come without data this time.
+        keep(md);
+    }
     if !knock::claim(knock, Knock::stamp_of(hash)) {
         return 0;
     }
     let now = knock::time();
-    knock::asked(packet.flow.backend_id, &packet.network.source, now);
+    if !Mode::is_one_sided(packet.flow.mode) {
+        knock::asked(packet.flow.backend_id, &packet.network.source, now);
+    }
     // SAFETY: the element is this program's until it is released.
     unsafe {
         (*knock).sent_at = now;
+        copy(&packet.rescue.tried, &mut (*knock).tried);
         (*knock).tried[tries] = packet.flow.backend_id;
         (*knock).tries = tries as u8 + 1;
         (*knock).contested = 0;

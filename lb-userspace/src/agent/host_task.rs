@@ -2,19 +2,13 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use lb_common::abi::Address;
 use tokio::sync::mpsc;
 
 use super::{run_loop::Finding, vlan_sync::VlanSync};
 use crate::{
     config::Config,
-    host::{Host, Link, LinkEvents, Netlink, Route},
+    host::{Host, Link, LinkEvents, Netlink, Sharing, routes},
 };
-
-/// Backends whose routes are asked for one by one.
-const FEW: usize = 256;
-/// Bits of a small network: IPv4, IPv6.
-const SMALL: (u8, u8) = (24, 64);
 
 /// One thing to do.
 #[derive(Debug)]
@@ -80,20 +74,11 @@ pub async fn sources(
 /// Makes the kernel resolve the next hop towards each backend. Of many backends only one of a small network
 /// is asked about, where a router is on the way: packets to others ask for what is still missing.
 pub async fn warm(netlink: &Netlink, backends: impl IntoIterator<Item = IpAddr>, excluded: &BTreeSet<IpAddr>) {
-    let backends: Vec<IpAddr> = backends.into_iter().collect();
-    let each = backends.len() <= FEW;
     let mut hops = BTreeSet::new();
-    let mut before: Option<(Address, Route)> = None;
-    // In the order of addresses: those of a network are neighbours.
-    for backend in backends {
-        let network = Address::from(backend).masked(SMALL.0, SMALL.1);
-        let route = match before.filter(|(asked, route)| !each && *asked == network && route.gateway.is_some()) {
-            Some((_, route)) => Ok(Some(route)),
-            None => netlink.route_to(backend, excluded).await,
-        };
+    let ask = |backend| netlink.route_to(backend, excluded);
+    for (backend, route) in routes(backends, Sharing::Router, &BTreeSet::new(), ask).await {
         match route {
             Ok(Some(route)) if !route.local => {
-                before = Some((network, route));
                 hops.insert((route.ifindex, route.next_hop));
             }
             // This host itself, or no route: core and status say so.

@@ -43,3 +43,4 @@ mod sweep_thread;
 mod vlan_sync;
 pub mod watch;
 mod way_keeper;
+mod way_routes;

@@ -14,13 +14,16 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::run_loop::Finding;
+use super::{
+    run_loop::Finding,
+    way_routes::{Found, Routes, Wanted},
+};
 use crate::{
     api::model::WaysStatus,
     core::ProbeKey,
     dataplane::kernel::probe_ways::{Hook, ProbeSockets, ProbeWays, sweep},
     health::{KnownWays, Ways},
-    host::{Link, LinkEvents, Netlink, RouteEvents},
+    host::{LinkEvents, Netlink, RouteEvents},
 };
 
 /// Looks at everything again at least so often.
@@ -31,7 +34,7 @@ const REST: Duration = Duration::from_millis(100);
 /// What others see of it.
 #[derive(Clone, Debug)]
 pub(super) struct WayKeeper {
-    wanted: watch::Sender<BTreeSet<IpAddr>>,
+    wanted: watch::Sender<Wanted>,
     known: KnownWays,
     shown: Arc<Mutex<Shown>>,
 }
@@ -49,12 +52,18 @@ impl WayKeeper {
         netlink: Netlink,
         findings: mpsc::Sender<Finding>,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let (wanted, asked) = watch::channel(BTreeSet::new());
+        let (wanted, asked) = watch::channel(Wanted::default());
         let (publish, known) = watch::channel(Ways::default());
         let known = KnownWays { known, missed: Arc::new(Notify::new()) };
         let shown = Arc::default();
-        let work =
-            Work { netlink, findings, publish, shown: Arc::clone(&shown), programs: None, told: BTreeSet::new() };
+        let work = Work {
+            routes: Routes::new(netlink),
+            findings,
+            publish,
+            shown: Arc::clone(&shown),
+            programs: None,
+            told: BTreeSet::new(),
+        };
         let run = work.run(asked, Arc::clone(&known.missed));
         (Self { wanted, known, shown }, run)
     }
@@ -66,18 +75,19 @@ impl WayKeeper {
 
     /// Keeps the ways that these probes go, and no others.
     pub(super) fn keep(&self, keys: &[ProbeKey]) {
-        let backends: BTreeSet<IpAddr> =
-            keys.iter().filter(|key| key.way.is_some()).map(|key| key.target.ip()).collect();
+        let ways = keys.iter().filter_map(|key| Some((key.target.ip(), key.way.as_ref()?.service.ip())));
+        let (backends, services) = ways.unzip();
+        let now = Wanted { backends, services };
         self.wanted.send_if_modified(|wanted| {
-            let changed = *wanted != backends;
-            *wanted = backends;
+            let changed = *wanted != now;
+            *wanted = now;
             changed
         });
     }
 
     /// As it is now; `None`: no probe goes such a way.
     pub(super) fn status(&self) -> Option<WaysStatus> {
-        let wanted = self.wanted.borrow().len();
+        let wanted = self.wanted.borrow().backends.len();
         if wanted == 0 {
             return None;
         }
@@ -96,7 +106,7 @@ impl WayKeeper {
 }
 
 struct Work {
-    netlink: Netlink,
+    routes: Routes,
     findings: mpsc::Sender<Finding>,
     publish: watch::Sender<Ways>,
     shown: Arc<Mutex<Shown>>,
@@ -105,18 +115,17 @@ struct Work {
     told: BTreeSet<String>,
 }
 
-/// The way to one backend: by this interface; why there is none.
-type Found = BTreeMap<IpAddr, Result<Link, String>>;
-
 impl Work {
     /// Ends when nobody asks or listens any more.
-    async fn run(mut self, mut wanted: watch::Receiver<BTreeSet<IpAddr>>, missed: Arc<Notify>) {
+    async fn run(mut self, mut wanted: watch::Receiver<Wanted>, missed: Arc<Notify>) {
         let mut changes = Changes::subscribe();
         // What an agent left that was killed.
         let _ = spawn_blocking(sweep).await;
+        let mut unsure = false;
         loop {
             let asked = wanted.borrow_and_update().clone();
-            self.look(&asked).await;
+            self.look(&asked, std::mem::take(&mut unsure)).await;
+            let some = !asked.backends.is_empty();
             let rested = Instant::now() + REST;
             tokio::select! {
                 named = wanted.changed() => if named.is_err() {
@@ -125,9 +134,9 @@ impl Work {
                     // New backends wait for this.
                     continue;
                 },
-                () = missed.notified() => {}
-                () = changes.next(), if !asked.is_empty() => {}
-                () = sleep_until(Instant::now() + AGAIN), if !asked.is_empty() => {}
+                () = missed.notified() => unsure = true,
+                () = changes.next(), if some => {}
+                () = sleep_until(Instant::now() + AGAIN), if some => {}
             }
             let news = timeout(rested.saturating_duration_since(Instant::now()), wanted.changed()).await;
             if matches!(news, Ok(Err(_))) {
@@ -136,14 +145,15 @@ impl Work {
         }
     }
 
-    async fn look(&mut self, backends: &BTreeSet<IpAddr>) {
-        if backends.is_empty() {
+    /// `unsure`: packets did not go the way that is known.
+    async fn look(&mut self, wanted: &Wanted, unsure: bool) {
+        if wanted.backends.is_empty() {
             self.programs = None;
             *self.shown() = Shown::default();
             self.publish.send_replace(Ways::default());
             return;
         }
-        let found = self.find(backends).await;
+        let (found, others) = self.routes.find(wanted, unsure).await;
         let programs = self.programs.take();
         let done = spawn_blocking(move || put(programs, found)).await;
         let Ok(Put { programs, backends, interfaces }) = done else { return };
@@ -151,34 +161,11 @@ impl Work {
         let sockets = programs.as_ref().map(ProbeWays::sockets);
         self.programs = programs;
         *self.shown() = Shown { sockets: sockets.clone(), interfaces };
-        self.publish.send_replace(Ways { sockets: sockets.map(|sockets| sockets as _), backends });
+        self.publish.send_replace(Ways { sockets: sockets.map(|sockets| sockets as _), backends, others });
     }
 
     fn shown(&self) -> std::sync::MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The interface that leads to each backend.
-    async fn find(&self, backends: &BTreeSet<IpAddr>) -> Found {
-        let links = match self.netlink.links().await {
-            Ok(links) => links.into_iter().map(|link| (link.ifindex, link)).collect::<BTreeMap<_, _>>(),
-            Err(error) => return backends.iter().map(|backend| (*backend, Err(error.to_string()))).collect(),
-        };
-        let mut found = Found::new();
-        for &backend in backends {
-            let way = match self.netlink.route_to(backend, &BTreeSet::new()).await {
-                Err(error) => Err(error.to_string()),
-                Ok(None) => Err("there is no route to it".to_owned()),
-                Ok(Some(route)) if route.local => Err("its address is this host's own".to_owned()),
-                Ok(Some(route)) => match links.get(&route.ifindex) {
-                    Some(link) if link.mac.is_some() => Ok(link.clone()),
-                    Some(link) => Err(format!("{} has no Ethernet addresses", link.name)),
-                    None => Err("the interface to it is gone".to_owned()),
-                },
-            };
-            found.insert(backend, way);
-        }
-        found
     }
 
     /// Tells what is wrong, once for each reason.

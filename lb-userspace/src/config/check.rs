@@ -12,7 +12,6 @@ use super::{
     diagnostic::{At, Finding, Findings, Located},
     keys,
     model::MssClamp,
-    probes::Via,
     quic,
     read::{BackendDraft, Draft, LimitsDraft, ServiceDraft},
 };
@@ -58,7 +57,6 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
     countable(findings, service);
     clamped(findings, service);
     same_family(findings, service);
-    asked_elsewhere(findings, service);
     not_itself(findings, service);
     unique_backends(findings, service);
     weights(findings, service);
@@ -128,26 +126,6 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
                 .help(format!("or write the backend's {} address", family(ours)));
             findings.error(finding);
         }
-    }
-}
-
-/// A check goes to the service's address by a connection to the backend's, which has to be one of the
-/// same family.
-fn asked_elsewhere(findings: &mut Findings, service: &ServiceDraft) {
-    let (Ok(listen), Ok(mode), Ok(health)) = (&service.listen, &service.mode, &service.health) else { return };
-    let mut asked = service.backends().filter(|backend| matches!(backend.check_address, Ok(None)));
-    let other = asked.find_map(|backend| {
-        let endpoint = backend.endpoint.as_ref().ok()?;
-        (endpoint.value.ip.is_ipv4() != listen.value.ip().is_ipv4()).then_some(endpoint)
-    });
-    if let (Via::Service, true, Some(endpoint)) = (health.via, Mode::joins_families(mode.value as u8), other) {
-        let message = "checks of this backend go to its own address, and not through its tunnel to the service's";
-        let finding = Finding::new(&endpoint.at, message)
-            .and(&listen.at, "an address of another family")
-            .help("they do not notice when only the tunnel's end or the service's address is missing on the backend")
-            .help("write the backend's address of the service's family, or say that this is meant:")
-            .help("    [service.health]\n    via = \"backend\"");
-        findings.warning(finding);
     }
 }
 

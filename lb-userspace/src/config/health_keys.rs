@@ -129,7 +129,8 @@ pub(super) static VIA: Key<Via> = Key {
     ),
     doc: "Which way a check goes. `service`: to the service's address, by the backend's MAC or through its tunnel, as \
           the packets of clients do. `backend`: to the backend's own address. A backend with a `check-address` is \
-          always asked there, and one of another address family than the service's at its own address.",
+          always asked there. For a backend of another address family than the service's the balancer needs an \
+          address of the service's family too, which backends can answer to.",
 };
 
 const INTERVAL_RANGE: Time = Time { min: Duration::from_millis(10), max: Duration::from_secs(3600) };

@@ -10,9 +10,7 @@ use super::{
     election::RoleState,
     health::word,
     service::{Member, Service},
-    way::OTHER_FAMILY,
 };
-use crate::config::Via;
 
 impl Core {
     /// Every configured service, in file order.
@@ -81,7 +79,7 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
         health_reason: member.health.reason.clone(),
         health_since: member.health.since,
         last_probe: member.last_probe.clone(),
-        asked: member.probes.health.as_ref().map(|key| asked_at(service, member, key)),
+        asked: member.probes.health.as_ref().map(|key| asked_at(member, key)),
         role: service.config.as_ref().and_then(|config| config.role.as_ref()).map(|_| role(&member.role)),
         agent: member.agent.shown(),
         suspended: member.suspicion.suspended.is_some(),
@@ -93,13 +91,12 @@ fn backend(service: &Service, member: &Member, used: bool, unlisted: bool) -> Ba
     }
 }
 
-fn asked_at(service: &Service, member: &Member, key: &ProbeKey) -> AskedAt {
-    let meant = service.config.as_ref().is_some_and(|config| config.health.via == Via::Service);
+fn asked_at(member: &Member, key: &ProbeKey) -> AskedAt {
     let last = member.last_probe.as_ref().and_then(|last| last.own_address.clone());
     match &key.way {
         Some(_) if last.is_none() => AskedAt::Service,
         Some(_) => AskedAt::Backend(last),
-        None => AskedAt::Backend((meant && member.check_address.is_none()).then(|| OTHER_FAMILY.to_owned())),
+        None => AskedAt::Backend(None),
     }
 }
 

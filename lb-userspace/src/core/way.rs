@@ -37,7 +37,7 @@ impl Way {
     /// is asked. `None`: to the backend's own.
     pub(super) fn of(service: &config::Service, backend: IpAddr, port: u16) -> Option<Self> {
         let listen = service.listen.ip();
-        if service.health.via != Via::Service || listen.is_ipv4() != backend.is_ipv4() {
+        if service.health.via != Via::Service {
             return None;
         }
         let tunnel = Mode::is_tunnel(service.mode as u8).then(|| {
@@ -53,13 +53,21 @@ impl Way {
         Some(Self { service: SocketAddr::new(listen, port), tunnel })
     }
 
-    /// As the programs on the way read it, for a socket that is connected to `backend`.
-    pub fn entry(&self, backend: SocketAddr) -> probe::Way {
+    /// Whether the service is of another family than `backend`.
+    pub fn is_across(&self, backend: IpAddr) -> bool {
+        self.service.is_ipv4() != backend.is_ipv4()
+    }
+
+    /// As the programs on the way read it, for a socket that is connected to `backend`; `local`: this host's address
+    /// of the service's family, where that is another one than the backend's.
+    pub fn entry(&self, backend: SocketAddr, local: Option<IpAddr>) -> probe::Way {
         let tunnel = self.tunnel.as_ref();
+        let nothing = Address::v6([0; 16]);
         probe::Way {
             service: self.service.ip().into(),
             backend: backend.ip().into(),
-            source: tunnel.and_then(|tunnel| tunnel.source).map_or(Address::v6([0; 16]), Address::from),
+            source: tunnel.and_then(|tunnel| tunnel.source).map_or(nothing, Address::from),
+            local: local.map_or(nothing, Address::from),
             service_port: Port::new(self.service.port()),
             backend_port: Port::new(backend.port()),
             gue_port: tunnel.and_then(|tunnel| tunnel.gue_port).map_or(Port::ANY, Port::new),
@@ -89,6 +97,3 @@ impl AskedAt {
         }
     }
 }
-
-/// Why probes go to a backend's own address although its service's checks go to the service's.
-pub(super) const OTHER_FAMILY: &str = "the service's address is of another family than the backend's";

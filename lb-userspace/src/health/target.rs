@@ -16,6 +16,19 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Whether its sockets speak both families, so that their port is theirs in both.
+    pub fn is_dual(&self) -> bool {
+        self.mark.is_some_and(Mark::is_across)
+    }
+
+    /// What sockets are connected to, as they write it.
+    pub fn peer(&self) -> SocketAddr {
+        match self.address {
+            SocketAddr::V4(address) if self.is_dual() => (address.ip().to_ipv6_mapped(), address.port()).into(),
+            address => address,
+        }
+    }
+
     /// Has the packets of a new socket go the probe's way.
     ///
     /// # Errors

@@ -19,20 +19,23 @@ use super::{failure::Failure, target::Target};
 /// the server did accept.
 pub async fn connect(target: Target<'_>) -> Result<TcpStream, Failure> {
     let socket = socket(target).map_err(Failure::Local)?;
-    let stream = socket.connect(target.address).await.map_err(Failure::connect)?;
+    let stream = socket.connect(target.peer()).await.map_err(Failure::connect)?;
     target.answered(&stream);
     refuse_self_connection(&stream, target.address).map_err(Failure::connect)?;
     Ok(stream)
 }
 
 fn socket(target: Target<'_>) -> io::Result<TcpSocket> {
-    let v4 = target.address.is_ipv4();
+    let v4 = target.peer().is_ipv4();
     let socket = if v4 { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_zero_linger()?;
     socket.set_nodelay(true)?;
     if let Some(mark) = target.mark {
         // Backends of one service answer from one address: a port of its own tells the probe's answers
         // from others'. A port that is bound is nobody else's.
+        if target.is_dual() {
+            SockRef::from(&socket).set_only_v6(false)?;
+        }
         socket.bind(any(v4))?;
         if mark.is_tunnel() {
             SockRef::from(&socket).set_tcp_mss(TUNNEL_MSS)?;

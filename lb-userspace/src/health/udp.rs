@@ -2,6 +2,7 @@
 
 use std::io;
 
+use socket2::{Domain, Socket, Type};
 use tokio::net::UdpSocket;
 
 use super::{
@@ -44,15 +45,25 @@ pub async fn ask(target: Target<'_>, check: &UdpCheck, trace: &mut Trace) -> Res
 /// As [`ask`].
 pub async fn send(target: Target<'_>, bytes: &[u8], trace: &mut Trace) -> Result<UdpSocket, Failure> {
     let socket = async {
-        let socket = UdpSocket::bind(tcp::any(target.address.is_ipv4())).await?;
+        let socket = bind(target)?;
         target.prepare(&socket)?;
-        socket.connect(target.address).await?;
+        socket.connect(target.peer()).await?;
         Ok(socket)
     };
     let socket = socket.await.map_err(Failure::connect)?;
     socket.send(bytes).await.map_err(Failure::connect)?;
     trace.enter(Phase::FirstByte);
     Ok(socket)
+}
+
+fn bind(target: Target<'_>) -> io::Result<UdpSocket> {
+    let any = tcp::any(target.peer().is_ipv4());
+    let socket = Socket::new(Domain::for_address(any), Type::DGRAM.nonblocking().cloexec(), None)?;
+    if target.is_dual() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&any.into())?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// The next datagram.

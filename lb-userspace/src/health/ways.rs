@@ -43,6 +43,9 @@ pub struct Ways {
     pub sockets: Option<Arc<dyn Sockets>>,
     /// By a backend's own address; why not. One that is missing has not been looked at yet.
     pub backends: BTreeMap<IpAddr, Result<(), String>>,
+    /// By a backend's own address: this host's address of the other family, to which the backend's answers come
+    /// where its service is of that family.
+    pub others: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// The ways as probes see them, and a bell for whoever keeps them.
@@ -69,7 +72,13 @@ impl KnownWays {
         match (ways.backends.get(&backend), &ways.sockets) {
             (Some(Err(why)), _) => Err(why.clone()),
             (_, Some(sockets)) => {
-                Ok(Mark { sockets: Arc::clone(sockets), way: way.clone(), passed_by: AtomicBool::new(false) })
+                let local = ways.others.get(&backend).copied().filter(|_| way.is_across(backend));
+                if way.is_across(backend) && local.is_none() {
+                    let family = if way.service.is_ipv4() { "IPv4" } else { "IPv6" };
+                    return Err(format!("this host has no {family} address that it could answer to"));
+                }
+                let (sockets, way) = (Arc::clone(sockets), way.clone());
+                Ok(Mark { sockets, way, local, passed_by: AtomicBool::new(false) })
             }
             (_, None) => Err("no programs are loaded for it".to_owned()),
         }
@@ -81,6 +90,7 @@ impl KnownWays {
 pub struct Mark {
     sockets: Arc<dyn Sockets>,
     way: Way,
+    local: Option<IpAddr>,
     passed_by: AtomicBool,
 }
 
@@ -90,8 +100,13 @@ impl Mark {
         self.way.tunnel.is_some()
     }
 
+    /// Whether its packets become those of another family: their port is to be nobody else's there either.
+    pub fn is_across(&self) -> bool {
+        self.local.is_some()
+    }
+
     pub(super) fn hang_on(&self, socket: BorrowedFd<'_>, backend: SocketAddr) -> io::Result<()> {
-        self.sockets.hang_on(socket, &self.way.entry(backend))
+        self.sockets.hang_on(socket, &self.way.entry(backend, self.local))
     }
 
     /// An answer to packets that nobody took to the service's address came from the backend's own.

@@ -29,6 +29,19 @@ pub struct Route {
     pub local: bool,
 }
 
+impl Route {
+    /// Our address on packets to `destination` that go this way, whatever the route itself says: as
+    /// [`Netlink::route_to`] chooses it.
+    pub fn source_towards(
+        &self,
+        destination: IpAddr,
+        addresses: &[HostAddress],
+        excluded: &BTreeSet<IpAddr>,
+    ) -> Option<IpAddr> {
+        choose_source(self, destination, addresses, excluded)
+    }
+}
+
 impl Netlink {
     /// The route to `destination` as a new connection would take it. Its source is never one of
     /// `excluded` (the service addresses): where the kernel prefers one of them, another address of

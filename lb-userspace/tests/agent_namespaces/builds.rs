@@ -50,6 +50,15 @@ fn stream_from(world: &World, address: &str) {
     });
 }
 
+/// A world, configured, whose servers stream.
+fn streaming() -> World {
+    let world = World::new();
+    stream_from(&world, ONE);
+    stream_from(&world, TWO);
+    world.configure(&BOTH, &[80]);
+    world
+}
+
 fn byte_at(place: u64) -> u8 {
     (place % 251) as u8
 }
@@ -126,10 +135,7 @@ fn checks<'a>(document: &'a Value, name: &str) -> Vec<&'a Value> {
 
 #[test]
 fn a_transfer_runs_through_an_upgrade_from_shorter_counters_and_back() {
-    let world = World::new();
-    stream_from(&world, ONE);
-    stream_from(&world, TWO);
-    world.configure(&BOTH, &[80]);
+    let world = streaming();
     let agent = world.run(1);
     while_transferring(&world, |goes_on| {
         agent.end(Signal::TERM);
@@ -158,10 +164,7 @@ fn a_transfer_runs_through_an_upgrade_from_shorter_counters_and_back() {
 
 #[test]
 fn limits_change_at_a_restart_and_a_transfer_runs_on() {
-    let world = World::new();
-    stream_from(&world, ONE);
-    stream_from(&world, TWO);
-    world.configure(&BOTH, &[80]);
+    let world = streaming();
     let agent = world.run(1);
     while_transferring(&world, |goes_on| {
         let forwarded = sent_to_backends(&world);
@@ -200,9 +203,7 @@ fn a_build_that_treats_packets_otherwise_is_refused_unless_it_is_forced() {
 #[test]
 fn an_agent_that_is_killed_at_any_moment_cuts_no_transfer_and_loses_no_count() {
     let kills = env::var("LB_AGENT_KILLS").map_or(12, |count| count.parse().expect("LB_AGENT_KILLS is a number"));
-    let world = World::new();
-    stream_from(&world, ONE);
-    stream_from(&world, TWO);
+    let world = streaming();
     let config = world.configure(&BOTH, &[80]);
     world.run(1).end(Signal::KILL);
     while_transferring(&world, |goes_on| {

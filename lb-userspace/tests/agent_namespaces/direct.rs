@@ -16,7 +16,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -37,14 +37,21 @@ struct Direct {
     backends: [Backend; 2],
     world: World,
     vip: IpAddr,
+    /// Of the family of the backends' own addresses.
+    like: IpAddr,
     mode: &'static str,
 }
 
 impl Direct {
     fn new(mode: &'static str, vip: &str) -> Self {
+        Self::across(mode, vip, vip)
+    }
+
+    /// With backends that have addresses of the family of `like`.
+    fn across(mode: &'static str, vip: &str, like: &str) -> Self {
         let world = World::new();
         let backends = [1, 2].map(|n| Backend::new(&world, n));
-        let direct = Self { backends, world, vip: vip.parse().unwrap(), mode };
+        let direct = Self { backends, world, vip: vip.parse().unwrap(), like: like.parse().unwrap(), mode };
         for backend in &direct.backends {
             backend.take_service_address(direct.vip);
             direct.unpack(backend);
@@ -66,7 +73,7 @@ impl Direct {
             self.mode
         );
         for backend in &self.backends {
-            text.push_str(&format!("[[service.backend]]\naddress = \"{}\"\n", backend.own(self.vip)));
+            text.push_str(&format!("[[service.backend]]\naddress = \"{}\"\n", backend.own(self.like)));
         }
         self.world.write("lb.toml", &text);
     }
@@ -74,7 +81,7 @@ impl Direct {
     /// Has a backend unpack the tunnels of the mode.
     fn unpack(&self, backend: &Backend) {
         if self.mode != "dsr-l2" {
-            let from = backend.balancer(self.vip).to_string();
+            let from = backend.balancer(self.like).to_string();
             let vip = self.vip.to_string();
             backend.lb(&["decap", "--iface", "s0", "--vip", &vip, "--from", &from, "--background"]);
         }
@@ -95,7 +102,7 @@ impl Direct {
 
     /// The own address of a backend answers, as it always did.
     fn own_address_answers(&self, backend: &Backend) {
-        let own = backend.own(self.vip);
+        let own = backend.own(self.like);
         let answer = self.world.balancer.inside(move || TcpStream::connect_timeout(&own, Duration::from_secs(3)));
         answer.unwrap_or_else(|error| panic!("{own}: {error}"));
     }
@@ -128,6 +135,8 @@ impl Backend {
     fn new(world: &World, number: u8) -> Self {
         let namespace = Namespace::new(&format!("d{number}"));
         let pin_dir = PathBuf::from(format!("/sys/fs/bpf/{}", namespace.name));
+        // As `lb doctor --backend` wants it: a host that has the service's address too does not answer who asks from it.
+        namespace.run("sysctl", &["-qw", "net.ipv4.conf.all.arp_announce=2", "net.ipv4.conf.all.arp_ignore=1"]);
         let backend = Self { namespace, number, pin_dir };
         backend.wire(world);
         backend
@@ -194,8 +203,9 @@ struct Web {
 }
 
 impl Web {
-    fn start(backend: &Backend, vip: IpAddr) -> Self {
-        let any: SocketAddr = if vip.is_ipv4() { ([0; 4], PORT).into() } else { ([0; 16], PORT).into() };
+    fn start(backend: &Backend) -> Self {
+        // Of both families.
+        let any = SocketAddr::from(([0; 16], PORT));
         let listener = backend.namespace.inside(move || TcpListener::bind(any).unwrap());
         listener.set_nonblocking(true).unwrap();
         let web = Self { asked: Arc::default(), stop: Arc::default() };
@@ -204,7 +214,7 @@ impl Web {
             while !stop.load(Ordering::SeqCst) {
                 match listener.accept() {
                     Ok((mut stream, _)) => {
-                        asked.lock().unwrap().insert(stream.local_addr().unwrap().ip());
+                        asked.lock().unwrap().insert(stream.local_addr().unwrap().ip().to_canonical());
                         // A check says nothing and hangs up.
                         stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
                         drop(stream.read(&mut [0; 16]));
@@ -227,10 +237,45 @@ impl Drop for Web {
     }
 }
 
+/// Answers datagrams to one address until it is dropped; then its port is closed.
+struct Echo {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start(backend: &Backend, address: IpAddr) -> Self {
+        let socket = backend.namespace.inside(move || UdpSocket::bind((address, PORT)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stops = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut bytes = [0; 64];
+            while !stops.load(Ordering::SeqCst) {
+                if let Ok((len, from)) = socket.recv_from(&mut bytes) {
+                    drop(socket.send_to(&bytes[..len], from));
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        drop(self.thread.take().map(JoinHandle::join));
+    }
+}
+
 fn what_clients_cannot_use_is_down(mode: &'static str, vip: &str) {
-    let direct = Direct::new(mode, vip);
+    down_without_the_service(Direct::new(mode, vip));
+}
+
+fn down_without_the_service(direct: Direct) {
+    let mode = direct.mode;
     let [one, two] = &direct.backends;
-    let webs = [one, two].map(|backend| Web::start(backend, direct.vip));
+    let webs = [one, two].map(Web::start);
     let agent = direct.run("tcp", "");
     // The service's address is on the balancer too.
     assert!(direct.world.balancer.ip(&["addr", "show"]).contains(&direct.vip.to_string()));
@@ -293,33 +338,50 @@ fn a_check_goes_to_the_services_ipv6_address_through_a_udp_tunnel() {
 }
 
 #[test]
+fn a_check_goes_to_a_services_ipv6_address_through_a_tunnel_to_an_ipv4_backend() {
+    for mode in ["dsr-ipip", "dsr-gue"] {
+        down_without_the_service(Direct::across(mode, VIP6, VIP4));
+    }
+}
+
+#[test]
+fn a_check_goes_to_a_services_ipv4_address_through_a_tunnel_to_an_ipv6_backend() {
+    for mode in ["dsr-ipip", "dsr-gue"] {
+        down_without_the_service(Direct::across(mode, VIP4, VIP6));
+    }
+}
+
+#[test]
+fn a_datagram_to_a_closed_port_of_the_services_address_is_refused() {
+    for (mode, vip) in [("dsr-l2", VIP4), ("dsr-ipip", VIP6)] {
+        let direct = Direct::new(mode, vip);
+        let [one, two] = &direct.backends;
+        let (_stays, ends) = (Echo::start(one, direct.vip), Echo::start(two, direct.vip));
+        let agent = direct.run("udp", "type = \"udp\"\nsend = \"ping\"\nreceive = \"ping\"");
+        drop(ends);
+        direct.until_states(["up", "down"]);
+        let reason = direct.health()[1]["reason"].to_string();
+        assert!(reason.contains("refused"), "{reason}");
+        drop(agent);
+    }
+}
+
+#[test]
 fn datagrams_of_checks_go_to_the_services_address_too() {
     for mode in ["dsr-l2", "dsr-ipip", "dsr-gue"] {
         let direct = Direct::new(mode, VIP4);
-        let stop = Arc::new(AtomicBool::new(false));
         // On every address a server of its own, which answers from where it was asked.
-        for backend in &direct.backends {
-            for address in [direct.vip, backend.own(direct.vip).ip()] {
-                let socket = backend.namespace.inside(move || UdpSocket::bind((address, PORT)).unwrap());
-                let stop = Arc::clone(&stop);
-                socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-                thread::spawn(move || {
-                    let mut bytes = [0; 64];
-                    while !stop.load(Ordering::SeqCst) {
-                        if let Ok((len, from)) = socket.recv_from(&mut bytes) {
-                            drop(socket.send_to(&bytes[..len], from));
-                        }
-                    }
-                });
-            }
-        }
+        let _echoes: Vec<Echo> = direct
+            .backends
+            .iter()
+            .flat_map(|backend| [direct.vip, backend.own(direct.vip).ip()].map(|address| Echo::start(backend, address)))
+            .collect();
         let agent = direct.run("udp", "type = \"udp\"\nsend = \"ping\"\nreceive = \"ping\"");
         assert!(direct.health().iter().all(|health| health["askedAt"] == "service"));
         direct.backends[1].lose_service_address(direct.vip);
         direct.until_states(["up", "down"]);
         direct.backends[1].take_service_address(direct.vip);
         direct.until_states(["up", "up"]);
-        stop.store(true, Ordering::SeqCst);
         drop(agent);
     }
 }
@@ -328,7 +390,7 @@ fn datagrams_of_checks_go_to_the_services_address_too() {
 fn the_programs_of_checks_come_once_follow_interfaces_and_go() {
     let direct = Direct::new("dsr-l2", VIP4);
     let [one, two] = &direct.backends;
-    let _webs = [one, two].map(|backend| Web::start(backend, direct.vip));
+    let _webs = [one, two].map(Web::start);
     let agent = direct.run("tcp", "");
     let counts =
         || ["lbs1", "lbs2", "lbc"].map(|on| ["lb_probe_out", "lb_probe_in"].map(|name| direct.programs(on, name)));
@@ -369,7 +431,7 @@ fn the_programs_of_checks_come_once_follow_interfaces_and_go() {
 fn where_checks_cannot_go_to_the_services_address_that_is_told() {
     let direct = Direct::new("dsr-ipip", VIP4);
     let [one, two] = &direct.backends;
-    let _webs = [one, two].map(|backend| Web::start(backend, direct.vip));
+    let _webs = [one, two].map(Web::start);
     let agent = direct.run("tcp", "");
     // The way to the second backend is over an interface without Ethernet addresses from now on.
     let balancer = &direct.world.balancer;

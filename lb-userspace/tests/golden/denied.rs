@@ -12,14 +12,12 @@ use lb_userspace::{
 };
 
 use crate::{
-    counters::assert_counted,
     frames::{Packet, Segment},
     icmp_wire::{Kind, WHOLE, error, quote},
     lab::{
-        KINDS, Lab, Sent, Served, Side, Spec, assert_frame, backend, client, from_backend, from_client, lab, packet,
-        request, vip,
+        KINDS, Lab, Sent, Served, Side, Spec, backend, client, from_backend, from_client, lab, packet, request, vip,
     },
-    rescue::{OPTIONS, at, open, serve, tcp, wanted, watch},
+    rescue::{OPTIONS, assert_rescued, at, open, serve, tcp, watch},
 };
 
 /// What a backend, or its firewall, says about the SYN that it got, of which it quotes so many bytes behind
@@ -46,24 +44,7 @@ fn a_connection_that_icmp_denies_goes_to_the_next_backend_and_its_client_hears_n
                 let first = open(lab, &served);
                 let frame = denial(&served, first, lab.flow().source, 0, behind);
                 let sent = lab.send(Side::Back, &frame);
-                let second = at(lab, &served);
-                assert_ne!(second, first);
-                assert_eq!(sent.exit, "tx");
-                assert_frame(&sent.frame, &wanted(lab, &served));
-                let (from, to, n) = (first - 1, second - 1, sent.frame.len());
-                assert_counted(
-                    &sent,
-                    &[
-                        &format!("rescued 1 x {}", frame.len()),
-                        &format!("service 0 forward 1 x {n}"),
-                        &format!("backend {to} forward 1 x {n}"),
-                        &format!("backend {to} flows 1"),
-                        &format!("backend {from} ended 1"),
-                        &format!("backend {from} refusals 1"),
-                        &format!("backend {from} rescued 1"),
-                        "service 0 rescued 1",
-                    ],
-                );
+                assert_rescued(lab, &served, first, frame.len(), &sent);
                 let told = suspects(lab);
                 assert_eq!(told.len(), 1, "{told:?}");
                 let id = served.backends[usize::from(first) - 1];

@@ -36,6 +36,7 @@ mod ports;
 mod quic;
 mod reconcile;
 mod refused;
+mod reload;
 mod rescue;
 
 mod scale;

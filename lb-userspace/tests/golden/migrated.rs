@@ -21,38 +21,16 @@ use lb_userspace::{
     config::{DeadMan, Limits, XdpMode},
     dataplane::{
         Dataplane as _,
-        kernel::{LoadOptions, Loaded, Pins, load, load_object, upgrade},
+        kernel::{Loaded, Pins, load, load_object, upgrade},
     },
 };
 
-use crate::lab::{
-    FRONT_MAC, LIMITS, Lab, ROUTER_MAC, Side, Spec, from_backend, ifindex, lab, lab_of, packet, run, vip,
+use crate::{
+    lab::{LIMITS, Lab, Side, Spec, from_backend, ifindex, lab, lab_of, packet, run, vip},
+    reload::{ROOM, attach, frame, front, options, serve_twenty},
 };
 
-const ROOM: u32 = 1 << 18;
 const FLOWS: u32 = 100_000;
-
-fn frame(number: u32, flags: u8) -> Vec<u8> {
-    let client = format!("198.51.100.{}:{}", 1 + number / 50_000, 1_024 + number % 50_000).parse().unwrap();
-    let mut frame = packet(client, (vip(true), 80).into(), 64, Protocol::Tcp, flags).frame();
-    frame[..6].copy_from_slice(&FRONT_MAC);
-    frame[6..12].copy_from_slice(&ROUTER_MAC);
-    frame
-}
-
-fn attach(loaded: &mut Loaded) {
-    for interface in ["front", "back"] {
-        assert!(loaded.attach(interface, XdpMode::Native).unwrap().replaced);
-    }
-}
-
-fn options<'a>(pin_dir: &'a Path, limits: &'a Limits) -> LoadOptions<'a> {
-    LoadOptions { pin_dir, limits, debug_log: false }
-}
-
-fn front() -> u32 {
-    ifindex(Side::Front)
-}
 
 /// Puts another build on the interfaces, over the maps that are there but for one.
 fn put(pin_dir: &Path, limits: &Limits, object: &[u8], without: Option<&str>) -> Loaded {
@@ -318,13 +296,7 @@ fn an_upgrade_that_is_killed_on_its_way_begins_again_or_is_done() {
 #[test]
 fn a_check_names_each_packet_that_another_build_treats_otherwise() {
     lab(|lab| {
-        for v4 in [true, false] {
-            lab.serve(Spec { backends: 2, ..Spec::new(v4, Protocol::Tcp, Mode::FullNat) });
-            lab.serve(Spec { port: 53, ..Spec::new(v4, Protocol::Udp, Mode::Nat) });
-        }
-        for number in 0..20 {
-            assert_eq!(lab.run(Side::Front, &frame(number, TCP_SYN)).0, "redirect");
-        }
+        serve_twenty(lab);
         let pin_dir = lab.pin_dir_to_reload().to_owned();
         let _twin = put(&pin_dir, &LIMITS, lb_fixtures::TWIN, None);
         let program = upgrade::outlook(&pin_dir).unwrap().program.unwrap();

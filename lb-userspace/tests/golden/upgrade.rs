@@ -1,6 +1,6 @@
 //! Another version takes the maps over, with a hundred thousand live flows, and gives them back.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use aya::maps::MapInfo;
 use lb_common::{
@@ -9,35 +9,18 @@ use lb_common::{
     verdict::Reason,
 };
 use lb_userspace::{
-    config::{Limits, XdpMode},
-    dataplane::kernel::{LoadOptions, Loaded, Pins, attachments, load, load_as_if, upgrade},
+    config::Limits,
+    dataplane::kernel::{Pins, attachments, load, load_as_if, upgrade},
 };
 
-use crate::lab::{FRONT_MAC, LIMITS, Lab, ROUTER_MAC, Side, Spec, lab, lab_of, packet, run, vip};
+use crate::{
+    lab::{LIMITS, Lab, Side, Spec, lab, lab_of, run},
+    reload::{ROOM, attach, frame, front, options, serve_twenty},
+};
 
-const ROOM: u32 = 1 << 18;
-
-fn frame(number: u32, flags: u8) -> Vec<u8> {
-    let client = format!("198.51.100.{}:{}", 1 + number / 50_000, 1_024 + number % 50_000).parse().unwrap();
-    let mut frame = packet(client, (vip(true), 80).into(), 64, Protocol::Tcp, flags).frame();
-    frame[..6].copy_from_slice(&FRONT_MAC);
-    frame[6..12].copy_from_slice(&ROUTER_MAC);
-    frame
-}
-
-fn front() -> u32 {
-    lb_userspace::dataplane::kernel::ifindex("front").unwrap()
-}
-
-fn options(lab: &mut Lab, flows: u32) -> (std::path::PathBuf, Limits) {
+/// Where the lab's maps are, for a program with these limits.
+fn place(lab: &mut Lab, flows: u32) -> (PathBuf, Limits) {
     (lab.pin_dir_to_reload().to_owned(), Limits { flows, ..LIMITS })
-}
-
-/// Puts a loaded program on both interfaces.
-fn attach(loaded: &mut Loaded) {
-    for interface in ["front", "back"] {
-        assert!(loaded.attach(interface, XdpMode::Native).unwrap().replaced);
-    }
 }
 
 /// The program on each interface.
@@ -65,8 +48,8 @@ fn a_hundred_thousand_flows_live_through_an_upgrade_of_the_layout_and_back() {
         let before = attached(lab);
 
         // A version that knows two more reasons.
-        let (pin_dir, limits) = options(lab, ROOM);
-        let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
+        let (pin_dir, limits) = place(lab, ROOM);
+        let options = options(&pin_dir, &limits);
         let mut newer = load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 2).unwrap();
         assert_eq!(attached(lab), before, "until it is attached the old one works");
         attach(&mut newer);
@@ -105,13 +88,13 @@ fn an_upgrade_that_was_cut_short_begins_again() {
         lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
         lab.run(Side::Front, &frame(1, TCP_SYN));
         let counted = lab.stats().verdicts().unwrap()[&Reason::ToBackend];
-        let (pin_dir, limits) = options(lab, LIMITS.flows);
+        let (pin_dir, limits) = place(lab, LIMITS.flows);
         // As if the agent had ended after it made the new map and before it filled that.
         let pins = Pins::new(&pin_dir);
         let map = pins.map(names::VERDICT_STATS);
         let aside = map.with_file_name(format!("aside-{}", names::VERDICT_STATS));
         std::fs::rename(&map, &aside).unwrap();
-        let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
+        let options = options(&pin_dir, &limits);
         drop(load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 1).unwrap());
         assert!(!aside.exists());
         let now = lb_userspace::dataplane::kernel::Stats::open(&pin_dir).unwrap();
@@ -122,13 +105,7 @@ fn an_upgrade_that_was_cut_short_begins_again() {
 #[test]
 fn a_check_gives_both_programs_the_same_packets_and_changes_nothing() {
     lab(|lab| {
-        for v4 in [true, false] {
-            lab.serve(Spec { backends: 2, ..Spec::new(v4, Protocol::Tcp, Mode::FullNat) });
-            lab.serve(Spec { port: 53, ..Spec::new(v4, Protocol::Udp, Mode::Nat) });
-        }
-        for number in 0..20 {
-            assert_eq!(lab.run(Side::Front, &frame(number, TCP_SYN)).0, "redirect");
-        }
+        serve_twenty(lab);
         let before = (lab.flows().len(), attached(lab), elements(lab, names::VERDICT_STATS));
         let pins: Vec<_> =
             std::fs::read_dir(Pins::new(lab.pin_dir()).dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -143,8 +120,8 @@ fn a_check_gives_both_programs_the_same_packets_and_changes_nothing() {
         assert_eq!(pins, after);
 
         // Over a map of another layout it does not even load.
-        let (pin_dir, limits) = options(lab, LIMITS.flows);
-        let options = LoadOptions { pin_dir: &pin_dir, limits: &limits, debug_log: false };
+        let (pin_dir, limits) = place(lab, LIMITS.flows);
+        let options = options(&pin_dir, &limits);
         attach(&mut load_as_if(&options, names::VERDICT_STATS, Reason::COUNT + 1).unwrap());
         let outlook = upgrade::outlook(&pin_dir).unwrap();
         assert!(outlook.program.is_none());

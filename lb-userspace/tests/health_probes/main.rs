@@ -4,6 +4,7 @@ mod certificates;
 mod others;
 mod results;
 mod rhythm;
+mod schedule;
 mod servers;
 mod ways;
 mod web;

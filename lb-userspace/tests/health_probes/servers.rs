@@ -102,9 +102,13 @@ pub struct Silent {
 
 impl Silent {
     pub fn new() -> Self {
+        Self::at(V4)
+    }
+
+    pub fn at(address: SocketAddr) -> Self {
         use socket2::{Domain, Socket, Type};
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&V4.into()).unwrap();
+        listener.bind(&address.into()).unwrap();
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap();
         let fillers: Vec<Socket> = (0..4)

@@ -69,7 +69,11 @@ impl World {
 
     fn find(&self, target: SocketAddr, way: Result<(), String>) {
         let sockets: Arc<dyn Sockets> = Arc::clone(&self.fake) as _;
-        self.known.send_replace(Ways { sockets: Some(sockets), backends: BTreeMap::from([(target.ip(), way)]) });
+        self.known.send_replace(Ways {
+            sockets: Some(sockets),
+            backends: BTreeMap::from([(target.ip(), way)]),
+            ..Ways::default()
+        });
     }
 
     async fn outcome(&mut self) -> ProbeOutcome {

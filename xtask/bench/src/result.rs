@@ -240,6 +240,17 @@ pub struct ProbesRow {
     pub error_p50_ms: f64,
     pub error_p99_ms: f64,
     pub error_worst_ms: f64,
+    /// Turns of a target within the time that was watched.
+    #[serde(default)]
+    pub due: u32,
+    /// Probes of the target that had fewest in that time, and of the one that had most.
+    #[serde(default)]
+    pub fewest: u32,
+    #[serde(default)]
+    pub most: u32,
+    /// The agent's, of all kinds.
+    #[serde(default)]
+    pub syscalls_per_second: f64,
 }
 
 impl Results {

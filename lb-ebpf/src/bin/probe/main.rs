@@ -1,7 +1,8 @@
 //! Probes on the way that the packets of clients take: their sockets are connected to a backend's own
 //! address, and here their packets get the service's, and the tunnel of its mode; answers of the
 //! service's address come back from the backend's. So the kernel routes to the backend, and a service
-//! address that this host has too is no trouble.
+//! address that this host has too is no trouble. Where service and backend are of two families, packets get a
+//! header of the other one too.
 //!
 //! Which sockets are probes', and whose, the agent says in a value that hangs on the socket itself
 //! (`probe_ways`): packets carry no mark that others would have to know of.
@@ -9,6 +10,8 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod errors;
+mod family;
 mod maps;
 #[path = "../../opaque.rs"]
 mod opaque;
@@ -26,6 +29,7 @@ use lb_common::{
         probe::{AnswerKey, Backend, Count, Way},
     },
     encap::{self, Tunnel},
+    icmp,
     packet::PacketAccess as _,
     parse::{self, NETWORK_OFFSET, Network, Transport},
 };
@@ -67,6 +71,13 @@ pub fn lb_probe_out(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lb_probe_in(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
+    let Ok(network) = parse::network(&skb) else { return TC_ACT_UNSPEC };
+    if icmp::is_icmp(&skb, &network) {
+        if errors::turn(&mut skb, &network).is_some() {
+            count(Count::Answered);
+        }
+        return TC_ACT_UNSPEC;
+    }
     let Some((network, transport)) = headers(&skb) else { return TC_ACT_UNSPEC };
     let key = AnswerKey {
         local: network.destination,
@@ -77,8 +88,7 @@ pub fn lb_probe_in(ctx: TcContext) -> i32 {
     };
     // SAFETY: copied at once; the agent never writes here.
     let Some(backend) = (unsafe { ANSWERS.get(key) }).copied() else { return TC_ACT_UNSPEC };
-    let from = (network.source, transport.source_port);
-    if skb.move_end(&transport, End::Source, from, (backend.address, backend.port)).is_none() {
+    if receive(&mut skb, &network, &transport, &backend).is_none() {
         count(Count::Dropped);
         return TC_ACT_SHOT;
     }
@@ -93,19 +103,35 @@ fn headers(skb: &Skb) -> Option<(Network, Transport)> {
     matches!(transport.protocol, Protocol::Tcp | Protocol::Udp).then_some((network, transport))
 }
 
+/// Makes a packet of the service's address one of the backend's own.
 #[inline(always)]
-fn send(skb: &mut Skb, way: &Way, mut network: Network, transport: &Transport) -> Option<()> {
+fn receive(skb: &mut Skb, network: &Network, transport: &Transport, backend: &Backend) -> Option<()> {
+    if backend.address.is_v4() == network.v4 {
+        let from = (network.source, transport.source_port);
+        return skb.move_end(transport, End::Source, from, (backend.address, backend.port));
+    }
+    skb.move_port(transport, End::Source, transport.source_port, backend.port)?;
+    family::change(skb, network, transport, backend.address, backend.local)
+}
+
+#[inline(always)]
+fn send(skb: &mut Skb, way: &Way, network: Network, transport: &Transport) -> Option<()> {
     expect_answer(way, &network, transport)?;
-    let from = (way.backend, way.backend_port);
-    skb.move_end(transport, End::Destination, from, (way.service, way.service_port))?;
+    let tunnel = tunnel(way, &network, transport);
+    if way.service.is_v4() == network.v4 {
+        let from = (way.backend, way.backend_port);
+        skb.move_end(transport, End::Destination, from, (way.service, way.service_port))?;
+    } else {
+        skb.move_port(transport, End::Destination, way.backend_port, way.service_port)?;
+        family::change(skb, &network, transport, way.local, way.service)?;
+    }
     if way.tunnel == 0 {
         return Some(());
     }
-    network.destination = way.service;
-    let tunnel = tunnel(way, &network, transport);
+    let (network, transport) = headers(skb)?;
     let (growth, udp) = (tunnel.growth(), way.tunnel == Mode::DsrGue as u8);
     skb.grow(&tunnel)?;
-    encap::encapsulate(skb, &network, transport, &tunnel)?;
+    encap::encapsulate(skb, &network, &transport, &tunnel)?;
     if udp && skb.is_several() {
         // Each segment will have its own length: without a checksum it is right for all.
         skb.write(NETWORK_OFFSET + growth - 2, [0u8; 2])?;
@@ -116,14 +142,15 @@ fn send(skb: &mut Skb, way: &Way, mut network: Network, transport: &Transport) -
 /// Has answers of the service's address come to this packet's socket.
 #[inline(always)]
 fn expect_answer(way: &Way, network: &Network, transport: &Transport) -> Option<()> {
+    let across = way.service.is_v4() != network.v4;
     let key = AnswerKey {
-        local: network.source,
+        local: if across { way.local } else { network.source },
         service: way.service,
         local_port: transport.source_port,
         service_port: way.service_port,
         protocol: transport.protocol as u32,
     };
-    let backend = Backend { address: way.backend, port: way.backend_port, reserved: [0; 2] };
+    let backend = Backend { address: way.backend, local: network.source, port: way.backend_port, reserved: [0; 2] };
     // SAFETY: compared at once; two packets of one socket write the same.
     if unsafe { ANSWERS.get(key) } == Some(&backend) {
         return Some(());

@@ -3,11 +3,12 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::{
         bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_change_proto, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -15,21 +16,50 @@ use lb_common::{
     abi::{Address, Port, Protocol},
     checksum::Sum,
     encap::Tunnel,
+    icmp::quote::Quoted,
     packet::{Field, HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Transport},
 };
 
 use crate::opaque::opaque;
 
-/// Bytes that must be at hand before a packet is read: Ethernet, IPv6 and TCP without options, or IPv4
-/// with all of them and UDP.
-const HEADERS: usize = NETWORK_OFFSET + 60 + 20;
+/// Bytes that must be at hand before a packet is read: Ethernet, and an ICMPv6 error with what it quotes of IPv6 and
+/// UDP. More than IPv6 and TCP without options have, or IPv4 with all of them and UDP.
+const HEADERS: usize = NETWORK_OFFSET + 40 + 8 + 40 + 8;
 
 /// What of the network header: where its address and the transport's port are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Source,
     Destination,
+}
+
+/// The checksum of what is behind the IP header.
+#[derive(Clone, Copy)]
+pub struct Check {
+    /// Bytes from the start of the packet.
+    at: u32,
+    /// For the kernel: what stands for no checksum.
+    flags: u64,
+    /// Whether it covers IPv4 addresses; IPv6's are always covered.
+    covers_v4: bool,
+}
+
+impl Check {
+    #[inline(always)]
+    pub fn of(transport: &Transport) -> Self {
+        let segment = transport.offset as u32;
+        match transport.protocol {
+            Protocol::Tcp => Self { at: segment + 16, flags: 0, covers_v4: true },
+            _ => Self { at: segment + 6, flags: BPF_F_MARK_MANGLED_0 as u64, covers_v4: true },
+        }
+    }
+
+    /// Of ICMP whose header is there.
+    #[inline(always)]
+    pub fn of_icmp(offset: u16) -> Self {
+        Self { at: offset as u32 + 2, flags: 0, covers_v4: false }
+    }
 }
 
 /// A packet with its Ethernet header. What lies between `start` and `end` can be reached.
@@ -78,38 +108,100 @@ impl Skb {
         (address, port): (Address, Port),
         (new_address, new_port): (Address, Port),
     ) -> Option<()> {
-        let segment = transport.offset as u32;
-        let (check, zero_stays) = match transport.protocol {
-            Protocol::Tcp => (segment + 16, 0),
-            _ => (segment + 6, BPF_F_MARK_MANGLED_0 as u64),
-        };
+        self.move_address(Check::of(transport), end, address, new_address)?;
+        self.move_port(transport, end, port, new_port)
+    }
+
+    /// The same with the address alone.
+    #[inline(always)]
+    pub fn move_address(&mut self, check: Check, end: End, address: Address, new_address: Address) -> Option<()> {
         let destination = end == End::Destination;
-        let pseudo = zero_stays | BPF_F_PSEUDO_HDR as u64;
+        let pseudo = check.flags | BPF_F_PSEUDO_HDR as u64;
         if address.is_v4() {
             let (old, new) = (address.words()[3], new_address.words()[3]);
             let at = NETWORK_OFFSET as u32 + if destination { 16 } else { 12 };
+            if check.covers_v4 {
+                // SAFETY: the context is valid.
+                done(unsafe { bpf_l4_csum_replace(self.md, check.at, old.into(), new.into(), pseudo | 4) })?;
+            }
             // SAFETY: the context is valid.
-            done(unsafe { bpf_l4_csum_replace(self.md, check, old.into(), new.into(), pseudo | 4) })?;
-            // SAFETY: as above.
             done(unsafe { bpf_l3_csum_replace(self.md, NETWORK_OFFSET as u32 + 10, old.into(), new.into(), 4) })?;
-            self.store(at, &new)?;
+            self.store(at, &new)
         } else {
-            let (mut old, mut new) = (address.words(), new_address.words());
-            // SAFETY: two arrays of 16 bytes.
-            let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) } as u32;
+            let new = new_address.words();
+            let difference = difference(&address, &new_address);
             // SAFETY: the context is valid.
-            done(unsafe { bpf_l4_csum_replace(self.md, check, 0, difference.into(), pseudo) })?;
+            done(unsafe { bpf_l4_csum_replace(self.md, check.at, 0, difference.into(), pseudo) })?;
             // That took the difference out of the card's sum over the whole packet, in which the new
             // address, of a header without checksum, makes up for it.
             // SAFETY: as above.
             unsafe { bpf_csum_update(self.md, difference) };
-            self.store(NETWORK_OFFSET as u32 + if destination { 24 } else { 8 }, &new)?;
+            self.store(NETWORK_OFFSET as u32 + if destination { 24 } else { 8 }, &new)
         }
+    }
+
+    /// The same with the port alone.
+    #[inline(always)]
+    pub fn move_port(&mut self, transport: &Transport, end: End, port: Port, new_port: Port) -> Option<()> {
+        let at = transport.offset as u32 + if end == End::Destination { 2 } else { 0 };
+        self.write_port(Check::of(transport), at, port, new_port)
+    }
+
+    /// Gives the receiver of what an ICMP error quotes another address and port, of the same family.
+    #[inline(always)]
+    pub fn requote(&mut self, check: Check, quoted: &Quoted, (address, port): (Address, Port)) -> Option<()> {
+        let start = quoted.start as u32;
+        if address.is_v4() {
+            let (old, new) = (quoted.network.destination.words()[3], address.words()[3]);
+            // What it changes of the quoted header's sum and of the address makes up for each other.
+            // SAFETY: the context is valid.
+            done(unsafe { bpf_l3_csum_replace(self.md, start + 10, old.into(), new.into(), 4) })?;
+            self.store(start + 16, &new)?;
+        } else {
+            let difference = difference(&quoted.network.destination, &address);
+            // SAFETY: the context is valid.
+            done(unsafe { bpf_l4_csum_replace(self.md, check.at, 0, difference.into(), 0) })?;
+            self.store(start + 24, &address.words())?;
+        }
+        self.write_port(check, quoted.transport as u32 + 2, quoted.destination_port, port)
+    }
+
+    #[inline(always)]
+    fn write_port(&mut self, check: Check, at: u32, port: Port, new_port: Port) -> Option<()> {
         let (old, new) = (port.to_wire(), new_port.to_wire());
         let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes(new));
         // SAFETY: the context is valid.
-        done(unsafe { bpf_l4_csum_replace(self.md, check, from.into(), to.into(), zero_stays | 2) })?;
-        self.store(segment + if destination { 2 } else { 0 }, &new)
+        done(unsafe { bpf_l4_csum_replace(self.md, check.at, from.into(), to.into(), check.flags | 2) })?;
+        self.store(at, &new)
+    }
+
+    /// Has the segment's checksum cover these addresses (source and destination) in the place of the old ones; each
+    /// pair of one family.
+    #[inline(always)]
+    pub fn cover(&mut self, transport: &Transport, old: &[Address; 2], new: &[Address; 2]) -> Option<()> {
+        let check = Check::of(transport);
+        // What marks a mapped IPv4 address sums up to nothing.
+        let difference = difference(old, new);
+        let flags = check.flags | BPF_F_PSEUDO_HDR as u64;
+        // SAFETY: the context is valid.
+        done(unsafe { bpf_l4_csum_replace(self.md, check.at, 0, difference.into(), flags) })
+    }
+
+    /// Makes room for a header of the other family in the place of the packet's, without options or extension
+    /// headers; it is to be written then.
+    #[inline(always)]
+    pub fn change_family(&mut self, v4: bool) -> Option<()> {
+        let kind: u16 = if v4 { 0x0800 } else { 0x86dd };
+        // SAFETY: the context is valid; pointers are derived anew.
+        let refused = unsafe { bpf_skb_change_proto(self.md, kind.to_be(), 0) };
+        self.refresh();
+        done(refused)
+    }
+
+    /// Writes what no checksum in the packet covers.
+    #[inline(always)]
+    pub fn store_summed<T>(&mut self, offset: u32, value: &T) -> Option<()> {
+        self.store_as(offset, value, BPF_F_RECOMPUTE_CSUM.into())
     }
 
     /// Makes room for a tunnel's headers behind the Ethernet header.
@@ -133,9 +225,14 @@ impl Skb {
 
     #[inline(always)]
     fn store<T>(&mut self, offset: u32, value: &T) -> Option<()> {
+        self.store_as(offset, value, 0)
+    }
+
+    #[inline(always)]
+    fn store_as<T>(&mut self, offset: u32, value: &T, flags: u64) -> Option<()> {
         let from = (value as *const T).cast();
         // SAFETY: the value is as long as it says; pointers are derived anew.
-        let refused = unsafe { bpf_skb_store_bytes(self.md, offset, from, size_of::<T>() as u32, 0) };
+        let refused = unsafe { bpf_skb_store_bytes(self.md, offset, from, size_of::<T>() as u32, flags) };
         self.refresh();
         done(refused)
     }
@@ -161,6 +258,15 @@ impl Skb {
         }
         Some(place as *mut T)
     }
+}
+
+/// What the change of addresses makes to a sum that covers them.
+#[inline(always)]
+fn difference<T: Copy>(old: &T, new: &T) -> u32 {
+    let len = size_of::<T>() as u32;
+    let (old, new) = ((old as *const T).cast_mut().cast(), (new as *const T).cast_mut().cast());
+    // SAFETY: both are words of the same number, and are only read.
+    unsafe { bpf_csum_diff(old, len, new, len, 0) as u32 }
 }
 
 #[inline(always)]

@@ -9,7 +9,11 @@ use aya::{
     programs::{TestRunAttrs, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
-use lb_common::abi::{Backend, Handshakes, Knock, ServiceInfo, Silence, limits::KNOCK_PATIENCE_NS, names};
+use lb_common::abi::{
+    Backend, Handshakes, Knock, ServiceInfo, Silence,
+    limits::{KNOCK_KEPT_NS, KNOCK_PATIENCE_NS},
+    names,
+};
 
 use super::{
     maps::{List, kernel, open_per_cpu, open_shared},
@@ -28,7 +32,7 @@ const FRESH: u64 = 2_000_000_000;
 const PATIENCE_MIN: u64 = KNOCK_PATIENCE_NS;
 /// Whoever has owed an answer for less than this before that is seen at the next look.
 const BETWEEN: u64 = 10_000_000;
-const PATIENCE_MAX: u64 = 1_000_000_000;
+const PATIENCE_MAX: u64 = KNOCK_KEPT_NS;
 /// Where too few handshakes were seen to know better.
 const PATIENCE_UNKNOWN: u64 = 50_000_000;
 /// Handshakes that are enough to know better, and what is made of them: twice the time that 99 % took.
@@ -243,7 +247,8 @@ impl Knocks {
             let tries = usize::from(knock.tries).clamp(1, knock.tried.len());
             let Some(patience) = overdue.get(&knock.tried[tries - 1]) else { continue };
             let still = self.knocks.words(index).is_some_and(|words| words[0].load(Ordering::Acquire) == stamp);
-            if !still || knock.stamp != stamp || now.saturating_sub(knock.sent_at) < *patience || knock.ifindex == 0 {
+            let is_due = now.saturating_sub(knock.sent_at) >= *patience && knock.ifindex != 0 && knock.len != 0;
+            if !still || knock.stamp != stamp || !is_due {
                 continue;
             }
             if self.run(&knock)? {

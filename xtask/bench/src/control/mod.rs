@@ -14,7 +14,7 @@ mod agent;
 mod checks;
 mod look;
 mod scene;
-mod syscalls;
+pub(crate) mod syscalls;
 mod tables;
 
 use std::{

@@ -72,12 +72,16 @@ pub fn table(results: &FailoverResults) -> String {
 /// One line of the terminal.
 pub fn probes_line(row: &ProbesRow) -> String {
     format!(
-        "  probes: {} targets every {} ms, {} of them hanging: {:.0} a second, {:.1} % of a CPU, off schedule by {:.1} ms (p50), {:.1} ms (p99), {:.1} ms at worst",
+        "  probes: {} targets every {} ms, {} of them hanging: {:.0} a second, {:.1} % of a CPU, {:.0} system calls a second, {} to {} probes of each in {} turns, off schedule by {:.1} ms (p50), {:.1} ms (p99), {:.1} ms at worst",
         row.targets,
         row.interval_ms,
         row.hanging,
         row.per_second,
         row.cpu_percent,
+        row.syscalls_per_second,
+        row.fewest,
+        row.most,
+        row.due,
         row.error_p50_ms,
         row.error_p99_ms,
         row.error_worst_ms
@@ -112,18 +116,23 @@ pub fn section(text: &mut String, results: &FailoverResults) {
     let _ = write!(
         text,
         "\n### What probes cost\n\n{PROBES}\n\
-         | targets | of them hanging | every | probes a second | CPU of the agent | off schedule p50 | p99 | at worst |\n\
-         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+         | targets | of them hanging | every | probes a second | CPU of the agent | system calls a second | turns | probes \
+         of a target | off schedule p50 | p99 | at worst |\n\
+         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     );
     for row in &results.probes {
         let _ = writeln!(
             text,
-            "| {} | {} | {} ms | {:.0} | {:.1} % of one | {:.1} ms | {:.1} ms | {:.1} ms |",
+            "| {} | {} | {} ms | {:.0} | {:.1} % of one | {:.0} | {} | {} to {} | {:.1} ms | {:.1} ms | {:.1} ms |",
             row.targets,
             row.hanging,
             row.interval_ms,
             row.per_second,
             row.cpu_percent,
+            row.syscalls_per_second,
+            row.due,
+            row.fewest,
+            row.most,
             row.error_p50_ms,
             row.error_p99_ms,
             row.error_worst_ms
@@ -206,7 +215,9 @@ the client's kernel after a second, when the client has given up.
 const PROBES: &str = "\
 The agent with backends that are checked by TCP ten times a second (a timeout of 80 ms, no jitter), those that hang
 leave every SYN without an answer. Where the timeout is as long as the interval, a target that hangs misses every second
-turn: probes of one target never overlap. *Off schedule*: how far the time between two probes of a target is from the
+turn: probes of one target never overlap. *Probes of a target*: of the one that had fewest and of the one that had most,
+in so many turns, where the time that is counted may begin or end within a turn's probes: with one less or more none was
+left out. *Off schedule*: how far the time between two probes of a target is from the
 interval, by the kernel's time stamps on the wire; over all targets.
 ";
 

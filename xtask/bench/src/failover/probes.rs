@@ -17,7 +17,12 @@ use xtask::{
     world::{Balancer, Launch, Process, Topology, World, process},
 };
 
-use crate::{result::ProbesRow, statistics::quantile, users::cpu};
+use crate::{
+    control::syscalls::{self, Syscalls},
+    result::ProbesRow,
+    statistics::quantile,
+    users::cpu,
+};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Over before the next one is due: a probe that is not makes its target miss that turn.
@@ -47,12 +52,13 @@ pub fn probes(watched: Duration) -> Result<Vec<ProbesRow>> {
         )],
     )?;
     let listener = world.lb.enter(accept_everybody)?;
-    let rows = [0, TARGETS / 2].into_iter().map(|hanging| measure(&world, hanging, watched)).collect();
+    let tracepoint = syscalls::tracepoint(&world.subfolder("probes")?)?;
+    let rows = [0, TARGETS / 2].into_iter().map(|hanging| measure(&world, hanging, watched, tracepoint)).collect();
     drop(listener);
     rows
 }
 
-fn measure(world: &World, hanging: u32, watched: Duration) -> Result<ProbesRow> {
+fn measure(world: &World, hanging: u32, watched: Duration, tracepoint: u64) -> Result<ProbesRow> {
     let lb = build::lb(Profile::Dev)?;
     let log = world.folder().join("probes.log");
     let config = config(hanging);
@@ -63,9 +69,10 @@ fn measure(world: &World, hanging: u32, watched: Duration) -> Result<ProbesRow> 
     let capture = world.folder().join(format!("probes-{hanging}.pcap"));
     let mut tcpdump = tcpdump(world, &capture)?;
     let folder = format!("/proc/{}", balancer.agent().pid());
+    let mut counter = Syscalls::of(balancer.agent().pid(), tracepoint)?;
     let (cpu_before, begun) = (cpu::process(&folder), Instant::now());
     thread::sleep(watched);
-    let (cpu_used, took) = (cpu::process(&folder) - cpu_before, begun.elapsed());
+    let (cpu_used, syscalls, took) = (cpu::process(&folder) - cpu_before, counter.count()?, begun.elapsed());
     tcpdump.terminate(Duration::from_secs(10))?;
     balancer.stop()?;
     balancer.done(&["detach"])?;
@@ -73,6 +80,7 @@ fn measure(world: &World, hanging: u32, watched: Duration) -> Result<ProbesRow> 
     ensure!(times.len() == TARGETS as usize, "{} of {TARGETS} targets were probed", times.len());
     let errors: Vec<f64> = times.values().flat_map(|times| times.windows(2).map(error_ms)).collect();
     let at = |share| quantile(&errors, share).map(|ms| (ms * 100.0).round() / 100.0).context("no probes");
+    let (due, counts) = in_turns(times.values());
     let probes: usize = times.values().map(Vec::len).sum();
     Ok(ProbesRow {
         targets: TARGETS,
@@ -83,7 +91,20 @@ fn measure(world: &World, hanging: u32, watched: Duration) -> Result<ProbesRow> 
         error_p50_ms: at(0.5)?,
         error_p99_ms: at(0.99)?,
         error_worst_ms: at(1.0)?,
+        due,
+        fewest: *counts.iter().min().context("no targets")?,
+        most: *counts.iter().max().context("no targets")?,
+        syscalls_per_second: (syscalls as f64 / took.as_secs_f64()).round(),
     })
+}
+
+/// Whole turns that the times of all targets lie in, and how many each target has of them.
+fn in_turns<'t>(times: impl Iterator<Item = &'t Vec<u64>> + Clone) -> (u32, Vec<u32>) {
+    let all = || times.clone().flatten().copied();
+    let (first, last) = (all().min().unwrap_or(0), all().max().unwrap_or(0));
+    let turns = (last - first) / INTERVAL.as_micros() as u64;
+    let end = first + turns * INTERVAL.as_micros() as u64;
+    (turns as u32, times.clone().map(|times| times.iter().filter(|&&time| time < end).count() as u32).collect())
 }
 
 fn error_ms(two: &[u64]) -> f64 {
@@ -174,6 +195,16 @@ mod tests {
             assert_eq!(service.matches(&format!(":{HANGING}\"")).count(), OF_SERVICE as usize / 2);
         }
         assert_eq!(config(0).matches(&format!(":{HANGING}\"")).count(), 0);
+    }
+
+    #[test]
+    fn a_turn_that_was_left_out_is_missing_in_the_count() {
+        let every = |ms: u64, turns: std::ops::Range<u64>| turns.map(|n| ms * 1000 + n * 100_000).collect::<Vec<_>>();
+        let mut times = [every(0, 0..10), every(30, 0..10), every(99, 0..10)];
+        assert_eq!(in_turns(times.iter()), (9, vec![9, 9, 9]));
+        times[1].remove(4);
+        assert_eq!(in_turns(times.iter()), (9, vec![9, 8, 9]));
+        assert_eq!(in_turns([].iter()), (0, vec![]));
     }
 
     #[test]
