@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{Address, BackendState, Flow, Granularity, Mode, Protocol, ServiceValue, limits::WAYS},
+    encap::Tunnel,
     flow::{Seen, State, TCP_FIN, TCP_RST, TCP_SYN, Word},
     hash::tuple_hash,
     rewrite::Translation,
@@ -13,6 +14,7 @@ use crate::{
     atomic::compare_exchange,
     ctx::Frame,
     maps::{BACKENDS, FLOW_WORDS, FLOWS, SERVICE_INFO},
+    packet::Hop,
     pipeline::now,
     settings::hash_seed,
     stages::table,
@@ -50,24 +52,47 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         return LONGER;
     }
     step!(Backend, backend.port.get(), after.0);
+    let on = OnItsWay { packet, found: &found, flow, after };
+    if !Mode::is_one_sided(flow.mode) {
+        let Some(hop) = on.departs(frame, None) else { return LONGER };
+        let to = Translation {
+            source: flow.source,
+            destination: backend.address,
+            source_port: flow.source_port,
+            destination_port: table::backend_port(backend, flow.service_port),
+        };
+        return sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop);
+    }
+    // Code of its own, so that translated packets carry no tunnel that they do not have.
     let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(backend, hash));
-    let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref(), now) else { return LONGER };
-    step!(Hop, hop.ifindex);
-    if after != found.word && found.touch(after) {
-        table::remember_mac(found.index, frame.sender());
+    match on.departs(frame, tunnel.as_ref()) {
+        Some(hop) => sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop),
+        None => LONGER,
     }
-    stats::sent(service.id, flow.backend_id, false, packet.bytes);
-    step!(Count);
-    if Mode::is_one_sided(flow.mode) {
-        return sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop);
+}
+
+/// A packet whose flow goes on.
+struct OnItsWay<'a> {
+    packet: &'a Plain,
+    found: &'a Found,
+    flow: &'a Flow,
+    /// The flow's word from now on.
+    after: Word,
+}
+
+impl OnItsWay<'_> {
+    /// Notes and counts the packet, which goes by the hop. `None`: nothing was done, the way is not known.
+    #[inline(always)]
+    fn departs(&self, frame: &Frame, tunnel: Option<&Tunnel>) -> Option<&'static Hop> {
+        let hop = sent::hop(frame, self.packet, self.flow.backend_id, tunnel)?;
+        step!(Hop, hop.ifindex);
+        if self.after != self.found.word && self.found.touch(self.after) {
+            table::remember_mac(self.found.index, frame.sender());
+        }
+        stats::sent(self.flow.service_id, self.flow.backend_id, false, self.packet.bytes);
+        step!(Count);
+        Some(hop)
     }
-    let to = Translation {
-        source: flow.source,
-        destination: backend.address,
-        source_port: flow.source_port,
-        destination_port: table::backend_port(backend, flow.service_port),
-    };
-    sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop)
 }
 
 /// Whether the packet is one that the flow's client sends.
