@@ -2,7 +2,6 @@
 
 use lb_common::{
     abi::{Address, BackendState, Flow, Granularity, Mode, Protocol, ServiceValue, limits::WAYS},
-    encap::Tunnel,
     flow::{Seen, State, TCP_FIN, TCP_RST, TCP_SYN, Word},
     hash::tuple_hash,
     rewrite::Translation,
@@ -14,7 +13,6 @@ use crate::{
     atomic::compare_exchange,
     ctx::Frame,
     maps::{BACKENDS, FLOW_WORDS, FLOWS, SERVICE_INFO},
-    packet::Hop,
     pipeline::now,
     settings::hash_seed,
     stages::table,
@@ -54,7 +52,10 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
     step!(Backend, backend.port.get(), after.0);
     let on = OnItsWay { packet, found: &found, flow, after };
     if !Mode::is_one_sided(flow.mode) {
-        let Some(hop) = on.departs(frame, None) else { return LONGER };
+        let Some(hop) = sent::hop(frame, packet, flow.backend_id, None) else { return LONGER };
+        step!(Hop, hop.ifindex);
+        on.departs(frame);
+        step!(Count);
         let to = Translation {
             source: flow.source,
             destination: backend.address,
@@ -65,10 +66,11 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
     }
     // Code of its own, so that translated packets carry no tunnel that they do not have.
     let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(backend, hash));
-    match on.departs(frame, tunnel.as_ref()) {
-        Some(hop) => sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop),
-        None => LONGER,
-    }
+    let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref()) else { return LONGER };
+    step!(Hop, hop.ifindex);
+    on.departs(frame);
+    step!(Count);
+    sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop)
 }
 
 /// A packet whose flow goes on.
@@ -81,17 +83,13 @@ struct OnItsWay<'a> {
 }
 
 impl OnItsWay<'_> {
-    /// Notes and counts the packet, which goes by the hop. `None`: nothing was done, the way is not known.
+    /// Notes and counts the packet, whose next hop is known.
     #[inline(always)]
-    fn departs(&self, frame: &Frame, tunnel: Option<&Tunnel>) -> Option<&'static Hop> {
-        let hop = sent::hop(frame, self.packet, self.flow.backend_id, tunnel)?;
-        step!(Hop, hop.ifindex);
+    fn departs(&self, frame: &Frame) {
         if self.after != self.found.word && self.found.touch(self.after) {
             table::remember_mac(self.found.index, frame.sender());
         }
         stats::sent(self.flow.service_id, self.flow.backend_id, false, self.packet.bytes);
-        step!(Count);
-        Some(hop)
     }
 }
 
