@@ -83,6 +83,9 @@ fn build(package: &Path, binary: &str, features: &str, object: &Path, folder: &s
         // Packet fields lie at odd places; every JIT this runs on loads them in one instruction.
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
         &format!("--cfg=bpf_target_arch=\"{architecture}\""),
+        // The same sources make the same object, in whichever folder they are.
+        &format!("--remap-path-prefix={}=.", package.parent().unwrap_or(package).display()),
+        &format!("--remap-path-prefix={}=/cargo", cargo_home().display()),
     ];
     let mut cargo = Command::new("rustup");
     cargo.args(["run", &toolchain, "cargo", "build", "--quiet", "--release", "--package", "lb-ebpf"]);
@@ -105,6 +108,12 @@ fn build(package: &Path, binary: &str, features: &str, object: &Path, folder: &s
     let built = target_dir.join(target).join("release").join(binary);
     fs::copy(&built, object).with_context(|| format!("copying {}", built.display()))?;
     Ok(())
+}
+
+/// Where cargo keeps the sources of other packages.
+fn cargo_home() -> PathBuf {
+    let told = env::var_os("CARGO_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    told.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"))
 }
 
 /// The first toolchain that can build for BPF.

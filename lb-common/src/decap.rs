@@ -16,8 +16,8 @@ use network_types::{
 use crate::{
     abi::{Address, Port, Protocol},
     checksum::{Delta, Sum},
-    encap::Datagram,
-    numbers::{IPIP, IPV6},
+    encap::{Datagram, GRE_LEN},
+    numbers::{GRE, IPIP, IPV6},
     packet::PacketAccess,
     parse::{self, NETWORK_OFFSET, Network},
 };
@@ -103,6 +103,8 @@ outcomes! {
     TtlExpired = 10, Dropped, "ttl_expired";
     /// The kernel refused to shorten the packet.
     Internal = 11, Dropped, "internal";
+    /// GRE from a balancer, for one of the addresses.
+    Gre = 12, Stripped, "gre";
 }
 
 /// The outer headers as they are; nothing of them is checked.
@@ -118,12 +120,14 @@ pub struct Outer {
     ecn: u32,
     /// Bytes of the IP header, options included.
     header_len: u32,
+    /// Bytes between the IP header and the packet inside: of UDP or GRE.
+    between: u32,
     /// Bytes of the IP packet.
     packet_len: u32,
     /// Host order; 0 without UDP.
     source_port: u32,
     port: u32,
-    /// What the protocol number says of the inner packet; GUE tells by the packet alone.
+    /// What the protocol number says of the inner packet, or GRE; GUE tells by the packet alone.
     inner_v4: u32,
 }
 
@@ -134,6 +138,7 @@ impl Outer {
         destination: Address::from_words([0; 4]),
         ecn: 0,
         header_len: 0,
+        between: 0,
         packet_len: 0,
         source_port: 0,
         port: 0,
@@ -143,12 +148,29 @@ impl Outer {
     /// Bytes that the tunnel added to the frame.
     #[inline(always)]
     pub const fn growth(&self) -> u32 {
-        self.header_len + if self.is_gue() { UDP_LEN } else { 0 }
+        self.header_len + self.between
     }
 
     #[inline(always)]
     pub const fn is_gue(&self) -> bool {
         self.port != 0
+    }
+
+    #[inline(always)]
+    const fn is_gre(&self) -> bool {
+        self.between == GRE_LEN as u32
+    }
+
+    /// What it is to be stripped of this tunnel.
+    #[inline(always)]
+    pub const fn stripped(&self) -> Outcome {
+        if self.is_gue() {
+            Outcome::Gue
+        } else if self.is_gre() {
+            Outcome::Gre
+        } else {
+            Outcome::Ipip
+        }
     }
 
     #[inline(always)]
@@ -182,7 +204,7 @@ impl Inner {
     };
 }
 
-/// Reads the outer headers: of IP in IP, or of GUE variant 1 to `gue_port` ([`Port::ANY`]: none).
+/// Reads the outer headers: of IP in IP, of GRE, or of GUE variant 1 to `gue_port` ([`Port::ANY`]: none).
 #[inline(always)]
 pub fn outer<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Result<(), Outcome> {
     let ethernet: EthHdr = frame.read(0).ok_or(Outcome::NotTunnel)?;
@@ -206,6 +228,7 @@ fn outer_v4<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Re
         destination: Address::v4(header.dst_addr),
         ecn: (header.tos & 3) as u32,
         header_len,
+        between: 0,
         packet_len: u16::from_be_bytes(header.tot_len) as u32,
         source_port: 0,
         port: 0,
@@ -213,8 +236,9 @@ fn outer_v4<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Re
     };
     match header.proto {
         IPIP | IPV6 => {}
-        // Fragments behind the first have no ports: whether they belong to a tunnel is not known.
+        // Fragments behind the first have neither: whether they belong to a tunnel is not known.
         UDP if fragment & 0x1fff == 0 => udp(frame, outer, gue_port)?,
+        GRE if fragment & 0x1fff == 0 => gre(frame, outer)?,
         _ => return Err(Outcome::NotTunnel),
     }
     if fragment != 0 { Err(Outcome::Fragment) } else { Ok(()) }
@@ -233,6 +257,7 @@ fn outer_v6<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Re
         destination,
         ecn: (header.vcf[1] >> 4 & 3) as u32,
         header_len: IPV6_LEN,
+        between: 0,
         packet_len: IPV6_LEN + u16::from_be_bytes(header.payload_len) as u32,
         source_port: 0,
         port: 0,
@@ -241,6 +266,7 @@ fn outer_v6<P: PacketAccess>(frame: &P, gue_port: Port, outer: &mut Outer) -> Re
     match header.next_hdr {
         IPIP | IPV6 => Ok(()),
         UDP => udp(frame, outer, gue_port),
+        GRE => gre(frame, outer),
         _ => Err(Outcome::NotTunnel),
     }
 }
@@ -258,8 +284,24 @@ fn udp<P: PacketAccess>(frame: &P, outer: &mut Outer, gue_port: Port) -> Result<
     let first: u8 = frame.read(at + size_of::<UdpHdr>()).ok_or(Outcome::NotTunnel)?;
     outer.source_port = Port::from_wire(header.src).get() as u32;
     outer.port = port.get() as u32;
+    outer.between = UDP_LEN;
     outer.inner_v4 = (first >> 4 == 4) as u32;
     if first >> 6 == 1 { Ok(()) } else { Err(Outcome::NotTunnel) }
+}
+
+/// GRE with a packet of IP inside, and nothing besides: no key, checksum or number, which somebody else has
+/// agreed on. Others are left to the stack.
+#[inline(always)]
+fn gre<P: PacketAccess>(frame: &P, outer: &mut Outer) -> Result<(), Outcome> {
+    let at = NETWORK_OFFSET + outer.header_len as usize;
+    let [flags, version, high, low]: [u8; GRE_LEN] = frame.read(at).ok_or(Outcome::NotTunnel)?;
+    let protocol = u16::from_ne_bytes([high, low]);
+    if flags | version != 0 || protocol != ETHERTYPE_IPV4 && protocol != ETHERTYPE_IPV6 {
+        return Err(Outcome::NotTunnel);
+    }
+    outer.between = GRE_LEN as u32;
+    outer.inner_v4 = (protocol == ETHERTYPE_IPV4) as u32;
+    Ok(())
 }
 
 /// The packet inside, when the outer headers and its own agree with each other and with a frame of
@@ -292,8 +334,9 @@ pub fn inner<P: PacketAccess>(
         if inner.datagram_len > room {
             return Err(Outcome::Malformed);
         }
-        room = inner.datagram_len.checked_sub(UDP_LEN).ok_or(Outcome::Malformed)?;
+        room = inner.datagram_len;
     }
+    room = room.checked_sub(outer.between).ok_or(Outcome::Malformed)?;
     if inner.packet_len > room {
         return Err(Outcome::Malformed);
     }

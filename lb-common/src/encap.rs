@@ -1,6 +1,7 @@
 //! Tunnels to backends: the outer headers of IP in IP (RFC 2003 for IPv4 in IPv4, RFC 2473 for
-//! anything in IPv6, RFC 4213 for IPv6 in IPv4) and of GUE variant 1 (draft-ietf-intarea-gue-09,
-//! section 4: the inner packet follows the UDP header at once), built from the inner packet.
+//! anything in IPv6, RFC 4213 for IPv6 in IPv4), of GRE without key and checksum (RFC 2784; RFC 7676 for
+//! IPv6) and of GUE variant 1 (draft-ietf-intarea-gue-09, section 4: the inner packet follows the UDP header
+//! at once), built from the inner packet.
 //!
 //! The caller grows the frame by [`growth`] bytes at its start; [`encapsulate`] then writes the
 //! headers there and the ether type. The link-layer addresses are the caller's.
@@ -8,7 +9,7 @@
 use crate::{
     abi::{Address, DontFragment, Port, Protocol},
     checksum::Sum,
-    numbers::{ICMPV6, IPIP, IPV6},
+    numbers::{GRE, ICMPV6, IPIP, IPV6},
     packet::{Field, HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Network, Part, Transport},
     rewrite::Words,
@@ -17,6 +18,8 @@ use crate::{
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
+/// Without optional fields.
+pub const GRE_LEN: usize = 4;
 /// TTL and hop limit of the tunnel: the IANA's recommended default.
 const TTL: u8 = 64;
 
@@ -30,8 +33,10 @@ pub struct Tunnel {
     pub source: Address,
     /// Of the same family as the source, which need not be the inner packet's.
     pub destination: Address,
-    /// GUE: UDP destination port; [`Port::ANY`]: IP in IP.
+    /// GUE: UDP destination port; [`Port::ANY`]: GRE or IP in IP.
     pub gue_port: Port,
+    /// GRE; never with a GUE port.
+    pub gre: bool,
     /// The same for all packets of a flow, so that routers and network cards on the way spread
     /// flows and keep each in order: flow label (RFC 6438) and GUE source port.
     pub entropy: u32,
@@ -46,8 +51,19 @@ impl Tunnel {
     /// Bytes that the headers add to the packet: 20 to 48.
     #[inline(always)]
     pub const fn growth(&self) -> usize {
-        let udp = if self.is_gue() { UDP_LEN } else { 0 };
-        udp + if self.destination.is_v4() { IPV4_LEN } else { IPV6_LEN }
+        self.between() + if self.destination.is_v4() { IPV4_LEN } else { IPV6_LEN }
+    }
+
+    /// Bytes between the outer IP header and the inner one.
+    #[inline(always)]
+    const fn between(&self) -> usize {
+        if self.is_gue() {
+            UDP_LEN
+        } else if self.gre {
+            GRE_LEN
+        } else {
+            0
+        }
     }
 
     /// UDP source port: 14 bits of entropy in the dynamic ports (49152 to 65535; RFC 8085, 5.1.1).
@@ -78,10 +94,11 @@ impl Tunnel {
     /// Protocol number after the outer IP header.
     #[inline(always)]
     pub const fn protocol(&self, inner: &Network) -> u8 {
-        match (self.is_gue(), inner.v4) {
-            (true, _) => Protocol::Udp as u8,
-            (false, true) => IPIP,
-            (false, false) => IPV6,
+        match (self.is_gue(), self.gre, inner.v4) {
+            (true, ..) => Protocol::Udp as u8,
+            (false, true, _) => GRE,
+            (false, false, true) => IPIP,
+            (false, false, false) => IPV6,
         }
     }
 }
@@ -129,15 +146,12 @@ fn wrap<P: PacketAccess>(
 ) -> Option<()> {
     let start = NETWORK_OFFSET + tunnel.growth();
     let inner = if network.v4 { inner_v4(frame, start)? } else { inner_v6(frame, start)? };
-    let udp = if tunnel.is_gue() { UDP_LEN as u16 } else { 0 };
-    let payload = transport.packet_len.checked_add(udp)?;
-    let ethertype: [u8; 2] = if tunnel.destination.is_v4() {
+    let payload = transport.packet_len.checked_add(tunnel.between() as u16)?;
+    if tunnel.destination.is_v4() {
         outer_v4(frame, network, tunnel, &inner, payload)?;
-        [0x08, 0x00]
     } else {
         outer_v6(frame, network, tunnel, &inner, payload)?;
-        [0x86, 0xdd]
-    };
+    }
     if tunnel.is_gue() {
         let datagram = Datagram {
             source: tunnel.source,
@@ -153,8 +167,17 @@ fn wrap<P: PacketAccess>(
         };
         let (s, d, length) = (datagram.source_port.to_wire(), datagram.port.to_wire(), payload.to_be_bytes());
         frame.write(start - UDP_LEN, [s[0], s[1], d[0], d[1], length[0], length[1], check[0], check[1]])?;
+    } else if tunnel.gre {
+        // No optional field, version 0, and what is inside by its ether type.
+        let [high, low] = ethertype(network.v4);
+        frame.write(start - GRE_LEN, [0, 0, high, low])?;
     }
-    frame.write(NETWORK_OFFSET - 2, ethertype)
+    frame.write(NETWORK_OFFSET - 2, ethertype(tunnel.destination.is_v4()))
+}
+
+#[inline(always)]
+const fn ethertype(v4: bool) -> [u8; 2] {
+    if v4 { [0x08, 0x00] } else { [0x86, 0xdd] }
 }
 
 #[inline(always)]

@@ -54,7 +54,7 @@ fn strip(original: &[u8]) -> (Outcome, Option<Vec<u8>>) {
         return (Outcome::BadChecksum, Some(left));
     }
     decap::mark_congestion(&mut left.as_mut_slice(), &outer, &inner).expect("the reader saw every field");
-    (if outer.is_gue() { Outcome::Gue } else { Outcome::Ipip }, Some(left))
+    (outer.stripped(), Some(left))
 }
 
 #[cfg(test)]
@@ -69,6 +69,9 @@ mod tests {
         encap::{Tunnel, encapsulate},
         fuzz::PREFIX,
     };
+
+    /// How tunnels are stripped.
+    const KINDS: [Outcome; 3] = [Outcome::Ipip, Outcome::Gue, Outcome::Gre];
 
     static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(seeds);
 
@@ -87,11 +90,12 @@ mod tests {
         Some((network, parse::transport(&frame.as_mut_slice(), &network).ok()?))
     }
 
-    fn wrapped(frame: &[u8], outer_v4: bool, gue: bool) -> Vec<u8> {
+    /// Into the tunnel that is stripped with this outcome.
+    fn wrapped(frame: &[u8], outer_v4: bool, kind: Outcome) -> Vec<u8> {
         let address = |last| if outer_v4 { Address::v4([10, 0, 0, last]) } else { Address::v6([last; 16]) };
-        let gue_port = if gue { GUE_PORT } else { Port::ANY };
+        let (gue_port, gre) = (if kind == Outcome::Gue { GUE_PORT } else { Port::ANY }, kind == Outcome::Gre);
         let (source, destination) = (address(0x20), address(0x21));
-        let tunnel = Tunnel { source, destination, gue_port, entropy: 7, dont_fragment: 0, id: 0 };
+        let tunnel = Tunnel { source, destination, gue_port, gre, entropy: 7, dont_fragment: 0, id: 0 };
         let (network, transport) = parsed(frame).unwrap();
         let mut out = vec![0; tunnel.growth()];
         out.extend_from_slice(frame);
@@ -104,9 +108,9 @@ mod tests {
     fn every_seed_comes_out_as_it_went_in() {
         assert!(SEEDS.len() >= 20, "{} seeds", SEEDS.len());
         for seed in SEEDS.iter() {
-            for (outer_v4, gue) in [(true, false), (true, true), (false, false), (false, true)] {
-                let frame = wrapped(seed, outer_v4, gue);
-                assert_eq!(check(&frame), if gue { Outcome::Gue } else { Outcome::Ipip });
+            for (outer_v4, kind) in [true, false].into_iter().flat_map(|v4| KINDS.map(|kind| (v4, kind))) {
+                let frame = wrapped(seed, outer_v4, kind);
+                assert_eq!(check(&frame), kind);
                 assert_eq!(strip(&frame).1.as_ref(), Some(seed));
             }
         }
@@ -119,11 +123,11 @@ mod tests {
         fn damaged_frames_keep_the_rules(
             seed in any::<Index>(),
             outer_v4 in any::<bool>(),
-            gue in any::<bool>(),
+            kind in 0..KINDS.len(),
             damage in vec((any::<Index>(), any::<u8>()), 0..5),
             cut in proptest::option::weighted(0.2, any::<Index>()),
         ) {
-            let mut frame = wrapped(&SEEDS[seed.index(SEEDS.len())], outer_v4, gue);
+            let mut frame = wrapped(&SEEDS[seed.index(SEEDS.len())], outer_v4, KINDS[kind]);
             for (at, byte) in damage {
                 let at = at.index(frame.len().min(120));
                 frame[at] = byte;
@@ -135,11 +139,11 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_keep_the_rules(mut bytes in vec(any::<u8>(), 0..200), v4 in any::<bool>(), protocol in 0..3usize) {
+        fn any_bytes_keep_the_rules(mut bytes in vec(any::<u8>(), 0..200), v4 in any::<bool>(), protocol in 0..4usize) {
             if bytes.len() > 60 {
                 bytes[12..14].copy_from_slice(if v4 { &[8, 0] } else { &[0x86, 0xdd] });
                 bytes[NETWORK_OFFSET] = if v4 { 0x45 } else { 0x60 };
-                bytes[NETWORK_OFFSET + if v4 { 9 } else { 6 }] = [4, 41, 17][protocol];
+                bytes[NETWORK_OFFSET + if v4 { 9 } else { 6 }] = [4, 41, 17, 47][protocol];
             }
             check(&bytes);
         }

@@ -6,6 +6,8 @@ pub const ICMP: u8 = 1;
 pub const IPIP: u8 = 4;
 /// An IPv6 packet in another.
 pub const IPV6: u8 = 41;
+/// Generic routing encapsulation (RFC 2784).
+pub const GRE: u8 = 47;
 pub const ICMPV6: u8 = 58;
 
 /// IPv6 extension headers (RFC 8200, 4; RFC 6275).

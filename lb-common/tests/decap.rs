@@ -1,7 +1,7 @@
 //! Frames out of tunnels: what another implementation put in comes out, and what is not right stays.
 mod frames;
 
-use frames::{Packet, Segment, extension, mark, tunnelled};
+use frames::{Packet, Segment, extension, in_gre, mark, tunnelled};
 use lb_common::{
     abi::Port,
     decap::{self, Fate, Inner, Outcome, Outer},
@@ -32,12 +32,16 @@ fn strip(frame: &[u8]) -> (Outcome, Vec<u8>) {
         return (Outcome::BadChecksum, left);
     }
     decap::mark_congestion(&mut left.as_mut_slice(), &outer, &inner).unwrap();
-    (if outer.is_gue() { Outcome::Gue } else { Outcome::Ipip }, left)
+    (outer.stripped(), left)
 }
 
 fn wrapped(inner: &[u8], (source, destination): (&str, &str), gue: Option<bool>) -> Vec<u8> {
     let gue = gue.map(|checksum| (50_000, GUE_PORT, checksum));
     tunnelled(inner, source.parse().unwrap(), destination.parse().unwrap(), 7, gue)
+}
+
+fn gre(inner: &[u8], (source, destination): (&str, &str)) -> Vec<u8> {
+    in_gre(inner, source.parse().unwrap(), destination.parse().unwrap(), 7)
 }
 
 fn segment() -> BoxedStrategy<Segment> {
@@ -79,6 +83,7 @@ proptest! {
             for (gue, outcome) in [(None, Outcome::Ipip), (Some(true), Outcome::Gue), (Some(false), Outcome::Gue)] {
                 prop_assert_eq!(strip(&wrapped(&frame, ends, gue)), (outcome, frame.clone()));
             }
+            prop_assert_eq!(strip(&gre(&frame, ends)), (Outcome::Gre, frame.clone()));
         }
     }
 }
@@ -146,7 +151,7 @@ fn what_is_not_for_us_is_told_apart() {
     };
     for ends in ENDS {
         assert_eq!(stays(&tcp(true), Outcome::NotTunnel), Fate::Passed);
-        // GUE variant 0, another port, GRE.
+        // GUE variant 0, another port, ESP.
         let mut frame = wrapped(&tcp(true), ends, Some(true));
         let udp = IP + if ends == ENDS[0] { 20 } else { 40 };
         frame[udp + 8] = 0x05;
@@ -155,8 +160,17 @@ fn what_is_not_for_us_is_told_apart() {
         frame[udp + 3] ^= 1;
         stays(&frame, Outcome::NotTunnel);
         let mut frame = wrapped(&tcp(true), ends, None);
-        frame[IP + if ends == ENDS[0] { 9 } else { 6 }] = 47;
+        frame[IP + if ends == ENDS[0] { 9 } else { 6 }] = 50;
         stays(&frame, Outcome::NotTunnel);
+        // GRE with a checksum, a key, a number; of version 1 (PPTP); with Ethernet inside; without its header.
+        let whole = gre(&tcp(true), ends);
+        let at = udp;
+        for (byte, value) in [(0, 0x80), (0, 0x20), (0, 0x10), (1, 1), (2, 0x65)] {
+            let mut frame = whole.clone();
+            frame[at + byte] = value;
+            stays(&frame, Outcome::NotTunnel);
+        }
+        stays(&whole[..at + 3], Outcome::NotTunnel);
         // Another service.
         let other = Packet::new("198.51.100.7", "203.0.113.11", Segment::udp(1, 2, b"x")).frame();
         assert_eq!(stays(&wrapped(&other, ends, None), Outcome::WrongVip), Fate::Passed);
@@ -167,6 +181,11 @@ fn what_is_not_for_us_is_told_apart() {
         stays(&frame, outcome);
     }
     let mut first = wrapped(&tcp(true), ENDS[0], Some(true));
+    first[IP + 6] = 0x20;
+    stays(&first, Outcome::Fragment);
+    first[IP + 7] = 1;
+    stays(&first, Outcome::NotTunnel);
+    let mut first = gre(&tcp(true), ENDS[0]);
     first[IP + 6] = 0x20;
     stays(&first, Outcome::Fragment);
     first[IP + 7] = 1;
@@ -198,6 +217,12 @@ fn contradictions_of_what_is_for_us_are_malformed() {
         // The UDP length is beyond the packet, below its header, or below the packet inside.
         for length in [200, 7, 40] {
             malformed(true, Some(true), &|frame| frame[at + 5] = length);
+        }
+        // In GRE the version is not the ether type's, and the inner length is beyond the outer one.
+        for byte in [at + 4, at + 4 + 3] {
+            let mut frame = gre(&tcp(true), ends);
+            frame[byte] += 0x21;
+            assert_eq!(strip(&frame), (Outcome::Malformed, frame));
         }
         // A mapped IPv4 address inside IPv6.
         malformed(false, None, &|frame| {

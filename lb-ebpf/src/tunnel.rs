@@ -2,13 +2,13 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use lb_common::{
-    abi::{Backend, DontFragment},
+    abi::{Backend, DontFragment, Mode},
     encap::Tunnel,
 };
 
-/// The tunnel to a backend for a packet of the flow that this hash tells from others.
+/// The tunnel of a [`Mode`] to a backend for a packet of the flow that this hash tells from others.
 #[inline(always)]
-pub fn to(backend: &Backend, hash: u64) -> Tunnel {
+pub fn to(mode: u8, backend: &Backend, hash: u64) -> Tunnel {
     let entropy = entropy(hash);
     let mut id = 0;
     if backend.dont_fragment == DontFragment::Clear as u8 {
@@ -19,6 +19,7 @@ pub fn to(backend: &Backend, hash: u64) -> Tunnel {
         source: Tunnel::chosen_source(&backend.source, backend.source_bits, entropy),
         destination: backend.address,
         gue_port: backend.tunnel_port,
+        gre: mode == Mode::DsrGre as u8,
         entropy,
         dont_fragment: backend.dont_fragment,
         id,

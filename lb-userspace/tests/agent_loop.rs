@@ -129,6 +129,23 @@ async fn a_change_that_cannot_be_stored_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_that_the_disk_loses_at_last_is_taken_back() {
+    let (maps, dir) = (Maps::new(), dir());
+    let agent = Agent::start(web(), &maps, dir.path());
+    agent.all_up(&[A, B]).await;
+    // There is room for the new file, and then something stands where it is to go.
+    let in_the_way = dir.path().join("operator.json");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let refused = agent.command(A, Change::Drain).await.unwrap_err();
+    assert_eq!(refused.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(refused.why.contains("operator.json") && refused.why.contains("taken back"), "{}", refused.why);
+    assert_eq!(maps.choices(WEB), addresses(&[A, B]));
+    std::fs::remove_dir(in_the_way).unwrap();
+    agent.command(A, Change::Drain).await.unwrap();
+    assert_eq!(maps.choices(WEB), addresses(&[B]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn commands_that_come_together_are_decided_one_after_the_other() {
     let (maps, dir) = (Maps::new(), dir());
     let agent = Agent::start(web(), &maps, dir.path());

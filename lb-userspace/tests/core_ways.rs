@@ -54,17 +54,19 @@ fn a_tunnel_is_the_data_paths() {
         dont_fragment: DontFragment::Set,
     };
     let of = |mode| Service { tunnel: tunnel.clone(), ..direct("web", "203.0.113.1:80", mode, &[A]) };
-    let way = |gue_port| Way {
+    let way = |mode, gue_port| Way {
         service: "203.0.113.1:80".parse().unwrap(),
         tunnel: Some(WayTunnel {
+            mode,
             gue_port,
             source: Some("10.77.0.0".parse().unwrap()),
             source_bits: 16,
             dont_fragment: DontFragment::Set as u8,
         }),
     };
-    assert_eq!(probes(vec![of(Mode::DsrIpip)])[0].way, Some(way(None)));
-    assert_eq!(probes(vec![of(Mode::DsrGue)])[0].way, Some(way(Some(7000))));
+    assert_eq!(probes(vec![of(Mode::DsrIpip)])[0].way, Some(way(Mode::DsrIpip, None)));
+    assert_eq!(probes(vec![of(Mode::DsrGue)])[0].way, Some(way(Mode::DsrGue, Some(7000))));
+    assert_eq!(probes(vec![of(Mode::DsrGre)])[0].way, Some(way(Mode::DsrGre, None)));
 }
 
 #[test]

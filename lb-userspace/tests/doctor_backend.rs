@@ -147,7 +147,7 @@ fn question(mode: Mode) -> Question {
 #[test]
 fn a_backend_that_has_everything_is_well_in_every_mode() {
     let host = Host::new();
-    for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue] {
+    for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue, Mode::DsrGre] {
         let checks = checks(&host.facts, &Question { vips: vec![ip(VIP), ip(VIP6)], ..question(mode) });
         assert!(checks.iter().all(|c| matches!(c.result, CheckResult::Ok | CheckResult::Skip)), "{checks:#?}");
         assert!(checks.iter().all(|c| c.fix.is_none() && !c.evidence.is_empty()), "{checks:#?}");
@@ -257,6 +257,12 @@ fn somebody_takes_the_outer_headers_off() {
     assert_eq!(host.result(&question(Mode::DsrGue), NAME).0, CheckResult::Ok);
     let v6 = Question { vips: vec![ip(VIP6)], ..question(Mode::DsrIpip) };
     assert_eq!(host.result(&v6, "decapsulation 2001:db8:f::10").0, CheckResult::Fail, "ipip carries no IPv6");
+
+    assert_eq!(host.result(&question(Mode::DsrGre), NAME).0, CheckResult::Fail, "ipip takes no GRE");
+    host.tunnel_device("lbgre", "gre");
+    assert_eq!(host.result(&question(Mode::DsrGre), NAME).0, CheckResult::Ok);
+    let v6 = Question { vips: vec![ip(VIP6)], ..question(Mode::DsrGre) };
+    assert_eq!(host.result(&v6, "decapsulation 2001:db8:f::10").0, CheckResult::Ok, "GRE carries both");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-use lb_common::abi::DontFragment;
+use lb_common::abi::{DontFragment, Mode};
 use lb_userspace::{
     core::{Way, WayTunnel},
     dataplane::kernel::{
@@ -128,9 +128,15 @@ fn way(service: &str, tunnel: Option<WayTunnel>) -> Way {
     Way { service: service.parse().unwrap(), tunnel }
 }
 
-fn tunnel(gue_port: Option<u16>, source: Option<&str>, source_bits: u8, dont_fragment: DontFragment) -> WayTunnel {
+const TUNNELS: [Mode; 3] = [Mode::DsrIpip, Mode::DsrGue, Mode::DsrGre];
+
+fn tunnel(mode: Mode, source: Option<&str>, source_bits: u8, dont_fragment: DontFragment) -> WayTunnel {
     let source = source.map(|source| source.parse().unwrap());
-    WayTunnel { gue_port, source, source_bits, dont_fragment: dont_fragment as u8 }
+    WayTunnel { mode, gue_port: gue_port(mode), source, source_bits, dont_fragment: dont_fragment as u8 }
+}
+
+fn gue_port(mode: Mode) -> Option<u16> {
+    (mode == Mode::DsrGue).then_some(6080)
 }
 
 /// What is put around a packet.
@@ -139,6 +145,7 @@ struct Outer {
     destination: IpAddr,
     /// UDP source and destination port.
     ports: Option<(u16, u16)>,
+    gre: bool,
     traffic_class: u8,
     hop_limit: u8,
     dont_fragment: bool,
@@ -176,11 +183,24 @@ fn unpack(frame: &[u8]) -> Outer {
         let pseudo = [addresses, &[0, 17], &inner[4..6], inner].concat();
         assert_eq!(sum(&pseudo), 0xffff, "the datagram's checksum");
         inner = &inner[8..];
+    } else if protocol == 47 {
+        let ethertype = if inner[4] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+        assert_eq!((&inner[..2], &inner[2..4]), (&[0, 0][..], &ethertype[..]));
+        inner = &inner[4..];
     } else {
         let expected = if inner[0] >> 4 == 4 { 4 } else { 41 };
         assert_eq!(protocol, expected);
     }
-    Outer { source, destination, ports, traffic_class, hop_limit, dont_fragment, inner: inner.to_vec() }
+    Outer {
+        source,
+        destination,
+        ports,
+        gre: protocol == 47,
+        traffic_class,
+        hop_limit,
+        dont_fragment,
+        inner: inner.to_vec(),
+    }
 }
 
 /// The Internet checksum's sum (RFC 1071).
@@ -265,22 +285,23 @@ fn by_mac_only_address_and_port_change() {
 fn tunnels_are_as_the_data_path_makes_them() {
     let families = [(BACKEND4, SERVICE4, "192.0.2.0"), (BACKEND6, SERVICE6, "2001:db8:ff::")];
     for (backend, service, prefix) in families {
-        for gue_port in [None, Some(6080)] {
+        for mode in TUNNELS {
             Lab::run(move |far| {
                 let ways = loaded(Hook::of_kernel());
-                let own = way(service, Some(tunnel(gue_port, None, 0, DontFragment::Copy)));
+                let own = way(service, Some(tunnel(mode, None, 0, DontFragment::Copy)));
                 let (socket, frame) = datagram(far, &ways, backend, &own);
                 let local = socket.local_addr().unwrap();
                 let outer = unpack(&frame);
                 let peer: SocketAddr = backend.parse().unwrap();
                 assert_eq!((outer.source, outer.destination), (local.ip(), peer.ip()));
-                assert_eq!(outer.ports.map(|(_, to)| to), gue_port);
+                assert_eq!(outer.ports.map(|(_, to)| to), gue_port(mode));
+                assert_eq!(outer.gre, mode == Mode::DsrGre);
                 assert!(outer.ports.is_none_or(|(from, _)| from >= 0xc000));
                 assert_eq!((outer.traffic_class, outer.hop_limit, outer.dont_fragment), (0, 64, true));
                 assert_eq!(to_service(&outer.inner, local, service.parse().unwrap()), b"a question");
 
                 // A source from a prefix, and fragments on the way.
-                let chosen = way(service, Some(tunnel(gue_port, Some(prefix), 8, DontFragment::Clear)));
+                let chosen = way(service, Some(tunnel(mode, Some(prefix), 8, DontFragment::Clear)));
                 let (socket, frame) = datagram(far, &ways, backend, &chosen);
                 let outer = unpack(&frame);
                 let octets = |ip: IpAddr| match ip {
@@ -302,10 +323,10 @@ fn a_connection_goes_the_same_way_with_its_checksums_whole() {
         Lab::run(move |far| {
             let ways = loaded(Hook::of_kernel());
             let backend: SocketAddr = backend.parse().unwrap();
-            for gue_port in [None, Some(6080)] {
+            for mode in TUNNELS {
                 let socket = Socket::new(Domain::for_address(backend), Type::STREAM, None).unwrap();
                 socket.set_nonblocking(true).unwrap();
-                let way = way(service, Some(tunnel(gue_port, None, 0, DontFragment::Copy)));
+                let way = way(service, Some(tunnel(mode, None, 0, DontFragment::Copy)));
                 ways.sockets().hang_on(socket.as_fd(), &way.entry(backend)).unwrap();
                 let begun = socket.connect(&backend.into()).unwrap_err();
                 assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));

@@ -1,5 +1,5 @@
 //! Our tunnels into Linux's own tunnel devices: a backend without `lb` unpacks with `ipip`, `sit`,
-//! `ip6tnl` and `fou`, and answers. Then the same services with `lb decap` in place of the devices.
+//! `ip6tnl`, `fou`, `gre` and `ip6gre`, and answers. Then the same services with `lb decap` in place of the devices.
 //! For kernels that have these devices; `cargo xtask vm` boots such.
 
 use std::{
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::world::{
     Balancer, Family, Launch, Process, Topology, World,
-    config::{Config, Health, Service},
+    config::{Checks, Config, Health, Service},
     dsr::{self, Decap},
     http, process,
 };
@@ -20,6 +20,8 @@ use crate::world::{
 /// Connections to each service.
 const REQUESTS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// An emulated machine would have time for nothing else if they came more often.
+const CHECKS: Checks = Checks { interval: Duration::from_secs(1) };
 /// What `tunnel-source-entropy` chooses from.
 const CHOSEN: &str = "10.77.0.0/16";
 /// With the largest outer headers packets fit the wires of 1500.
@@ -27,21 +29,29 @@ const CLIENT_MTU: u16 = 1400;
 
 /// What is tried: mode, family of the outer header, further lines of the configuration, and the port
 /// of both services (of each family).
-const CASES: [(&str, Family, &str, u16); 5] = [
+const CASES: [(&str, Family, &str, u16); 7] = [
     ("dsr-ipip", Family::V4, "", 8001),
     ("dsr-ipip", Family::V6, "", 8002),
     ("dsr-gue", Family::V4, "", 8003),
     ("dsr-gue", Family::V6, "", 8004),
     ("dsr-ipip", Family::V4, "tunnel-source-entropy = \"10.77.0.0/16\"", 8005),
+    ("dsr-gre", Family::V4, "", 8006),
+    ("dsr-gre", Family::V6, "", 8007),
 ];
 
 /// What is checked at the service's address, through the tunnel: mode, family, and the port of the service.
-const CHECKED: [(&str, Family, u16); 4] = [
+const CHECKED: [(&str, Family, u16); 6] = [
     ("dsr-ipip", Family::V4, 8011),
     ("dsr-ipip", Family::V6, 8012),
     ("dsr-gue", Family::V4, 8013),
     ("dsr-gue", Family::V6, 8014),
+    ("dsr-gre", Family::V4, 8015),
+    ("dsr-gre", Family::V6, 8016),
 ];
+
+/// Plain FOU, whose port says what is inside: family of the service, the inner packet's protocol number, and
+/// the ports of FOU and of the service. On the wire it is `dsr-gue`.
+const FOU: [(Family, &str, u16, u16); 2] = [(Family::V4, "4", 5554, 8021), (Family::V6, "41", 5555, 8022)];
 
 /// Makes a world, tries every case and says what came of it.
 ///
@@ -53,8 +63,15 @@ pub fn interop(program: &Path) -> Result<()> {
     world.client.ip(&[format!("link set eth0 mtu {CLIENT_MTU}")])?;
     let _servers = servers(&world)?;
     let services: Vec<Service> = CASES.iter().flat_map(|case| of_case(*case)).collect();
+    let fou = FOU.map(|(family, _, udp, port)| Service {
+        health: Health::None,
+        backend_family: Family::V4,
+        lines: vec![format!("gue-port = {udp}")],
+        ..Service::tcp(family, "dsr-gue", port, vec![0], port)
+    });
     let checked = CHECKED.map(|(mode, family, port)| Service::tcp(family, mode, port, vec![0], port));
-    let config = Config::new(world.topology, [&services[..], &checked].concat()).render();
+    let services_of_all = [&services[..], &fou, &checked].concat();
+    let config = Config { checks: CHECKS, ..Config::new(world.topology, services_of_all) }.render();
     let log = world.folder().join("lb.log");
     let mut lb = Balancer::start(&world, &Launch { program, config: &config, arguments: &[], log: &log })?;
     for service in &services {
@@ -67,7 +84,7 @@ pub fn interop(program: &Path) -> Result<()> {
     make_devices(&world)?;
     diagnose(&world, program)?;
     wait_for_checks(&mut lb, &checked, true)?;
-    try_all(&world, &mut lb, &services)?;
+    try_all(&world, &mut lb, &[&services[..], &fou].concat())?;
     let devices = received(&world)?;
     ensure!(devices.iter().all(|(_, packets)| *packets > 0), "a device has received nothing: {devices:?}");
     println!("packets out of the devices: {devices:?}");
@@ -81,7 +98,7 @@ pub fn interop(program: &Path) -> Result<()> {
     let decap = Decap::start(&world, program, 0, &[&sources[0], &sources[1], CHOSEN], PATIENCE)?;
     wait_for_checks(&mut lb, &checked, true)?;
     try_all(&world, &mut lb, &services)?;
-    for outcome in ["ipip", "gue"] {
+    for outcome in ["ipip", "gue", "gre"] {
         ensure!(decap.counted(outcome)? > 0, "nothing counted as {outcome}: {}", decap.status()?);
     }
     for outcome in ["malformed", "bad_checksum", "congestion", "internal"] {
@@ -115,7 +132,8 @@ fn of_case((mode, outer, line, port): (&'static str, Family, &str, u16)) -> [Ser
 fn servers(world: &World) -> Result<Vec<Process>> {
     let xtask = std::env::current_exe().context("where this program is")?;
     let host = &world.backends[0];
-    let ports = CASES.iter().map(|(_, _, _, port)| port).chain(CHECKED.iter().map(|(_, _, port)| port));
+    let checked = CHECKED.iter().map(|(_, _, port)| port);
+    let ports = CASES.iter().map(|(_, _, _, port)| port).chain(checked).chain(FOU.iter().map(|(_, _, _, port)| port));
     ports
         .map(|port| {
             let mut command = host.command(&xtask);
@@ -131,14 +149,17 @@ fn servers(world: &World) -> Result<Vec<Process>> {
         .collect()
 }
 
-/// Devices by name, with what makes them: for IPv4 in IPv4, IPv6 in IPv4, and both in IPv6.
-const DEVICES: [(&str, &str); 3] = [
+/// Devices by name, with what makes them: for IPv4 in IPv4, IPv6 in IPv4, and both in IPv6; then for both in
+/// GRE over either.
+const DEVICES: [(&str, &str); 5] = [
     ("lb44", "type ipip local 10.71.2.11"),
     ("lb64", "type sit local 10.71.2.11"),
     ("lb6", "type ip6tnl mode any local fd71:2::11 remote fd71:2::1"),
+    ("lbgre", "type gre local 10.71.2.11"),
+    ("lbgre6", "type ip6gre local fd71:2::11 remote fd71:2::1"),
 ];
 
-/// With any source over IPv4, as `tunnel-source-entropy` needs it, and a port that opens GUE.
+/// With any source over IPv4, as `tunnel-source-entropy` needs it, and ports that open GUE and FOU.
 fn make_devices(world: &World) -> Result<()> {
     let backend = &world.backends[0];
     for (name, kind) in DEVICES {
@@ -150,6 +171,10 @@ fn make_devices(world: &World) -> Result<()> {
     backend.set_sysctl("net.ipv4.conf.all.rp_filter", "0")?;
     for family in ["-4", "-6"] {
         backend.output("ip", &[family, "fou", "add", "port", "6080", "gue"]).context("a port that opens GUE")?;
+    }
+    for (_, protocol, udp, _) in FOU {
+        let arguments = ["fou", "add", "port", &udp.to_string(), "ipproto", protocol];
+        backend.output("ip", &arguments).context("a port that opens FOU")?;
     }
     Ok(())
 }

@@ -36,9 +36,17 @@ pub fn tool(program: &str) -> Command {
     Command::new(find(program).unwrap_or_else(|| program.into()))
 }
 
-/// The cargo that runs this, or the one in `PATH`.
+/// The cargo that runs this, or the one in `PATH`, freed of what the running one has said of this package: build
+/// scripts that look at such variables (ring's does) would run again, and all that follows from them, whenever
+/// cargo is called with this program and without it in turn.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (key, _) in env::vars_os() {
+        let is_of_package = |key: &str| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| key.starts_with(of));
+        if key.to_str().is_some_and(is_of_package) {
+            command.env_remove(key);
+        }
+    }
     command.current_dir(root());
     command
 }

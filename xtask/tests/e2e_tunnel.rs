@@ -21,7 +21,7 @@ use xtask::{
     },
 };
 
-const MODES: [&str; 2] = ["dsr-ipip", "dsr-gue"];
+const MODES: [&str; 3] = ["dsr-ipip", "dsr-gue", "dsr-gre"];
 const IPERF_PORT: u16 = 5201;
 /// Slow enough that no queue on the way overflows, so that every packet can be asked for.
 const RATE: &str = "100M";
@@ -98,7 +98,8 @@ fn curl_is_answered_through_tunnels_of_every_kind_and_family() {
             lb.done(&["detach"]).unwrap();
         }
     }
-    assert!(decaps.iter().all(|decap| decap.counted("ipip").unwrap() > 500 && decap.counted("gue").unwrap() > 500));
+    let kinds = ["ipip", "gue", "gre"];
+    assert!(decaps.iter().all(|decap| kinds.iter().all(|kind| decap.counted(kind).unwrap() > 500)));
 }
 
 #[test]
@@ -108,7 +109,9 @@ fn iperf3_moves_data_both_ways_through_tunnels() {
     let mut server = stage.world.backends[0].command("iperf3");
     server.args(["--server", "--port", &IPERF_PORT.to_string()]);
     let _server = Process::start("iperf3 server", &mut server, &stage.folder().join("iperf3.log")).unwrap();
-    for (mode, outer) in [("dsr-ipip", Family::V4), ("dsr-ipip", Family::V6), ("dsr-gue", Family::V4)] {
+    for (mode, outer) in
+        [("dsr-ipip", Family::V4), ("dsr-ipip", Family::V6), ("dsr-gue", Family::V4), ("dsr-gre", Family::V6)]
+    {
         let services = services(mode, outer, IPERF_PORT, vec![0]);
         // iperf3's server takes a probe's connection for a client.
         let services = services.map(|service| Service { health: Health::None, ..service });

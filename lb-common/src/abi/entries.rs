@@ -238,6 +238,8 @@ abi_enum! {
         DsrIpip = 3 "dsr-ipip",
         /// The same, in UDP (GUE variant 1): networks spread it over paths and queues like any UDP.
         DsrGue = 4 "dsr-gue",
+        /// The same, in GRE (RFC 2784), without key and checksum.
+        DsrGre = 5 "dsr-gre",
     }
 }
 
@@ -419,6 +421,14 @@ pub struct Backend {
     /// most 32.
     pub source_bits: u8,
     pub reserved: [u32; 2],
+}
+
+impl Backend {
+    /// Where it listens, for a client that asked for this port of the service.
+    #[inline(always)]
+    pub fn port_for(&self, service_port: Port) -> Port {
+        if self.port == Port::ANY { service_port } else { self.port }
+    }
 }
 
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see

@@ -34,7 +34,7 @@ pub struct Way {
     pub backend_port: Port,
     /// `dsr-gue`: UDP destination port.
     pub gue_port: Port,
-    /// 1: through a tunnel.
+    /// [`super::Mode`] of the tunnel that they go through; 0: none.
     pub tunnel: u8,
     /// [`super::DontFragment`]
     pub dont_fragment: u8,

@@ -227,34 +227,58 @@ pub fn tunnelled(
     label: u32,
     gue: Option<(u16, u16, bool)>,
 ) -> Vec<u8> {
+    let (inner, _) = packet_and_padding(frame);
+    let Some((from, to, checksum)) = gue else {
+        let protocol = IpNumber(if inner[0] >> 4 == 4 { 4 } else { 41 });
+        return around(frame, source, destination, label, (protocol, &[]));
+    };
+    let mut header =
+        UdpHeader { source_port: from, destination_port: to, length: (inner.len() + 8) as u16, checksum: 0 };
+    if checksum {
+        header.checksum = match (source, destination) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => header.calc_checksum_ipv4_raw(s.octets(), d.octets(), inner),
+            (IpAddr::V6(s), IpAddr::V6(d)) => header.calc_checksum_ipv6_raw(s.octets(), d.octets(), inner),
+            _ => panic!("addresses of two families"),
+        }
+        .unwrap();
+    }
+    around(frame, source, destination, label, (IpNumber(17), &header.to_bytes()))
+}
+
+/// The same in GRE, as RFC 2784 has it without a checksum.
+pub fn in_gre(frame: &[u8], source: IpAddr, destination: IpAddr, label: u32) -> Vec<u8> {
+    let protocol = if frame[ETHERNET] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    let header = [[0, 0], protocol].concat();
+    around(frame, source, destination, label, (IpNumber(47), &header))
+}
+
+/// The packet in a frame, and what follows it.
+fn packet_and_padding(frame: &[u8]) -> (&[u8], &[u8]) {
     let inner_v4 = frame[ETHERNET] >> 4 == 4;
     let length = if inner_v4 {
         u16::from_be_bytes([frame[ETHERNET + 2], frame[ETHERNET + 3]]) as usize
     } else {
         u16::from_be_bytes([frame[ETHERNET + 4], frame[ETHERNET + 5]]) as usize + 40
     };
-    let (inner, padding) = frame[ETHERNET..].split_at(length);
+    frame[ETHERNET..].split_at(length)
+}
+
+/// The frame's packet behind an IP header of that protocol and the header that belongs to it.
+fn around(
+    frame: &[u8],
+    source: IpAddr,
+    destination: IpAddr,
+    label: u32,
+    (protocol, header): (IpNumber, &[u8]),
+) -> Vec<u8> {
+    let (inner, padding) = packet_and_padding(frame);
+    let inner_v4 = inner[0] >> 4 == 4;
     let (class, id, dont_fragment) = if inner_v4 {
         (inner[1], u16::from_be_bytes([inner[4], inner[5]]), inner[6] & 0x40 != 0)
     } else {
         (inner[0] << 4 | inner[1] >> 4, 0, true)
     };
-    let mut payload = inner.to_vec();
-    let mut protocol = IpNumber(if inner_v4 { 4 } else { 41 });
-    if let Some((from, to, checksum)) = gue {
-        let mut header =
-            UdpHeader { source_port: from, destination_port: to, length: (inner.len() + 8) as u16, checksum: 0 };
-        if checksum {
-            header.checksum = match (source, destination) {
-                (IpAddr::V4(s), IpAddr::V4(d)) => header.calc_checksum_ipv4_raw(s.octets(), d.octets(), inner),
-                (IpAddr::V6(s), IpAddr::V6(d)) => header.calc_checksum_ipv6_raw(s.octets(), d.octets(), inner),
-                _ => panic!("addresses of two families"),
-            }
-            .unwrap();
-        }
-        payload.splice(0..0, header.to_bytes());
-        protocol = IpNumber(17);
-    }
+    let payload = [header, inner].concat();
     let mut out = frame[..12].to_vec();
     match (source, destination) {
         (IpAddr::V4(s), IpAddr::V4(d)) => {

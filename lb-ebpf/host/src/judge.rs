@@ -8,6 +8,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const IPIP: u8 = 4;
 const IPV6: u8 = 41;
+const GRE: u8 = 47;
 /// Extension headers of IPv6 that are followed: hop-by-hop, routing, destination options, authentication.
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
@@ -159,6 +160,11 @@ fn transport(frame: &[u8], right: Right, protocol: u8, at: usize) -> Result<Righ
         },
         IPIP => tunnelled(frame, right, at, Some(4)),
         IPV6 => tunnelled(frame, right, at, Some(6)),
+        GRE => match slice(segment, 0, 4)? {
+            [0, 0, 0x08, 0x00] => tunnelled(frame, right, at + 4, Some(4)),
+            [0, 0, 0x86, 0xdd] => tunnelled(frame, right, at + 4, Some(6)),
+            other => Err(format!("a GRE header of {other:?}")),
+        },
         _ => Ok(right),
     }
 }

@@ -126,6 +126,8 @@ const SPECS: &[Spec] = &[
     Spec { mode: Mode::DsrGue, scheduler: Scheduler::Maglev, tracked: true, across: true, ..PLAIN },
     Spec { mode: Mode::DsrIpip, across: true, granularity: Granularity::Client, ..PLAIN },
     Spec { mode: Mode::DsrGue, ..PLAIN },
+    Spec { mode: Mode::DsrGre, scheduler: Scheduler::Maglev, tracked: true, ..PLAIN },
+    Spec { mode: Mode::DsrGre, scheduler: Scheduler::RandomTwo, across: true, ..PLAIN },
     Spec { mode: Mode::Nat, more: More::Mss, scheduler: Scheduler::Maglev, ..PLAIN },
     Spec { mode: Mode::FullNat, more: More::Retries, ..PLAIN },
     Spec { protocol: Protocol::Udp, granularity: Granularity::Packet, ..PLAIN },

@@ -60,12 +60,12 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
             source: flow.source,
             destination: backend.address,
             source_port: flow.source_port,
-            destination_port: table::backend_port(backend, flow.service_port),
+            destination_port: backend.port_for(flow.service_port),
         };
         return sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop);
     }
     // Code of its own, so that translated packets carry no tunnel that they do not have.
-    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(backend, hash));
+    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(flow.mode, backend, hash));
     let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref()) else { return LONGER };
     step!(Hop, hop.ifindex);
     on.departs(frame);

@@ -18,7 +18,7 @@ use lb_common::{
         error::translate,
         quote::{IcmpError, NoError, Quoted},
     },
-    numbers::{IPIP, IPV6},
+    numbers::{GRE, IPIP, IPV6},
     packet::{HEADERS_MAX, PacketAccess},
     parse::{Network, Part, Transport},
     rescue::Syn,
@@ -88,7 +88,7 @@ fn decide(md: *mut xdp_md, packet: &mut Packet, directions: Directions) -> Reaso
     packet.now = now();
     let Some(protocol) = Protocol::from_number(packet.quoted.protocol) else {
         return match packet.quoted.protocol {
-            IPIP | IPV6 => tunnel_error::relay(md, packet),
+            IPIP | IPV6 | GRE => tunnel_error::relay(md, packet),
             _ => Reason::NotTransport,
         };
     };

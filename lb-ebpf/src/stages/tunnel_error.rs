@@ -5,8 +5,9 @@
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::{Address, AddressRoles, Mode, Port, Protocol, ServiceValue},
+    encap::GRE_LEN,
     icmp::too_big,
-    numbers::{ICMPV6, IPIP},
+    numbers::{GRE, ICMPV6, IPIP},
     packet::{HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Part, Transport},
     verdict::Reason,
@@ -58,10 +59,12 @@ pub fn relay(md: *mut xdp_md, packet: &mut Packet) -> Reason {
 #[inline(never)]
 extern "C" fn find_inner(md: *mut xdp_md) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
-    let gue = packet.quoted.protocol == Protocol::Udp as u8;
-    let start = (opaque(packet.quoted.transport as usize) & (HEADERS_MAX - 1)) + if gue { UDP_LEN } else { 0 };
-    // GUE variant 1 has the inner packet's version right behind the UDP header.
-    let v4 = if gue {
+    let (gue, gre) = (packet.quoted.protocol == Protocol::Udp as u8, packet.quoted.protocol == GRE);
+    let between = if gue { UDP_LEN } else { GRE_LEN * gre as usize };
+    let start = (opaque(packet.quoted.transport as usize) & (HEADERS_MAX - 1)) + between;
+    // GUE variant 1 has the inner packet's version right behind the UDP header; what GRE says of it, the
+    // packet says too.
+    let v4 = if gue || gre {
         let first: u8 = Frame::of(md).read(start).unwrap_or(0);
         first >> 4 == 4
     } else {
@@ -87,19 +90,22 @@ extern "C" fn find_inner(md: *mut xdp_md) -> u32 {
         offset: inner.transport,
         packet_len: (too_big::headers(v4) + quotation) as u16,
     };
-    has_flow(packet, &to, port) as u32
+    has_flow(packet, &to, port, gre) as u32
 }
 
 /// Whether the packet in the tunnel is one that we have sent: of a flow whose backend is at the tunnel's
 /// end. Sets the flow.
 #[inline(always)]
-fn has_flow(packet: &mut Packet, end: &Address, port: Port) -> bool {
+fn has_flow(packet: &mut Packet, end: &Address, port: Port, gre: bool) -> bool {
     let to = admit::roles(&packet.network.destination);
     if !to.has(AddressRoles::SERVICE) || !admit::any_service(packet, to) {
         return false;
     }
     let Some(backend) = owner::find(packet) else { return false };
-    Mode::is_tunnel(packet.flow.mode) && backend.address == *end && backend.tunnel_port == port
+    Mode::is_tunnel(packet.flow.mode)
+        && (packet.flow.mode == Mode::DsrGre as u8) == gre
+        && backend.address == *end
+        && backend.tunnel_port == port
 }
 
 /// Whether the error has come through undamaged: what is written anew gets a right checksum. 0: no.

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::state_file::{self, StateError};
+use super::state_file::{self, Beside, StateError};
 use crate::core::{Admin, Aspect, Mark, OperatorLayer, Override};
 
 const FILE: &str = "operator.json";
@@ -61,7 +61,15 @@ impl LayerFile {
     /// # Errors
     /// The layer is not stored; the file is as it was.
     pub fn store(&self, layer: &OperatorLayer) -> Result<(), StateError> {
-        state_file::replace(&self.path, &Content { version: VERSION, layer })
+        self.write_beside(layer)?.put()
+    }
+
+    /// Writes a layer that is to take the file's place. Does not wait for the disk.
+    ///
+    /// # Errors
+    /// The layer is not stored; the file is as it was.
+    pub fn write_beside(&self, layer: &OperatorLayer) -> Result<Beside, StateError> {
+        state_file::write_beside(&self.path, &Content { version: VERSION, layer })
     }
 }
 

@@ -41,7 +41,40 @@ pub fn read<T: DeserializeOwned>(path: &Path, advice: &'static str) -> Result<Op
 /// # Errors
 /// The file is as it was.
 pub fn replace(path: &Path, content: &impl Serialize) -> Result<(), StateError> {
-    write_beside(path, content).map_err(|source| StateError::Io { path: path.to_owned(), source })
+    write_beside(path, content)?.put()
+}
+
+/// New content of a file, written beside it: there is room for it. After a crash the file has the old content
+/// until [`Beside::put`] has returned.
+#[derive(Debug)]
+pub struct Beside {
+    path: PathBuf,
+    beside: PathBuf,
+    file: File,
+}
+
+/// Writes content that is to replace the file's. Does not wait for the disk.
+///
+/// # Errors
+/// The file is as it was.
+pub fn write_beside(path: &Path, content: &impl Serialize) -> Result<Beside, StateError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let file = create(&beside, content).map_err(|source| StateError::Io { path: path.to_owned(), source })?;
+    Ok(Beside { path: path.to_owned(), beside, file })
+}
+
+impl Beside {
+    /// Takes the file's place. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The file is as it was, or the disk does not say.
+    pub fn put(self) -> Result<(), StateError> {
+        let Self { path, beside, file } = self;
+        let put = file.sync_all().and_then(|()| fs::rename(&beside, &path)).and_then(|()| sync_directory(&path));
+        put.map_err(|source| StateError::Io { path, source })
+    }
 }
 
 /// Removes the file, if it is there.
@@ -56,16 +89,13 @@ pub fn remove(path: &Path) -> Result<(), StateError> {
     removed.map_err(|source| StateError::Io { path: path.to_owned(), source })
 }
 
-fn write_beside(path: &Path, content: &impl Serialize) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let mut file = File::create(&beside)?;
-    serde_json::to_writer_pretty(&mut file, content)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    sync_directory(path)
+fn create(path: &Path, content: &impl Serialize) -> io::Result<File> {
+    // As a whole: the serializer hands out token by token, and each would be a system call.
+    let mut text = serde_json::to_vec_pretty(content)?;
+    text.push(b'\n');
+    let mut file = File::create(path)?;
+    file.write_all(&text)?;
+    Ok(file)
 }
 
 /// A rename is on disk only with its directory.

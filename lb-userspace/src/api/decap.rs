@@ -24,7 +24,7 @@ pub struct DecapInterface {
     pub balancers: Vec<String>,
     /// Addresses that tunnels may end at; empty: any.
     pub to: Vec<IpAddr>,
-    /// Absent: IP in IP only.
+    /// Absent: IP in IP and GRE only.
     pub gue_port: Option<u16>,
     /// Stripped for each service address.
     pub vips: Vec<DecapVip>,

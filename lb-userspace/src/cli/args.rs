@@ -109,7 +109,7 @@ pub enum Command {
     /// The configuration: one file, or a directory of them.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// On a backend: unpack what balancers send in tunnels (dsr-ipip, dsr-gue).
+    /// On a backend: unpack what balancers send in tunnels (dsr-ipip, dsr-gue, dsr-gre).
     Decap(super::decap::DecapArgs),
     /// What keeps packets from flowing on this balancer or backend, and what to type.
     Doctor(super::doctor::DoctorArgs),

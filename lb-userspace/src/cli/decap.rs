@@ -130,7 +130,9 @@ fn on(global: &Global, arguments: OnArgs) -> Result<Exit, Failure> {
 fn tell(attached: &Attachment, rules: &Rules) {
     let list = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let from: Vec<String> = rules.balancers.iter().map(ToString::to_string).collect();
-    let kinds = rules.gue_port.map_or_else(|| "IP in IP".to_owned(), |port| format!("IP in IP and GUE (port {port})"));
+    let kinds = rules
+        .gue_port
+        .map_or_else(|| "IP in IP and GRE".to_owned(), |port| format!("IP in IP, GRE and GUE (port {port})"));
     eprintln!(
         "{}: {kinds} from {} is stripped for {} ({} mode)",
         attached.interface,

@@ -51,6 +51,7 @@ enum DsrMode {
     DsrL2,
     DsrIpip,
     DsrGue,
+    DsrGre,
 }
 
 pub fn doctor(global: &Global, printer: &Printer, arguments: DoctorArgs) -> Result<Exit, Failure> {
@@ -61,6 +62,7 @@ pub fn doctor(global: &Global, printer: &Printer, arguments: DoctorArgs) -> Resu
         DsrMode::DsrL2 => Mode::DsrL2,
         DsrMode::DsrIpip => Mode::DsrIpip,
         DsrMode::DsrGue => Mode::DsrGue,
+        DsrMode::DsrGre => Mode::DsrGre,
     });
     let facts = block_on(Facts::gather(&global.pin_dir, &arguments.clients))?.map_err(unseen)?;
     let DoctorArgs { vips, balancers, gue_port, .. } = arguments;

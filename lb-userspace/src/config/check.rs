@@ -123,7 +123,7 @@ fn same_family(findings: &mut Findings, service: &ServiceDraft) {
                 .and(&listen.at, family(ours))
                 .and(&mode.at, format!("\"{}\" keeps the family", mode.value.name()))
                 .help(
-                    "\"full-nat\" translates between the families, \"dsr-ipip\" and \"dsr-gue\" take packets of one through the other",
+                    "\"full-nat\" translates between the families, the tunnels (\"dsr-ipip\", \"dsr-gue\", \"dsr-gre\") take packets of one through the other",
                 )
                 .help(format!("or write the backend's {} address", family(ours)));
             findings.error(finding);

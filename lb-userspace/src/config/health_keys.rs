@@ -125,7 +125,7 @@ pub(super) static VIA: Key<Via> = Key {
     name: "via",
     form: &OneOf { all: &Via::ALL, name: Via::name },
     left_out: LeftOut::Depends(
-        "`\"service\"` in the modes `dsr-l2`, `dsr-ipip` and `dsr-gue` for checks without a `port`, otherwise `\"backend\"`",
+        "`\"service\"` in the modes `dsr-l2`, `dsr-ipip`, `dsr-gue` and `dsr-gre` for checks without a `port`, otherwise `\"backend\"`",
     ),
     doc: "Which way a check goes. `service`: to the service's address, by the backend's MAC or through its tunnel, as \
           the packets of clients do. `backend`: to the backend's own address. A backend with a `check-address` is \

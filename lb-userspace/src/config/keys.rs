@@ -229,7 +229,7 @@ pub(super) static MODE: Key<Mode> = Key {
           server return) leaves the packet as it is and sends it to the backend's link-layer address: backends on the \
           same segment have the service's address too and answer clients themselves. `dsr-ipip` does the same through \
           a tunnel (IP in IP): backends may be anywhere. `dsr-gue` puts UDP in between (GUE variant 1), which networks \
-          and network cards spread like any UDP.",
+          and network cards spread like any UDP; `dsr-gre` puts GRE there, without key and checksum.",
 };
 
 pub(super) static SCHEDULER: Key<Scheduler> = Key {
@@ -285,7 +285,7 @@ pub(super) static TUNNEL_SOURCE_ENTROPY: Key<Vec<TunnelSource>> = Key {
     form: &Shaped::new(tunnel::ENTROPY_ALLOWED, tunnel::entropy, shape::tunnel_prefix),
     left_out: LeftOut::Depends("no address is chosen"),
     doc: "Tunnels: outer source addresses are chosen from this prefix, one for each flow (at most the last 32 bits), so \
-          that backends' network cards spread `dsr-ipip` over their queues. Nothing may filter these addresses on the \
+          that backends' network cards spread `dsr-ipip` and `dsr-gre` over their queues. Nothing may filter these addresses on the \
           way, and reverse-path filters of the backends must be off.",
 };
 
@@ -321,7 +321,7 @@ pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {
     name: "address",
     form: &Shaped::new(endpoint::BACKEND_ALLOWED, endpoint::backend, shape::backend),
     left_out: LeftOut::Required,
-    doc: "Unique within the service. With `nat` and `dsr-l2` of its address family; `full-nat` and tunnels (`dsr-ipip`, `dsr-gue`) take both. With direct server return (`dsr-...`) its port \
+    doc: "Unique within the service. With `nat` and `dsr-l2` of its address family; `full-nat` and tunnels (`dsr-ipip`, `dsr-gue`, `dsr-gre`) take both. With direct server return (`dsr-...`) its port \
           is the service's and may be left out.",
 };
 

@@ -3,6 +3,8 @@
 //! balancer", NSDI 2016, 3.4). A table depends on nothing but its size, the backends' addresses and
 //! their weights, so every node makes the same one; and when a backend leaves, hardly any slot but
 //! its own changes hands.
+//!
+//! `#[inline]`: whoever measures how long a table takes compiles it with optimisations of its own.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +12,7 @@ use crate::config::is_prime;
 
 /// A backend as the table sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Turn {
+pub struct Turn {
     /// Who it is, on every node.
     pub address: SocketAddr,
     /// What stands for it in this node's table.
@@ -24,7 +26,8 @@ pub(super) struct Turn {
 ///
 /// Weights: a backend takes its next slot in as many rounds as its weight says, compared with the
 /// largest; everybody has one in the first round, so nobody is left out.
-pub(super) fn table(turns: &[Turn], size: u32) -> Vec<u32> {
+#[inline]
+pub fn table(turns: &[Turn], size: u32) -> Vec<u32> {
     let size = (size.max(turns.len() as u32).max(2)..).find(|&n| is_prime(n)).unwrap_or(size);
     let mut choosers: Vec<Chooser> = turns.iter().map(|turn| Chooser::new(turn, size)).collect();
     choosers.sort_unstable_by_key(|chooser| chooser.address);
@@ -54,11 +57,13 @@ struct Slots {
 }
 
 impl Slots {
+    #[inline]
     fn free(size: u32) -> Self {
         Self { owners: vec![0; size as usize], taken: vec![0; size.div_ceil(64) as usize], left: size }
     }
 
     /// Whether the slot was free; then it is the owner's.
+    #[inline]
     fn take(&mut self, slot: u32, owner: u32) -> bool {
         let (word, bit) = (&mut self.taken[slot as usize / 64], 1 << (slot % 64));
         let free = *word & bit == 0;
@@ -85,6 +90,7 @@ struct Chooser {
 }
 
 impl Chooser {
+    #[inline]
     fn new(turn: &Turn, size: u32) -> Self {
         let hash = identity(&turn.address);
         let (offset, step) = ((hash >> 32) as u32 % size, hash as u32 % (size - 1) + 1);
@@ -93,6 +99,7 @@ impl Chooser {
     }
 
     /// Takes the first free slot on its way; there must be one.
+    #[inline]
     fn take(&mut self, slots: &mut Slots) {
         let size = slots.owners.len() as u32;
         loop {
@@ -111,6 +118,7 @@ impl Chooser {
 /// 64 bits that stand for an address and port: FNV-1a (Fowler, Noll, Vo), with the finalizer of
 /// SplitMix64 (public domain, S. Vigna), so that neighbours have nothing in common. Both halves are
 /// used: they must not depend on each other.
+#[inline]
 fn identity(address: &SocketAddr) -> u64 {
     let octets = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),

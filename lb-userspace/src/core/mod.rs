@@ -28,7 +28,7 @@ mod impact;
 mod index;
 mod layer;
 mod ledger;
-mod maglev;
+pub mod maglev;
 mod plan;
 mod pools;
 mod probed;

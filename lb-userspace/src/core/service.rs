@@ -386,7 +386,7 @@ impl Member {
             Mode::Nat => Some((self.ip(), AddressRoles::NAT_BACKEND)),
             Mode::FullNat => Some((self.place.as_ref()?.source?, AddressRoles::SOURCE)),
             // Its replies take another way.
-            Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue => None,
+            Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue | Mode::DsrGre => None,
         }
     }
 

@@ -20,7 +20,9 @@ pub struct Way {
 /// A tunnel as the data path makes it for this backend.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WayTunnel {
-    /// `None`: IP in IP.
+    /// One with tunnels.
+    pub mode: Mode,
+    /// `dsr-gue`: UDP destination port.
     pub gue_port: Option<u16>,
     /// `None`: the address that this host has towards the backend.
     pub source: Option<IpAddr>,
@@ -41,6 +43,7 @@ impl Way {
         let tunnel = Mode::is_tunnel(service.mode as u8).then(|| {
             let source = service.tunnel.source(backend);
             WayTunnel {
+                mode: service.mode,
                 gue_port: (service.mode == Mode::DsrGue).then_some(service.tunnel.gue_port),
                 source: source.map(|source| source.address),
                 source_bits: source.map_or(0, |source| source.chosen_bits),
@@ -60,7 +63,7 @@ impl Way {
             service_port: Port::new(self.service.port()),
             backend_port: Port::new(backend.port()),
             gue_port: tunnel.and_then(|tunnel| tunnel.gue_port).map_or(Port::ANY, Port::new),
-            tunnel: u8::from(tunnel.is_some()),
+            tunnel: tunnel.map_or(0, |tunnel| tunnel.mode as u8),
             dont_fragment: tunnel.map_or(0, |tunnel| tunnel.dont_fragment),
             source_bits: tunnel.map_or(0, |tunnel| tunnel.source_bits),
             reserved: [0; 3],

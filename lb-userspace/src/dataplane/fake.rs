@@ -163,10 +163,10 @@ impl FakeDataplane {
                 return Err(format!("names port pool {}, which is not ready", backend.port_pool));
             }
             Some(Mode::FullNat) => (backend.source, AddressRoles::SOURCE),
-            Some(Mode::DsrIpip | Mode::DsrGue) if backend.source.octets() == [0; 16] => {
+            Some(Mode::DsrIpip | Mode::DsrGue | Mode::DsrGre) if backend.source.octets() == [0; 16] => {
                 return Err("has no source address for its tunnel".to_owned());
             }
-            Some(Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue) => return Ok(()),
+            Some(Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue | Mode::DsrGre) => return Ok(()),
             None => return Err(format!("is of a service without a mode: {value:?}")),
         };
         if self.roles(address) & role == 0 {

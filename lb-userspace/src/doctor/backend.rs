@@ -129,7 +129,7 @@ fn decapsulation(facts: &Facts, question: &Question, vip: IpAddr) -> Check {
     if !question.has_tunnel() {
         return Check::new(name, CheckResult::Skip, "dsr-l2 has no tunnel");
     }
-    let devices = devices(facts, vip);
+    let devices = devices(facts, question, vip);
     let stripping = match &facts.stripping {
         Ok(stripping) => stripping.as_slice(),
         Err(why) if devices.is_empty() => {
@@ -199,10 +199,17 @@ fn covers(known: &Prefix, wanted: &Prefix) -> bool {
     family == other && known.length <= wanted.length && differ == 0
 }
 
-/// Tunnel devices that are up and take packets of the address's family out.
-fn devices(facts: &Facts, vip: IpAddr) -> Vec<String> {
-    let kinds = if vip.is_ipv4() { ["ipip", "ip6tnl"] } else { ["sit", "ip6tnl"] };
-    let fits = |link: &&Link| link.up && kinds.contains(&link.kind.as_str());
+/// Devices that take GRE off, whatever is inside.
+const GRE: [&str; 2] = ["gre", "ip6gre"];
+
+/// Tunnel devices that are up and take packets of the address's family out of the mode's tunnels, or of any
+/// where no mode was told.
+fn devices(facts: &Facts, question: &Question, vip: IpAddr) -> Vec<String> {
+    let gre = question.mode.is_none_or(|mode| mode == Mode::DsrGre);
+    let others = question.mode != Some(Mode::DsrGre);
+    let bare = if vip.is_ipv4() { ["ipip", "ip6tnl"] } else { ["sit", "ip6tnl"] };
+    let takes = |kind: &str| others && bare.contains(&kind) || gre && GRE.contains(&kind);
+    let fits = |link: &&Link| link.up && takes(&link.kind);
     facts.links.iter().filter(fits).map(|link| link.name.clone()).collect()
 }
 
@@ -251,7 +258,8 @@ fn reverse_path(facts: &Facts, question: &Question) -> Check {
 fn entrances<'a>(facts: &'a Facts, question: &Question) -> (Vec<&'a Link>, bool) {
     let opens = |link: &&Link| {
         let stripped = facts.stripping.iter().flatten().filter_map(|stripping| stripping.attachment.as_ref());
-        let device = link.up && ["ipip", "ip6tnl"].contains(&link.kind.as_str());
+        let kind = link.kind.as_str();
+        let device = link.up && (["ipip", "ip6tnl"].contains(&kind) || GRE.contains(&kind));
         question.has_tunnel() && (device || stripped.into_iter().any(|attached| attached.ifindex == link.ifindex))
     };
     let opening: Vec<&Link> = facts.links.iter().filter(opens).collect();

@@ -7,6 +7,7 @@ use lb_common::abi::Mode;
 use super::{
     backend::GROWTH_MAX,
     balancer_facts::{AgentFacts, BackendFacts, BalancerFacts, InterfaceFacts},
+    told,
 };
 use crate::{
     api::doctor::{Check, CheckResult},
@@ -21,6 +22,9 @@ const OLDEST_KERNEL: (u32, u32) = (6, 1);
 const CLIENT_MTU: u32 = 1500;
 /// Probes, API and maps need fewer; each probe under way has one.
 const FILES_WANTED: u64 = 4096;
+/// Bytes of disk for what is decided at run time: files of some KiB, each written anew beside the old one.
+const ROOM_WANTED: u64 = 64 << 20;
+const ROOM_NEEDED: u64 = 1 << 20;
 
 /// Everything there is to check, in order: kernel, interfaces, ways to backends, agent.
 pub fn checks(facts: &BalancerFacts) -> Vec<Check> {
@@ -33,6 +37,7 @@ pub fn checks(facts: &BalancerFacts) -> Vec<Check> {
         jit(facts),
         unprivileged(facts),
         state_directory(facts),
+        disk(facts),
         files(facts),
         time(facts),
     ];
@@ -45,6 +50,7 @@ pub fn checks(facts: &BalancerFacts) -> Vec<Check> {
     }
     checks.extend(facts.backends.iter().map(|backend| way(facts, backend)));
     checks.extend(agent(facts));
+    checks.extend(told::checks(&facts.services));
     checks.push(dead_man(facts));
     checks
 }
@@ -141,6 +147,20 @@ fn state_directory(facts: &BalancerFacts) -> Check {
     match &facts.state_dir_refused {
         None => ok(name, format!("{shown} can be written to")),
         Some(why) => warn(name, format!("{shown} cannot be written to by this user: {why}")).fix("sudo lb doctor"),
+    }
+}
+
+/// What is decided at run time is written there before it is done; without room it is refused.
+fn disk(facts: &BalancerFacts) -> Check {
+    let (name, shown) = ("disk", facts.state_dir.display());
+    match facts.state_dir_free {
+        None => skip(name, "not told"),
+        Some(free) if free < ROOM_WANTED => {
+            let evidence = format!("{} KiB are free in {shown}: changes at run time will be refused", free >> 10);
+            let result = if free < ROOM_NEEDED { CheckResult::Fail } else { CheckResult::Warn };
+            Check::new(name, result, evidence).fix(format!("df -h {shown}; then make room there"))
+        }
+        Some(free) => ok(name, format!("{} MiB are free in {shown}", free >> 20)),
     }
 }
 
@@ -374,7 +394,7 @@ fn way(facts: &BalancerFacts, backend: &BackendFacts) -> Check {
     };
     if backend.mode == Mode::DsrL2 && route.gateway.is_some() {
         return fail(name, format!("{told}: dsr-l2 needs it on a segment with the balancer"))
-            .fix("mode = \"dsr-ipip\" or \"dsr-gue\" for its service");
+            .fix("mode = \"dsr-ipip\", \"dsr-gue\" or \"dsr-gre\" for its service");
     }
     match backend.neighbour {
         Some(false) => fail(name, format!("{told}; {} does not answer", route.next_hop))

@@ -10,7 +10,11 @@ use std::{
 use lb_common::abi::{BackendState, Mode};
 
 use crate::{
-    api::{client, client::ClientError, model::Status},
+    api::{
+        client,
+        client::ClientError,
+        model::{ServiceList, ServiceView, Status},
+    },
     config::Config,
     dataplane::{
         Dataplane as _,
@@ -54,10 +58,14 @@ pub struct BalancerFacts {
     pub state_dir: PathBuf,
     /// Why it cannot be written to.
     pub state_dir_refused: Option<String>,
+    /// Bytes that this user may still write there; `None`: not told.
+    pub state_dir_free: Option<u64>,
     pub interfaces: Vec<InterfaceFacts>,
     pub backends: Vec<BackendFacts>,
     pub silence: Option<Silence>,
     pub agent: AgentFacts,
+    /// As the agent tells them; none where it does not answer.
+    pub services: Vec<ServiceView>,
 }
 
 #[derive(Debug)]
@@ -116,10 +124,12 @@ impl BalancerFacts {
             clock_right: clock_right(),
             state_dir: question.state_dir.to_owned(),
             state_dir_refused: refused(question.state_dir),
+            state_dir_free: free(question.state_dir),
             interfaces: interfaces(&netlink, question).await?,
             backends: backends(&netlink, question).await?,
             silence: kernel::silence(question.pin_dir).ok(),
             agent: agent(question.socket).await,
+            services: services(question.socket).await,
         })
     }
 }
@@ -147,6 +157,13 @@ fn clock_right() -> Option<bool> {
     // SAFETY: the structure is valid for writing.
     let state = unsafe { libc::adjtimex(&raw mut time) };
     (state >= 0).then_some(time.status & libc::STA_UNSYNC == 0)
+}
+
+/// Bytes free in the file system of a directory, or of where it is to be made.
+fn free(directory: &Path) -> Option<u64> {
+    let existing = directory.ancestors().find(|directory| directory.exists())?;
+    let told = rustix::fs::statvfs(existing).ok()?;
+    Some(told.f_bavail.saturating_mul(told.f_frsize))
 }
 
 /// Why files cannot be made there; `None`: they can, or could once it is made.
@@ -227,6 +244,11 @@ async fn agent(socket: &Path) -> AgentFacts {
         Err(ClientError::NotAllowed(_)) => AgentFacts::NotAllowed,
         Err(error) => AgentFacts::Silent(error.to_string()),
     }
+}
+
+async fn services(socket: &Path) -> Vec<ServiceView> {
+    let told = client::get::<ServiceList>(socket, "/v1/services").await;
+    told.map_or_else(|_| Vec::new(), |list| list.services)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod balancer;
 mod balancer_facts;
 mod facts;
+mod told;
 
 pub use balancer_facts::{AgentFacts, BackendFacts, BalancerFacts, BalancerQuestion, InterfaceFacts};
 pub use facts::Facts;

@@ -21,7 +21,7 @@ pub async fn connect(target: Target<'_>) -> Result<TcpStream, Failure> {
     let socket = socket(target).map_err(Failure::Local)?;
     let stream = socket.connect(target.address).await.map_err(Failure::connect)?;
     target.answered(&stream);
-    refuse_self_connection(&stream).map_err(Failure::connect)?;
+    refuse_self_connection(&stream, target.address).map_err(Failure::connect)?;
     Ok(stream)
 }
 
@@ -52,10 +52,9 @@ const TUNNEL_MSS: u32 = 1280 - 40 - 20 - 48;
 
 /// With nobody listening on a local port in the ephemeral range, the kernel may pick that port as
 /// source too, and the socket connects to itself.
-fn refuse_self_connection(stream: &TcpStream) -> io::Result<()> {
-    // A server that resets at once leaves no peer address; it did accept.
-    match (stream.local_addr(), stream.peer_addr()) {
-        (Ok(local), Ok(peer)) if local == peer => Err(io::Error::from_raw_os_error(libc::ECONNREFUSED)),
+fn refuse_self_connection(stream: &TcpStream, peer: SocketAddr) -> io::Result<()> {
+    match stream.local_addr() {
+        Ok(local) if local == peer => Err(io::Error::from_raw_os_error(libc::ECONNREFUSED)),
         _ => Ok(()),
     }
 }

@@ -37,6 +37,7 @@
 
 mod addresses;
 mod announce;
+mod boot;
 mod bpffs;
 mod error;
 mod frames;

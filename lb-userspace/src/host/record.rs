@@ -10,13 +10,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostError, PortSet, namespace};
+use super::{HostError, PortSet, boot::Boot, namespace};
 use crate::config::PortRange;
 
 const FILE: &str = "host.json";
 const API_VERSION: &str = "lb/v1";
 const KIND: &str = "HostRecord";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The changes that `lb detach` undoes, in the file `host.json` of the state directory.
 ///
@@ -37,6 +36,11 @@ pub struct Changes {
     api_version: String,
     kind: String,
     boot_id: String,
+    /// See [`Boot`].
+    #[serde(default)]
+    boot_id_hidden: bool,
+    #[serde(default)]
+    booted: u64,
     /// The network namespace that was changed.
     #[serde(default)]
     namespace: String,
@@ -73,6 +77,11 @@ impl Changes {
         PortSet::new(self.reserved_ports.iter().map(|&(first, last)| PortRange { first, last }))
     }
 
+    /// The boot in which they were made.
+    fn boot(&self) -> Boot {
+        Boot { id: self.boot_id.clone(), hidden: self.boot_id_hidden, began: self.booted }
+    }
+
     fn is_empty(&self) -> bool {
         self.addresses.is_empty()
             && self.sysctls.is_empty()
@@ -89,21 +98,21 @@ impl HostRecord {
     /// The file cannot be read, or is no record; or it tells of another network namespace, where
     /// the changes still are.
     pub fn load(state_dir: &Path) -> Result<Self, HostError> {
-        let boot_id = fs::read_to_string(BOOT_ID).map_err(HostError::file("read", BOOT_ID))?;
+        let boot = Boot::current()?;
         let here = namespace::current()?;
-        let record = Self::read(state_dir, boot_id.trim(), &here)?;
+        let record = Self::read(state_dir, &boot, &here)?;
         if record.changes.namespace == here {
             return Ok(record);
         }
         match namespace::find(&record.changes.namespace) {
             Some(namespace) => Err(HostError::OtherNamespace { record: record.path, namespace }),
-            None => Ok(Self { changes: empty(boot_id.trim(), &here), ..record }),
+            None => Ok(Self { changes: empty(&boot, &here), ..record }),
         }
     }
 
-    fn read(state_dir: &Path, boot_id: &str, namespace: &str) -> Result<Self, HostError> {
+    fn read(state_dir: &Path, boot: &Boot, namespace: &str) -> Result<Self, HostError> {
         let path = state_dir.join(FILE);
-        let empty = empty(boot_id, namespace);
+        let empty = empty(boot, namespace);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { path, changes: empty }),
@@ -114,7 +123,7 @@ impl HostRecord {
         if (changes.api_version.as_str(), changes.kind.as_str()) != (API_VERSION, KIND) {
             return Err(refuse(format!("it is a {} {}", changes.api_version, changes.kind)));
         }
-        let changes = if changes.boot_id == boot_id { changes } else { empty };
+        let changes = if changes.boot().is(boot) { changes } else { empty };
         Ok(Self { path, changes })
     }
 
@@ -229,11 +238,13 @@ impl HostRecord {
     }
 }
 
-fn empty(boot_id: &str, namespace: &str) -> Changes {
+fn empty(boot: &Boot, namespace: &str) -> Changes {
     Changes {
         api_version: API_VERSION.to_owned(),
         kind: KIND.to_owned(),
-        boot_id: boot_id.to_owned(),
+        boot_id: boot.id.clone(),
+        boot_id_hidden: boot.hidden,
+        booted: boot.began,
         namespace: namespace.to_owned(),
         ..Changes::default()
     }
@@ -260,6 +271,10 @@ fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn boot(id: &str) -> Boot {
+        Boot { id: id.to_owned(), ..Boot::default() }
+    }
+
     fn address(text: &str) -> AddedAddress {
         AddedAddress { interface: "eth0.1".to_owned(), address: text.parse().unwrap() }
     }
@@ -267,14 +282,14 @@ mod tests {
     #[test]
     fn what_was_noted_is_there_after_a_crash() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::read(&dir.path().join("made/on/demand"), "boot-1", "4:1").unwrap();
+        let mut record = HostRecord::read(&dir.path().join("made/on/demand"), &boot("boot-1"), "4:1").unwrap();
         record.note_addresses([address("192.0.2.1"), address("2001:db8::1")]).unwrap();
         record.note_sysctl(Path::new("net/a"), "0", "1").unwrap();
         record.note_reserved_ports(&PortSet::parse("20000-29999").unwrap()).unwrap();
         record.note_reserved_ports(&PortSet::parse("30000-30010").unwrap()).unwrap();
         record.note_attached("eth0.1").unwrap();
 
-        let read = HostRecord::read(&dir.path().join("made/on/demand"), "boot-1", "4:1").unwrap();
+        let read = HostRecord::read(&dir.path().join("made/on/demand"), &boot("boot-1"), "4:1").unwrap();
         assert_eq!(read.changes(), record.changes());
         assert_eq!(read.changes().addresses.len(), 2);
         assert_eq!(read.changes().reserved_ports().to_string(), "20000-30010");
@@ -284,7 +299,7 @@ mod tests {
     #[test]
     fn a_setting_changed_twice_keeps_the_value_from_before_the_first_change() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap();
+        let mut record = HostRecord::read(dir.path(), &boot("boot-1"), "4:1").unwrap();
         record.note_sysctl(Path::new("net/a"), "0", "1").unwrap();
         record.note_sysctl(Path::new("net/a"), "1", "2").unwrap();
         let [changed] = record.changes().sysctls.as_slice() else { panic!("{:?}", record.changes()) };
@@ -294,16 +309,16 @@ mod tests {
     #[test]
     fn a_reboot_undid_everything_so_the_record_starts_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap();
+        let mut record = HostRecord::read(dir.path(), &boot("boot-1"), "4:1").unwrap();
         record.note_addresses([address("192.0.2.1")]).unwrap();
-        let read = HostRecord::read(dir.path(), "boot-2", "4:1").unwrap();
+        let read = HostRecord::read(dir.path(), &boot("boot-2"), "4:1").unwrap();
         assert!(read.changes().is_empty());
     }
 
     #[test]
     fn the_file_is_gone_once_nothing_is_left_to_undo() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap();
+        let mut record = HostRecord::read(dir.path(), &boot("boot-1"), "4:1").unwrap();
         record.note_addresses([address("192.0.2.1")]).unwrap();
         record.note_attached("eth0.1").unwrap();
         record.forget_addresses(&[address("192.0.2.1")]).unwrap();
@@ -316,7 +331,7 @@ mod tests {
     fn a_change_that_cannot_be_recorded_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let occupied = dir.path().join("state");
-        let mut record = HostRecord::read(&occupied, "boot-1", "4:1").unwrap();
+        let mut record = HostRecord::read(&occupied, &boot("boot-1"), "4:1").unwrap();
         fs::write(&occupied, "a file where the directory should be").unwrap();
         assert!(record.note_attached("eth0").is_err());
         assert!(record.changes().is_empty(), "memory follows the disk");
@@ -327,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for content in ["{", r#"{"apiVersion":"lb/v9","kind":"HostRecord","bootId":"boot-1"}"#] {
             fs::write(dir.path().join(FILE), content).unwrap();
-            let error = HostRecord::read(dir.path(), "boot-1", "4:1").unwrap_err().to_string();
+            let error = HostRecord::read(dir.path(), &boot("boot-1"), "4:1").unwrap_err().to_string();
             assert!(error.contains("host.json") && error.contains("remove the file"), "{error}");
         }
     }

@@ -20,7 +20,7 @@ use lb_userspace::{
 };
 
 use crate::{
-    frames::{Packet, Segment, mark, tunnelled},
+    frames::{Packet, Segment, in_gre, mark, tunnelled},
     lab::{KINDS, assert_frame, client, ip_batch, packet, run, run_in_parts, vip},
 };
 
@@ -156,10 +156,15 @@ fn every_family_comes_out_of_every_tunnel() {
     backend(rules(), |backend| {
         for (v4, protocol) in KINDS {
             for outer_v4 in [true, false] {
-                for (gue, name) in [(None, "ipip"), (Some(true), "gue"), (Some(false), "gue")] {
-                    let mut inner = request(v4, protocol).padded(7).frame();
-                    mark(&mut inner, 0xb9, 0x1234, true);
-                    let frame = wrapped(&inner, outer_v4, gue);
+                let mut inner = request(v4, protocol).padded(7).frame();
+                mark(&mut inner, 0xb9, 0x1234, true);
+                let (source, destination) = ends(outer_v4);
+                for (frame, name) in [
+                    (wrapped(&inner, outer_v4, None), "ipip"),
+                    (wrapped(&inner, outer_v4, Some(true)), "gue"),
+                    (wrapped(&inner, outer_v4, Some(false)), "gue"),
+                    (in_gre(&inner, source, destination, 0xabcde), "gre"),
+                ] {
                     let n = frame.len();
                     let counted = [format!("{name} 1 x {n}"), format!("{} 1 x {n}", vip(v4))];
                     backend.expect(&frame, "pass", &inner, &[&counted[0], &counted[1]]);

@@ -11,7 +11,7 @@ use lb_userspace::dataplane::{Dataplane as _, Op};
 
 use crate::{
     counters::assert_counted,
-    frames::{Packet, fragment, tunnelled},
+    frames::{Packet, fragment, in_gre, tunnelled},
     icmp_wire::{KINDS as ERRORS, Kind, WHOLE, error, quote},
     lab::{
         KINDS, Lab, Served, Side, Spec, assert_frame, backend, client, from_client, lab, packet, request, source, vip,
@@ -19,7 +19,7 @@ use crate::{
     tracked::{clean, receiver, send, slots, spec, unsettled},
 };
 
-const MODES: [Mode; 3] = [Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue];
+const MODES: [Mode; 4] = [Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue, Mode::DsrGre];
 const GUE_PORT: u16 = 6080;
 
 fn serve(lab: &mut Lab, spec: Spec) -> Served {
@@ -44,7 +44,7 @@ fn told(served: &Served, port: u16, kind: Kind, behind: usize) -> Packet {
     error(router, vip(v4), kind, &quote(&reply, behind))
 }
 
-/// The error as backend `n` gets it: with the flow label and the source port that the flow's packets have
+/// The error, or the flow's own packet, as backend `n` gets it: with the flow label and the source port that the flow's packets have
 /// in their tunnel.
 fn expected(lab: &Lab, served: &Served, n: u8, told: &Packet, of_flow: &[u8]) -> Vec<u8> {
     let Spec { v4, mode, .. } = served.spec;
@@ -55,6 +55,9 @@ fn expected(lab: &Lab, served: &Served, n: u8, told: &Packet, of_flow: &[u8]) ->
     let label = if v4 { 0 } else { u32::from_be_bytes(of_flow[14..18].try_into().unwrap()) & 0xf_ffff };
     let udp = 14 + if v4 { 20 } else { 40 };
     let gue = (mode == Mode::DsrGue).then(|| (u16::from_be_bytes([of_flow[udp], of_flow[udp + 1]]), GUE_PORT, true));
+    if mode == Mode::DsrGre {
+        return in_gre(&onward, source(v4), backend(v4, n), label);
+    }
     tunnelled(&onward, source(v4), backend(v4, n), label, gue)
 }
 
@@ -84,6 +87,8 @@ fn an_error_about_a_flow_without_entry_reaches_its_slots_backend_as_the_flows_pa
                 slots(lab, &served, &[clean(&served, 2)]);
                 let of_flow = send(lab, &served, 40_000, TCP_SYN);
                 assert_eq!(receiver(&of_flow), 2);
+                let asked = request(&served, 40_000, TCP_SYN);
+                assert_frame(&of_flow.frame, &expected(lab, &served, 2, &asked, &of_flow.frame));
                 for (kind, behind) in ERRORS.iter().flat_map(|kind| [8, 20, WHOLE].map(|behind| (*kind, behind))) {
                     assert_told(lab, &served, 2, &told(&served, 40_000, kind, behind), &of_flow.frame);
                 }

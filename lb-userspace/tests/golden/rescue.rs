@@ -306,7 +306,7 @@ fn a_syn_ack_of_no_connection_is_the_hosts_own() {
 
 #[test]
 fn with_direct_server_return_a_repeated_syn_goes_to_another_backend_until_the_client_acknowledges() {
-    for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue] {
+    for mode in [Mode::DsrL2, Mode::DsrIpip, Mode::DsrGue, Mode::DsrGre] {
         lab(move |lab| {
             let served = serve(lab, true, mode, 2);
             let first = open(lab, &served);

@@ -10,7 +10,7 @@ use lb_userspace::dataplane::{Dataplane as _, Op};
 
 use crate::{
     counters::assert_counted,
-    frames::{Packet, Segment, mark, tunnelled},
+    frames::{Packet, Segment, in_gre, mark, tunnelled},
     lab::{
         BACK_MAC, KINDS, Lab, Served, Side, Spec, assert_frame, backend, backend_mac, from_client, ip_batch, lab,
         request, source,
@@ -56,6 +56,9 @@ fn expected_from(source: IpAddr, mode: Mode, got: &[u8], frame: &[u8], checksum:
     let mut frame = frame.to_vec();
     frame[..6].copy_from_slice(&backend_mac(1));
     frame[6..12].copy_from_slice(&BACK_MAC);
+    if mode == Mode::DsrGre {
+        return in_gre(&frame, source, backend(outer_v4, 1), label);
+    }
     tunnelled(&frame, source, backend(outer_v4, 1), label, gue)
 }
 
@@ -112,6 +115,11 @@ fn dsr_gue_puts_every_family_into_udp_of_every_other() {
 }
 
 #[test]
+fn dsr_gre_puts_every_family_into_gre_of_every_other() {
+    both_families_in_both(Mode::DsrGre);
+}
+
+#[test]
 fn gue_around_udp_without_a_checksum_has_none() {
     for outer_v4 in [true, false] {
         lab(move |lab| {
@@ -145,8 +153,8 @@ fn gue_has_one_source_port_per_flow() {
 
 #[test]
 fn sources_are_chosen_from_a_prefix_one_per_flow() {
-    for (mode, outer_v4) in [(Mode::DsrIpip, true), (Mode::DsrIpip, false), (Mode::DsrGue, true), (Mode::DsrGue, false)]
-    {
+    let modes = [Mode::DsrIpip, Mode::DsrGue, Mode::DsrGre];
+    for (mode, outer_v4) in modes.into_iter().flat_map(|mode| [(mode, true), (mode, false)]) {
         lab(move |lab| {
             let served = serve(lab, true, Protocol::Tcp, mode, outer_v4);
             let prefix: IpAddr = if outer_v4 { "10.77.0.0" } else { "2001:db8:77::" }.parse().unwrap();
@@ -243,9 +251,14 @@ fn a_backend_behind_a_gateway_is_reached() {
 
 #[test]
 fn a_packet_fits_with_its_outer_headers_or_is_refused() {
-    for (mode, outer_v4, growth) in
-        [(Mode::DsrIpip, true, 20), (Mode::DsrIpip, false, 40), (Mode::DsrGue, true, 28), (Mode::DsrGue, false, 48)]
-    {
+    for (mode, outer_v4, growth) in [
+        (Mode::DsrIpip, true, 20),
+        (Mode::DsrIpip, false, 40),
+        (Mode::DsrGre, true, 24),
+        (Mode::DsrGre, false, 44),
+        (Mode::DsrGue, true, 28),
+        (Mode::DsrGue, false, 48),
+    ] {
         lab(move |lab| {
             let served = serve(lab, true, Protocol::Udp, mode, outer_v4);
             for (length, exit, reason) in [(1500 - growth, "redirect", "to_backend"), (1501 - growth, "tx", "too_big")]

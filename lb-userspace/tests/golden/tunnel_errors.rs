@@ -28,7 +28,11 @@ fn near_router(v4: bool) -> IpAddr {
 }
 
 fn serve(lab: &mut Lab, v4: bool, protocol: Protocol, outer_v4: bool) -> Served {
-    let served = lab.serve(Spec { backend_port: 0, ..Spec::new(v4, protocol, Mode::DsrIpip) });
+    serve_in(lab, Mode::DsrIpip, v4, protocol, outer_v4)
+}
+
+fn serve_in(lab: &mut Lab, mode: Mode, v4: bool, protocol: Protocol, outer_v4: bool) -> Served {
+    let served = lab.serve(Spec { backend_port: 0, ..Spec::new(v4, protocol, mode) });
     let mut entry = lab.data.read().unwrap().backends[&served.backends[0]];
     (entry.address, entry.source) = (backend(outer_v4, 1).into(), source(outer_v4).into());
     lab.apply(Op::SetBackend { id: served.backends[0], backend: entry });
@@ -63,13 +67,23 @@ fn relayed(v4: bool, mtu: usize, wire: &[u8], growth: usize, quoted: usize) -> P
 
 #[test]
 fn the_client_is_told_what_fits_into_the_tunnel() {
+    told_what_fits(Mode::DsrIpip, 0);
+}
+
+#[test]
+fn the_client_is_told_what_fits_into_gre() {
+    told_what_fits(Mode::DsrGre, 4);
+}
+
+/// `between`: bytes between the outer IP header and the client's packet.
+fn told_what_fits(mode: Mode, between: usize) {
     for (v4, protocol) in KINDS {
         for outer_v4 in [true, false] {
             lab(move |lab| {
-                let served = serve(lab, v4, protocol, outer_v4);
+                let served = serve_in(lab, mode, v4, protocol, outer_v4);
                 tunnelled(lab, &served, TCP_SYN, 0);
                 let wire = tunnelled(lab, &served, TCP_ACK, 1300);
-                let growth = growth(outer_v4);
+                let growth = growth(outer_v4) + between;
                 let shortest = growth + if v4 { 28 } else { 48 };
                 for quoted in [shortest, shortest + 1, shortest + 13, 548, 1232, 1500] {
                     let frame = from_backend(1, &told(outer_v4, Kind::TooBig(1400), &wire, quoted));
@@ -158,6 +172,24 @@ fn an_error_that_quotes_ipip_of_a_flow_without_tunnel_is_the_hosts() {
         assert_eq!(lab.send(Side::Front, &from_client(&asked)).exit, "redirect");
         assert_passed(lab, &from_backend(1, &told(true, Kind::TooBig(1400), &wire, 548)), "tunnel_error");
     });
+}
+
+#[test]
+fn an_error_that_quotes_another_tunnel_than_the_flows_is_the_hosts() {
+    for (mode, protocol) in [(Mode::DsrIpip, 47), (Mode::DsrGre, 4)] {
+        lab(move |lab| {
+            let served = serve_in(lab, mode, true, Protocol::Udp, true);
+            let mut wire = tunnelled(lab, &served, 0, 100);
+            wire[9] = protocol;
+            if mode == Mode::DsrIpip {
+                wire.splice(20..20, [0, 0, 8, 0]);
+            } else {
+                wire.drain(20..24);
+            }
+            let error = told(true, Kind::TooBig(1400), &wire, 548);
+            assert_passed(lab, &from_backend(1, &error), "tunnel_error");
+        });
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Port, probe::Way as Entry};
+use lb_common::abi::{Mode, Port, probe::Way as Entry};
 use lb_userspace::{
     config::Check,
     core::{ProbeKey, ProbeOutcome, Way, WayTunnel},
@@ -90,14 +90,16 @@ async fn listener() -> SocketAddr {
 async fn a_probe_waits_for_its_way_and_its_socket_is_told() {
     let target = listener().await;
     let mut world = World::new(1, false);
-    let tunnel = WayTunnel { gue_port: Some(6080), source: None, source_bits: 0, dont_fragment: 0 };
+    let mode = Mode::DsrGue;
+    let tunnel = WayTunnel { mode, gue_port: Some(6080), source: None, source_bits: 0, dont_fragment: 0 };
     world.prober.set(vec![through(target, Check::Tcp, Some(tunnel))]);
     assert!(timeout(Duration::from_millis(100), world.results.recv()).await.is_err(), "nobody knows the way yet");
     world.find(target, Ok(()));
     let outcome = world.outcome().await;
     assert_eq!((outcome.up, outcome.result.as_str(), outcome.own_address), (true, "L4OK", None));
     let hung = world.fake.hung.lock().unwrap().clone();
-    let expected = ("203.0.113.10".parse().unwrap(), Port::new(80), Port::new(target.port()), Port::new(6080), 1);
+    let expected =
+        ("203.0.113.10".parse().unwrap(), Port::new(80), Port::new(target.port()), Port::new(6080), mode as u8);
     let found = hung
         .iter()
         .map(|way| (std::net::IpAddr::from(way.service), way.service_port, way.backend_port, way.gue_port, way.tunnel));

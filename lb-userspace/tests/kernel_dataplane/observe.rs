@@ -1,4 +1,4 @@
-use std::{mem::MaybeUninit, os::fd::AsRawFd as _, time::Duration};
+use std::{collections::BTreeMap, mem::MaybeUninit, os::fd::AsRawFd as _, time::Duration};
 
 use aya::{
     maps::{Map, PerCpuArray, PerCpuValues},
@@ -9,9 +9,15 @@ use lb_common::{
     abi::{Address, BackendCounters, DirectionCounters, Event, EventKind, ServiceCounters, VerdictCounters, names},
     verdict::Reason,
 };
-use lb_userspace::dataplane::kernel::{DataplaneEvent, Events, Stats};
+use lb_userspace::{
+    config::Limits,
+    dataplane::{
+        Dataplane as _, KnockCounts, Op,
+        kernel::{DataplaneEvent, Events, Stats},
+    },
+};
 
-use crate::support::{LIMITS, PinDir};
+use crate::support::{BACKEND, LIMITS, PinDir};
 
 /// Writes counters as if each CPU had seen `cpu + 1` of everything.
 pub fn count(pins: &PinDir, service: u32, backend: u32) {
@@ -46,6 +52,24 @@ fn set<V: aya::Pod>(pins: &PinDir, name: &str, id: u32, value: impl Fn(u64) -> V
 fn sum() -> u64 {
     let cpus = nr_cpus().unwrap() as u64;
     cpus * (cpus + 1) / 2
+}
+
+#[test]
+fn a_walk_tells_what_backends_did_not_take_wherever_they_lie_in_the_map() {
+    // More than are read at once.
+    let limits = Limits { backends: 10_000, ..LIMITS };
+    let pins = PinDir::new();
+    let _loaded = pins.try_load(&limits).unwrap();
+    let mut dataplane = pins.open();
+    let there = [0, 4095, 4096, 9999];
+    for id in there.into_iter().chain([8]) {
+        dataplane.apply(&Op::SetBackend { id, backend: BACKEND }).unwrap();
+    }
+    // Of the last two, one is in nobody's use, and one has counted nothing.
+    there.into_iter().chain([7]).for_each(|id| count(&pins, 2, id));
+    let counted = KnockCounts { refusals: 7 * sum(), unanswered: 8 * sum(), rescued: 11 * sum() };
+    let expected = there.into_iter().map(|id| (id, counted)).collect::<BTreeMap<u32, KnockCounts>>();
+    assert_eq!(dataplane.sweep().unwrap().knocks, expected);
 }
 
 #[test]

@@ -111,6 +111,7 @@ fn markdown(results: &Results) -> String {
     users(&mut text, results);
     failover::page::section(&mut text, &results.failover);
     control(&mut text, results);
+    tables(&mut text, results);
     text
 }
 
@@ -250,6 +251,34 @@ fn control(text: &mut String, results: &Results) {
     }
 }
 
+fn tables(text: &mut String, results: &Results) {
+    if results.tables.is_empty() {
+        return;
+    }
+    let _ = write!(
+        text,
+        "\n## Tables of Maglev\n\n{TABLES}\n\
+         | backends | weights | slots | made in ms | least | most | slots that change when one leaves | at best | \
+         off the weight |\n\
+         | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    );
+    for row in &results.tables {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} % | {:.2} % | {:.2} % |",
+            row.backends,
+            row.weights(),
+            row.slots,
+            row.build_ms,
+            row.build_min_ms,
+            row.build_max_ms,
+            row.changed_percent,
+            row.least_percent,
+            row.off_percent
+        );
+    }
+}
+
 fn count(results: &Results, met: bool) -> usize {
     results.rows.iter().filter(|row| row.met == Some(met)).count()
 }
@@ -327,10 +356,19 @@ agent's start, SIGHUP, the request on the agent's socket, or the answer to the c
 *Memory* is the agent's own; that of the maps comes on top.
 ";
 
+const TABLES: &str = "\
+How long it takes to make a table, without writing it into the map, and what of it changes when one of the
+backends leaves (the mean over twenty of them, each alone); at best it is the slots that were its own. *Off the
+weight* is the worst of the backends, beyond the one slot that whole slots cannot avoid.
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::result::{DriverResult, UserResult};
+    use crate::{
+        control,
+        result::{DriverResult, UserResult},
+    };
 
     fn results() -> Results {
         let row = RowResult {
@@ -348,6 +386,7 @@ mod tests {
             rows: vec![row, missed],
             driver: vec![DriverResult { name: "floor for nat".to_owned(), median_ns: 75.0, ..Default::default() }],
             users: vec![user],
+            tables: control::tables(1),
             ..Results::default()
         }
     }
@@ -356,6 +395,7 @@ mod tests {
     fn the_page_has_every_row_and_links_only_to_plots_that_are_made() {
         let (text, plots) = (markdown(&results()), plots_of(&results()));
         assert!(text.contains("Of 2 targets 1 are met") && text.contains("**missed**"), "{text}");
+        assert!(text.contains("| 1000 | equal | 65537 | "), "{text}");
         for (name, svg) in &plots {
             assert!(text.contains(&format!("performance/{name}")) && svg.contains("</svg>"), "{name}");
         }

@@ -36,6 +36,9 @@ pub struct Results {
     /// What changes cost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub control: Vec<ControlResult>,
+    /// Tables of Maglev.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<TableResult>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -146,6 +149,31 @@ pub struct ControlResult {
     pub memory_mib: f64,
     pub target: Option<String>,
     pub met: Option<bool>,
+}
+
+/// One table of Maglev, as it is made, and made again without one of its backends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TableResult {
+    pub backends: u32,
+    /// The largest weight; the others are from 1 to it.
+    pub heaviest: u16,
+    pub slots: u32,
+    pub build_ms: f64,
+    pub build_min_ms: f64,
+    pub build_max_ms: f64,
+    /// Slots that change when a backend leaves: the mean over several that do, each alone.
+    pub changed_percent: f64,
+    /// The same, of the slots that were that backend's: fewer cannot change.
+    pub least_percent: f64,
+    /// How far a backend's slots are from its weight, beyond the one that whole slots cannot avoid: the worst.
+    pub off_percent: f64,
+}
+
+impl TableResult {
+    /// In words.
+    pub fn weights(&self) -> String {
+        if self.heaviest == 1 { "equal".to_owned() } else { format!("1 to {}", self.heaviest) }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -261,6 +289,7 @@ impl Results {
             (self.failover.load, self.failover.trials) = (other.machine.load, other.failover.trials);
         }
         newer(&mut self.control, other.control);
+        newer(&mut self.tables, other.tables);
         newer(&mut self.failover.rows, other.failover.rows);
         newer(&mut self.failover.probes, other.failover.probes);
         self.program = other.program.or(self.program);

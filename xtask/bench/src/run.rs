@@ -83,6 +83,8 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
         let tell = |text: &str| println!("  {text}");
         results.control = control::control(effort, &build::lb(Profile::Release)?, &tell)?;
         println!("\n{}\n", table::control(&results.control));
+        results.tables = control::tables(effort.changes);
+        println!("{}\n", table::tables(&results.tables));
     }
     Ok(())
 }

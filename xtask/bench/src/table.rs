@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use crate::result::{ControlResult, DriverResult, RowResult, StepResult, UserResult};
+use crate::result::{ControlResult, DriverResult, RowResult, StepResult, TableResult, UserResult};
 
 /// One line a row, as it is measured.
 pub fn line(row: &RowResult) -> String {
@@ -82,6 +82,27 @@ pub fn control(rows: &[ControlResult]) -> String {
         ]);
     }
     align_right(&mut table, 1..=6);
+    table.to_string()
+}
+
+/// Tables of Maglev.
+pub fn tables(rows: &[TableResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(["MAGLEV BACKENDS", "WEIGHTS", "MEDIAN MS", "MIN", "MAX", "ONE LEAVES", "AT BEST", "OFF"]);
+    for row in rows {
+        table.add_row([
+            row.backends.to_string(),
+            row.weights(),
+            format!("{:.2}", row.build_ms),
+            format!("{:.2}", row.build_min_ms),
+            format!("{:.2}", row.build_max_ms),
+            format!("{:.2} %", row.changed_percent),
+            format!("{:.2} %", row.least_percent),
+            format!("{:.2} %", row.off_percent),
+        ]);
+    }
+    align_right(&mut table, 2..=7);
     table.to_string()
 }
 

@@ -22,6 +22,8 @@ const WANTED: &[&str] = &[
     "sit",
     "ip6_tunnel",
     "fou",
+    "ip_gre",
+    "ip6_gre",
     "crc32c_generic",
     "sctp",
     "sch_ingress",

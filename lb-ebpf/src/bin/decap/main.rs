@@ -144,8 +144,7 @@ fn strip(frame: &mut Whole, outer: &Outer, inner: &Inner) -> Outcome {
         return Outcome::BadChecksum;
     }
     match decap::mark_congestion(frame, outer, inner) {
-        Some(()) if outer.is_gue() => Outcome::Gue,
-        Some(()) => Outcome::Ipip,
+        Some(()) => outer.stripped(),
         None => Outcome::Internal,
     }
 }

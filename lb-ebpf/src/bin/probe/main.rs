@@ -22,7 +22,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, DontFragment, Port, Protocol,
+        Address, DontFragment, Mode, Protocol,
         probe::{AnswerKey, Backend, Count, Way},
     },
     encap::{self, Tunnel},
@@ -103,8 +103,8 @@ fn send(skb: &mut Skb, way: &Way, mut network: Network, transport: &Transport) -
     }
     network.destination = way.service;
     let tunnel = tunnel(way, &network, transport);
-    let (growth, udp) = (tunnel.growth(), way.gue_port != Port::ANY);
-    skb.grow(growth, tunnel.destination.is_v4(), udp)?;
+    let (growth, udp) = (tunnel.growth(), way.tunnel == Mode::DsrGue as u8);
+    skb.grow(&tunnel)?;
     encap::encapsulate(skb, &network, transport, &tunnel)?;
     if udp && skb.is_several() {
         // Each segment will have its own length: without a checksum it is right for all.
@@ -147,6 +147,7 @@ fn tunnel(way: &Way, network: &Network, transport: &Transport) -> Tunnel {
         source: if own { network.source } else { Tunnel::chosen_source(&way.source, way.source_bits, entropy) },
         destination: way.backend,
         gue_port: way.gue_port,
+        gre: way.tunnel == Mode::DsrGre as u8,
         entropy,
         dont_fragment: way.dont_fragment,
         id,

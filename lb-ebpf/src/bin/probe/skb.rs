@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::generated::{
         bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
@@ -14,6 +14,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Address, Port, Protocol},
     checksum::Sum,
+    encap::Tunnel,
     packet::{Field, HEADERS_MAX, PacketAccess},
     parse::{NETWORK_OFFSET, Transport},
 };
@@ -113,9 +114,15 @@ impl Skb {
 
     /// Makes room for a tunnel's headers behind the Ethernet header.
     #[inline(always)]
-    pub fn grow(&mut self, bytes: usize, v4: bool, udp: bool) -> Option<()> {
+    pub fn grow(&mut self, tunnel: &Tunnel) -> Option<()> {
+        let (bytes, v4) = (tunnel.growth(), tunnel.destination.is_v4());
         let network = if v4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
-        let flags = network | if udp { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { 0 };
+        let carrier = match (tunnel.gre, tunnel.gue_port) {
+            (true, _) => BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
+            (false, Port::ANY) => 0,
+            (false, _) => BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        };
+        let flags = network | carrier;
         // SAFETY: the context is valid; pointers are derived anew.
         let refused = unsafe { bpf_skb_adjust_room(self.md, bytes as i32, BPF_ADJ_ROOM_MAC, flags.into()) };
         // SAFETY: as above. With their room, both network headers are at hand.

@@ -2,10 +2,14 @@
 //! configuration, what a timer ends. Each is planned on what the one before left, and goes one way:
 //!
 //! ```text
-//! asked -> worked out (read, checked, tried on a copy) -> host prepared -> stored on disk -> in effect
+//! asked -> worked out (read, checked, tried on a copy) -> host prepared -> stored on disk -> in effect -> answered
 //! ```
 //!
-//! A change that fails on its way changes nothing. Nothing here waits: reading, checking and storing
+//! Commands need neither work nor a host; once the disk has room for what they leave there they are put into
+//! effect while it is written: the maps do not wait for the disk, whoever asked does. Where it fails then, the
+//! command is taken back and refused, so that what runs is what an agent that starts would find.
+//!
+//! A change that fails on its way changes nothing that lasts. Nothing here waits: reading, checking and storing
 //! are done by other threads, and come back as a [`Finding`].
 
 mod answers;
@@ -37,6 +41,7 @@ use super::{
     layer::LayerFile,
     reload,
     run_loop::Finding,
+    state_file::StateError,
 };
 use crate::{
     api::{Refusal, Task, WriteOptions},
@@ -91,6 +96,16 @@ struct UnderWay {
     candidate: Option<Box<Candidate>>,
     /// A new layer, of a command.
     layer: Option<OperatorLayer>,
+    /// It is in effect, and the disk has still to answer: the layer before.
+    ahead: Option<OperatorLayer>,
+    /// It is being taken back: why.
+    refusal: Option<Refusal>,
+}
+
+impl UnderWay {
+    fn new(job: Job, layer: Option<OperatorLayer>) -> Self {
+        Self { job, candidate: None, layer, ahead: None, refusal: None }
+    }
 }
 
 impl Changes {
@@ -172,17 +187,14 @@ impl Changes {
 
     /// It is on disk, or not.
     pub fn stored<D: Dataplane>(&mut self, engine: &mut Engine<D>, stored: Stored) -> Option<Step> {
-        let under_way = self.under_way.as_ref()?;
-        if let Err(error) = stored.0 {
-            tracing::error!(%error, "a change was refused: it could not be stored");
-            let refusal = Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                under_way.job.not_done(),
-                format!("it could not be stored: {error}"),
-                "make room or mend the state directory, then try again",
-            );
-            return self.fail(engine, refusal);
+        let under_way = self.under_way.as_mut()?;
+        match stored {
+            Stored::Begun => under_way.ahead = Some(engine.layer().clone()),
+            Stored::Done(Ok(())) if under_way.ahead.take().is_some() => return self.in_effect(engine),
+            Stored::Done(Ok(())) => {}
+            Stored::Done(Err(error)) => return self.not_stored(engine, &error),
         }
+        let under_way = self.under_way.as_ref()?;
         let candidate = under_way.candidate.as_ref();
         let config = candidate.map(|candidate| Arc::clone(&candidate.effective.config));
         let layer = candidate.map_or_else(|| under_way.layer.clone(), |candidate| Some(candidate.layer.clone()));
@@ -192,8 +204,32 @@ impl Changes {
         Some(Step::Effect(Effect { config, layer }))
     }
 
-    /// The loop has put it into effect: answer, and go on with the next.
+    fn not_stored<D: Dataplane>(&mut self, engine: &mut Engine<D>, error: &StateError) -> Option<Step> {
+        let under_way = self.under_way.as_mut()?;
+        let ahead = under_way.ahead.take();
+        let taken_back = if ahead.is_some() { "; it was in effect for a moment, and is taken back" } else { "" };
+        tracing::error!(%error, "a change was refused: it could not be stored{taken_back}");
+        let refusal = Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            under_way.job.not_done(),
+            format!("it could not be stored: {error}{taken_back}"),
+            "make room or mend the state directory, then try again",
+        );
+        if ahead.is_none() {
+            return self.fail(engine, refusal);
+        }
+        under_way.refusal = Some(refusal);
+        Some(Step::Effect(Effect { config: None, layer: ahead }))
+    }
+
+    /// The loop has put it into effect, or taken it back: answer where the disk has it, and go on with the next.
     pub fn in_effect<D: Dataplane>(&mut self, engine: &mut Engine<D>) -> Option<Step> {
+        if self.under_way.as_ref()?.ahead.is_some() {
+            return None;
+        }
+        if let Some(refusal) = self.under_way.as_mut()?.refusal.take() {
+            return self.fail(engine, refusal);
+        }
         let UnderWay { job, candidate, .. } = self.under_way.take()?;
         self.state.follow_ends(engine.layer());
         self.answer(engine, job, candidate);
@@ -207,11 +243,11 @@ impl Changes {
             let begun = self.admit(engine, &job).and_then(|()| self.begin(engine, &job));
             match begun {
                 Ok(Begun::Work(work)) => {
-                    self.under_way = Some(UnderWay { job, candidate: None, layer: None });
+                    self.under_way = Some(UnderWay::new(job, None));
                     self.work(*work);
                 }
                 Ok(Begun::Store(layer)) => {
-                    self.under_way = Some(UnderWay { job, candidate: None, layer });
+                    self.under_way = Some(UnderWay::new(job, layer));
                     self.store();
                 }
                 Ok(Begun::Nothing) => self.answer_nothing_done(engine, job),
@@ -347,6 +383,10 @@ impl Changes {
     /// Writes to disk what the change under way is to leave there.
     fn store(&self) {
         let Some(under_way) = &self.under_way else { return };
+        if let (Task::Command { .. }, Some(layer)) = (&under_way.job.task, &under_way.layer) {
+            let file = self.places.layer.clone();
+            return Store::begin_layer(file, layer.clone(), self.findings.clone());
+        }
         let candidate = under_way.candidate.as_ref();
         let layer = candidate.map_or_else(|| under_way.layer.clone(), |candidate| Some(candidate.layer.clone()));
         let at = super::clock::timestamp();

@@ -1,16 +1,21 @@
-//! Putting on disk what a change leaves there, before it is put into effect.
+//! Putting on disk what a change leaves there: before it is put into effect, or for commands, that are to be
+//! quick, at the same time. Nobody gets an answer before the disk has it.
 
 use tokio::sync::mpsc;
 
 use super::{
-    super::{last_good::Copy, run_loop::Finding, state_file::StateError},
+    super::{last_good::Copy, layer::LayerFile, run_loop::Finding, state_file::StateError},
     Places,
 };
 use crate::core::OperatorLayer;
 
 /// The answer of the disk.
 #[derive(Debug)]
-pub struct Stored(pub(super) Result<(), StateError>);
+pub enum Stored {
+    /// There is room for it, and the disk has still to be waited for: told of commands, before the other one.
+    Begun,
+    Done(Result<(), StateError>),
+}
 
 pub(super) struct Store {
     pub places: Places,
@@ -25,7 +30,19 @@ impl Store {
         tokio::task::spawn_blocking(move || {
             let result = self.write();
             // The loop is gone only when the agent stops; it is stored all the same.
-            drop(findings.blocking_send(Finding::Stored(Stored(result))));
+            drop(findings.blocking_send(Finding::Stored(Stored::Done(result))));
+        });
+    }
+
+    /// The same for a layer alone; tells before it waits for the disk.
+    pub fn begin_layer(file: LayerFile, layer: OperatorLayer, findings: mpsc::Sender<Finding>) {
+        tokio::task::spawn_blocking(move || {
+            let result = file.write_beside(&layer).and_then(|beside| {
+                // As above.
+                drop(findings.blocking_send(Finding::Stored(Stored::Begun)));
+                beside.put()
+            });
+            drop(findings.blocking_send(Finding::Stored(Stored::Done(result))));
         });
     }
 

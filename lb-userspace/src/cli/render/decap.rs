@@ -29,7 +29,10 @@ fn one(interface: &DecapInterface, format: Format) -> String {
     let mut pairs = vec![
         ("interface", format!("{}, {mode}", interface.interface)),
         ("from", list(&interface.balancers)),
-        ("gue port", interface.gue_port.map_or_else(|| "none: IP in IP only".to_owned(), |port| port.to_string())),
+        (
+            "gue port",
+            interface.gue_port.map_or_else(|| "none: IP in IP and GRE only".to_owned(), |port| port.to_string()),
+        ),
     ];
     if !interface.to.is_empty() {
         pairs.push(("to", list(&interface.to.iter().map(ToString::to_string).collect::<Vec<_>>())));

@@ -54,6 +54,50 @@ pub(super) fn zero(map: BorrowedFd<'_>, indices: &[u32], bytes: usize) -> Result
     Ok(())
 }
 
+/// Tells the elements of an array per CPU from the first on, `len` of them: the index, and the values of all
+/// `cpus`. `V`: of a multiple of eight bytes, as the kernel lays values out.
+///
+/// # Errors
+/// See [`Refused`].
+pub(super) fn read_per_cpu<V: Pod>(
+    map: BorrowedFd<'_>,
+    len: u32,
+    cpus: usize,
+    mut tell: impl FnMut(u32, &[V]),
+) -> Result<(), Refused> {
+    const { assert!(size_of::<V>().is_multiple_of(8)) };
+    let most = len.min(MOST as u32);
+    let (mut indices, mut values) = (vec![0u32; most as usize], vec![V::zeroed(); most as usize * cpus]);
+    let (mut done, mut last) = (0, 0u32);
+    while done < len {
+        let mut attr = zeroed_attr();
+        let before = last;
+        attr.batch.in_batch = if done == 0 { 0 } else { &raw const before as u64 };
+        attr.batch.out_batch = &raw mut last as u64;
+        attr.batch.keys = indices.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = most.min(len - done);
+        attr.batch.map_fd = map.as_raw_fd() as u32;
+        let read = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+        // SAFETY: plain integers; the kernel wrote the number of elements that were read back.
+        let count = unsafe { attr.batch.count };
+        match read {
+            Ok(_) => {}
+            // After the last one; those before it were read.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(_) if done == 0 => return Err(Refused::Unknown),
+            Err(error) => return Err(Refused::At(done as usize, error)),
+        }
+        let read = indices.iter().zip(values.chunks_exact(cpus)).take(count as usize);
+        read.for_each(|(index, values)| tell(*index, values));
+        if count == 0 {
+            break;
+        }
+        done += count;
+    }
+    Ok(())
+}
+
 /// Deletes what is there of these.
 ///
 /// # Errors

@@ -53,7 +53,7 @@ pub struct Rules {
     pub balancers: Vec<Prefix>,
     /// Outer destinations; none: any.
     pub own: Vec<IpAddr>,
-    /// UDP port of GUE; `None`: IP in IP only.
+    /// UDP port of GUE; `None`: IP in IP and GRE only.
     pub gue_port: Option<u16>,
 }
 

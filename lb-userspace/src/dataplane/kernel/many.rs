@@ -9,7 +9,7 @@ use lb_common::abi::{Backend, BackendCounters, ServiceCounters, ServiceInfo, Ser
 
 use super::{
     batch::{self, Refused},
-    maps::open,
+    maps::{cpus, open},
     pins::Pins,
     tables::{KernelDataplane, check, not_inserted, unused_info},
 };
@@ -27,12 +27,10 @@ pub(super) struct Many {
 
 impl Many {
     pub fn open(pins: &Pins) -> Result<Self, DataplaneError> {
-        let cpus = aya::util::nr_cpus();
-        let cpus = cpus.map_err(|(_, source)| DataplaneError::Kernel { what: "counting CPUs".into(), source })?;
         Ok(Self {
             service_stats: open(pins, names::SERVICE_STATS)?.0,
             backend_stats: open(pins, names::BACKEND_STATS)?.0,
-            cpus,
+            cpus: cpus()?,
             generations: Vec::new(),
             infos: Vec::new(),
         })

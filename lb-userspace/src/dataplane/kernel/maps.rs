@@ -75,6 +75,11 @@ pub(super) fn open(pins: &Pins, name: &str) -> Result<(MapData, u32), DataplaneE
     Ok((data, capacity))
 }
 
+/// How many values an element of a map per CPU has.
+pub(super) fn cpus() -> Result<usize, DataplaneError> {
+    aya::util::nr_cpus().map_err(|(_, source)| DataplaneError::Kernel { what: "counting CPUs".into(), source })
+}
+
 /// An aya error as the contract's error.
 pub(super) fn kernel(what: impl Into<String>, error: MapError) -> DataplaneError {
     DataplaneError::Kernel { what: what.into(), source: io_error(error) }

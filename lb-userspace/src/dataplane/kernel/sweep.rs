@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
     path::Path,
 };
 
@@ -12,9 +13,10 @@ use lb_common::{
 };
 
 use super::{
+    batch,
     ending::{Endings, Fate},
     flow_table::{FlowTable, owns},
-    maps::{List, Table, open_per_cpu, open_shared},
+    maps::{List, Table, cpus, open, open_per_cpu, open_shared},
     pins::Pins,
     ports::{OwnedPorts, Pools},
     slots::Slots,
@@ -29,6 +31,9 @@ pub struct Sweeper {
     services: Table<ServiceKey, ServiceValue>,
     service_info: List<ServiceInfo>,
     stats: PerCpuArray<MapData, BackendCounters>,
+    /// The same, to be read at once.
+    counters: MapData,
+    cpus: usize,
     endings: Endings,
     pools: Pools,
     pool_count: u32,
@@ -63,6 +68,8 @@ impl Sweeper {
             services: Table::open(pins, names::SERVICES)?,
             service_info: List::open(pins, names::SERVICE_INFO)?,
             stats: open_per_cpu(pins, names::BACKEND_STATS)?,
+            counters: open(pins, names::BACKEND_STATS)?.0,
+            cpus: cpus()?,
             endings: Endings::default(),
             pool_count: pools.len(),
             pools: Pools(pools),
@@ -122,17 +129,31 @@ impl Sweeper {
 
     /// Connections that backends did not take.
     fn knocks(&self, backends: &[Backend]) -> BTreeMap<u32, KnockCounts> {
-        let there = (0..).zip(backends).filter(|(_, backend)| backend.state != BackendState::Empty as u8);
-        let counted = |(id, _)| {
-            let per_cpu = self.stats.get(&id, 0).ok()?;
-            let knocks = per_cpu.iter().fold(KnockCounts::default(), |sum, cpu| KnockCounts {
+        let there = |backend: &Backend| backend.state != BackendState::Empty as u8;
+        let len = backends.iter().rposition(there).map_or(0, |last| last as u32 + 1);
+        let mut knocks = BTreeMap::new();
+        let mut take = |id: u32, per_cpu: &[BackendCounters]| {
+            let counted = per_cpu.iter().fold(KnockCounts::default(), |sum, cpu| KnockCounts {
                 refusals: sum.refusals.wrapping_add(cpu.refusals),
                 unanswered: sum.unanswered.wrapping_add(cpu.unanswered),
                 rescued: sum.rescued.wrapping_add(cpu.rescued),
             });
-            (knocks != KnockCounts::default()).then_some((id, knocks))
+            if counted != KnockCounts::default() && backends.get(id as usize).is_some_and(there) {
+                knocks.insert(id, counted);
+            }
         };
-        there.filter_map(counted).collect()
+        let read = batch::read_per_cpu(self.counters.fd().as_fd(), len, self.cpus, &mut take);
+        if read.is_err() {
+            // One by one, as before Linux 5.13.
+            for id in 0..len {
+                if backends.get(id as usize).is_some_and(there)
+                    && let Ok(per_cpu) = self.stats.get(&id, 0)
+                {
+                    take(id, &per_cpu);
+                }
+            }
+        }
+        knocks
     }
 
     /// Frees source ports and reply words that no flow owned in this audit nor in the one before;

@@ -7,12 +7,15 @@
 //! | reload | SIGHUP | the same |
 //! | a backend more, less | the request on the agent's socket | the service's new table |
 //! | a rack fails, is back | the answer to the (last) check that tells it | the tables of all its services |
+//!
+//! And the tables of Maglev by themselves.
 
 mod agent;
 mod checks;
 mod look;
 mod scene;
 mod syscalls;
+mod tables;
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +28,6 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use xtask::world::{Family, Topology, World};
 
-pub use self::scene::Scale;
 use self::{
     agent::{Agent, change},
     checks::Checks,
@@ -33,6 +35,7 @@ use self::{
     scene::{LARGE, Rack, Service},
     syscalls::Syscalls,
 };
+pub use self::{scene::Scale, tables::tables};
 use crate::{
     result::ControlResult,
     statistics::{Spread, median},

@@ -11,7 +11,7 @@ use xtask::{
     world::{Process, servers::WEB_PORT},
 };
 
-use super::stage::{GUE, IPIP, Stage, service};
+use super::stage::{GRE, GUE, IPIP, Stage, service};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Which {
@@ -172,6 +172,7 @@ fn listen(mode: Mode) -> SocketAddr {
         Mode::DsrL2 => SocketAddr::new(service(), WEB_PORT),
         Mode::DsrIpip => SocketAddr::new(IPIP.parse().expect("an address"), WEB_PORT),
         Mode::DsrGue => SocketAddr::new(GUE.parse().expect("an address"), WEB_PORT),
+        Mode::DsrGre => SocketAddr::new(GRE.parse().expect("an address"), WEB_PORT),
     }
 }
 

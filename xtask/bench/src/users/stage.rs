@@ -29,6 +29,7 @@ use crate::packets::{Capacity, Object};
 /// More addresses of services, where the first one's port is taken by another mode.
 pub const IPIP: &str = "10.71.1.101";
 pub const GUE: &str = "10.71.1.102";
+pub const GRE: &str = "10.71.1.103";
 /// The file for loads with large answers.
 pub const FILE_BYTES: usize = 8 << 20;
 
@@ -70,7 +71,7 @@ impl Stage {
         world.lb.set_sysctl("net.ipv4.ip_forward", "1")?;
         backend.set_sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
         backend.set_sysctl("net.ipv4.conf.all.arp_announce", "2")?;
-        for address in [Family::V4.service().to_string(), IPIP.to_owned(), GUE.to_owned()] {
+        for address in [Family::V4.service().to_string(), IPIP.to_owned(), GUE.to_owned(), GRE.to_owned()] {
             backend.ip(&[format!("address add {address}/32 dev lo")])?;
         }
         // The sink takes everything, questions for link-layer addresses too.
