@@ -12,7 +12,6 @@ use super::{LONGER, Plain, sent};
 use crate::{
     ctx::Frame,
     maps::{BACKENDS, SELECTION},
-    pipeline::now,
     stages::{dead_man, hashed::of_flow},
     stats, tunnel,
 };
@@ -63,7 +62,7 @@ fn may_not_begin(service: &ServiceValue) -> bool {
 
 #[inline(always)]
 fn send(frame: &mut Frame, packet: &Plain, service: u32, backend: u32, tunnel: Option<&Tunnel>) -> Verdict {
-    let Some(hop) = sent::hop(frame, packet, backend, tunnel, now()) else { return LONGER };
+    let Some(hop) = sent::hop(frame, packet, backend, tunnel) else { return LONGER };
     step!(Hop, hop.ifindex);
     if packet.transport.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN {
         stats::flow_begun(service, backend);

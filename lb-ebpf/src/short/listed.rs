@@ -50,24 +50,47 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         return LONGER;
     }
     step!(Backend, backend.port.get(), after.0);
+    let on = OnItsWay { packet, found: &found, flow, after };
+    if !Mode::is_one_sided(flow.mode) {
+        let Some(hop) = sent::hop(frame, packet, flow.backend_id, None) else { return LONGER };
+        step!(Hop, hop.ifindex);
+        on.departs(frame);
+        step!(Count);
+        let to = Translation {
+            source: flow.source,
+            destination: backend.address,
+            source_port: flow.source_port,
+            destination_port: backend.port_for(flow.service_port),
+        };
+        return sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop);
+    }
+    // Code of its own, so that translated packets carry no tunnel that they do not have.
     let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(flow.mode, backend, hash));
-    let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref(), now) else { return LONGER };
+    let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref()) else { return LONGER };
     step!(Hop, hop.ifindex);
-    if after != found.word && found.touch(after) {
-        table::remember_mac(found.index, frame.sender());
-    }
-    stats::sent(service.id, flow.backend_id, false, packet.bytes);
+    on.departs(frame);
     step!(Count);
-    if Mode::is_one_sided(flow.mode) {
-        return sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop);
+    sent::one_sided(frame, packet, service.id, tunnel.as_ref(), hop)
+}
+
+/// A packet whose flow goes on.
+struct OnItsWay<'a> {
+    packet: &'a Plain,
+    found: &'a Found,
+    flow: &'a Flow,
+    /// The flow's word from now on.
+    after: Word,
+}
+
+impl OnItsWay<'_> {
+    /// Notes and counts the packet, whose next hop is known.
+    #[inline(always)]
+    fn departs(&self, frame: &Frame) {
+        if self.after != self.found.word && self.found.touch(self.after) {
+            table::remember_mac(self.found.index, frame.sender());
+        }
+        stats::sent(self.flow.service_id, self.flow.backend_id, false, self.packet.bytes);
     }
-    let to = Translation {
-        source: flow.source,
-        destination: backend.address,
-        source_port: flow.source_port,
-        destination_port: backend.port_for(flow.service_port),
-    };
-    sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop)
 }
 
 /// Whether the packet is one that the flow's client sends.

@@ -12,10 +12,10 @@ use crate::{ctx::Frame, hops, packet::Hop, stages::tagged, stats, transmit::link
 /// The next hop towards a backend, where it is known and takes the packet; not one behind a VLAN
 /// interface, where the frame gets tags.
 #[inline(always)]
-pub fn hop(frame: &Frame, packet: &Plain, backend: u32, tunnel: Option<&Tunnel>, now: u32) -> Option<&'static Hop> {
+pub fn hop(frame: &Frame, packet: &Plain, backend: u32, tunnel: Option<&Tunnel>) -> Option<&'static Hop> {
     let ingress = frame.ifindex();
     let growth = tunnel.map_or(0, Tunnel::growth);
-    let hop = hops::known(backend, now, ingress, packet.transport.packet_len as u32 + growth as u32)?;
+    let hop = hops::known(backend, ingress, packet.transport.packet_len as u32 + growth as u32)?;
     (hop.ifindex == ingress || !tagged::may_be_vlan(hop.ifindex)).then_some(hop)
 }
 

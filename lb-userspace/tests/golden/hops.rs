@@ -1,4 +1,4 @@
-//! The way to a backend is asked of the kernel's tables once a tick, or for each packet where routes
+//! The way to a backend is asked of the kernel's tables once in a while, or for each packet where routes
 //! vary.
 
 use lb_common::{
@@ -20,7 +20,7 @@ fn exit(lab: &mut Lab, served: &Served, port: u16) -> &'static str {
 }
 
 #[test]
-fn the_way_to_a_backend_holds_for_the_rest_of_the_tick_and_no_longer() {
+fn the_way_to_a_backend_holds_for_160_ms_and_no_longer() {
     for mode in [Mode::FullNat, Mode::DsrL2, Mode::DsrIpip] {
         lab(move |lab| {
             let served = served(lab, mode);
@@ -35,7 +35,8 @@ fn the_way_to_a_backend_holds_for_the_rest_of_the_tick_and_no_longer() {
                 lab.now() == tick && exit == "redirect"
             });
             assert!(kept, "{mode:?}: the way is asked for each packet");
-            lab.next_tick();
+            // 160 ms at most, by the timer's interrupts, and a tick may be nearly over.
+            (0..3).for_each(|_| lab.next_tick());
             assert_eq!(exit(lab, &served, 40_002), "drop", "the neighbour is gone");
             ip_batch(KNOW);
             assert_eq!(exit(lab, &served, 40_003), "redirect", "what was not found is not kept");

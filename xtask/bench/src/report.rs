@@ -294,8 +294,8 @@ const fn verdict(met: Option<bool>) -> &'static str {
 const INTRODUCTION: &str = "\
 # Performance
 
-Made by `cargo xtask bench --report FILE` from what `cargo xtask bench --json FILE` has measured; not
-written by hand. `cargo xtask bench --compare FILE` tells what has changed since an earlier run.
+Made by `cargo xtask bench --report FILE` from what `cargo xtask bench --json FILE` has measured; only
+its end is written by hand. `cargo xtask bench --compare FILE` tells what has changed since an earlier run.
 
 How to read it: a time by itself says as much about the machine as about the balancer. What counts is
 a ratio to something that was measured in the same moments. Each row is measured in rounds; in each

@@ -19,6 +19,11 @@ pub mod generated {
         with(|state| state.coarse_ns.get())
     }
 
+    /// Of a kernel with HZ=250.
+    pub unsafe fn bpf_jiffies64() -> u64 {
+        with(|state| state.coarse_ns.get()) / 4_000_000
+    }
+
     pub unsafe fn bpf_ktime_get_ns() -> u64 {
         with(|state| state.fine_ns.get())
     }
