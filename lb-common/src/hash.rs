@@ -85,9 +85,19 @@ const fn address_hash(address: &Address) -> u64 {
     (high ^ (c as u64 | (d as u64) << 32)).wrapping_mul(START)
 }
 
+/// The `extra` of [`tuple_hash`] for a client whose backend is remembered; no backend's.
+pub const CLIENT_EXTRA: u32 = 0xff_ffff;
+
+/// The `extra` of [`tuple_hash`] for one of the flows of a tuple that go to several backends; not 0, which is
+/// for those that go to one.
+#[inline(always)]
+pub const fn backend_extra(id: u32) -> u32 {
+    id.wrapping_add(1)
+}
+
 /// 64 bits of hash over a 5-tuple in packet order (source, destination), mixed with a secret
-/// `seed`. `extra` tells apart flows of one tuple (0, or a backend id for packet scheduling); its
-/// lower 24 bits count.
+/// `seed`. `extra` tells apart flows of one tuple: 0, [`backend_extra`] or [`CLIENT_EXTRA`]; its lower 24
+/// bits count.
 #[inline(always)]
 pub fn tuple_hash(
     seed: u64,

@@ -8,6 +8,7 @@ use lb_common::{
     abi::{Address, Backend, Flow, Granularity, Mode, Port, ServiceValue, Slot, VlanTags},
     encap::Tunnel,
     family::{Header, error},
+    hash::CLIENT_EXTRA,
     icmp::quote::{IcmpError, Quoted},
     mss::Cursor,
     parse::{Network, Transport},
@@ -20,7 +21,7 @@ use crate::{
     stages::{
         fragment::Fragmented,
         knock::Rescue,
-        table::{self, Place, Tuple},
+        table::{Place, Tuple},
     },
     sum, tunnel,
 };
@@ -104,9 +105,6 @@ pub struct Packet {
     pub named: u32,
 }
 
-/// The `extra` of a client's hash: no backend's number.
-const CLIENT: u32 = 0xff_ffff;
-
 /// No backend has this id.
 pub const NO_BACKEND: u32 = u32::MAX;
 
@@ -160,7 +158,7 @@ impl Packet {
         let (network, service) = (&self.network, &self.service);
         let client = network.source.masked(service.client_prefix_v4, service.client_prefix_v6);
         let protocol = self.transport.protocol as u8;
-        self.tuple = Tuple::new(client, network.destination, Port::ANY, Port::ANY, protocol, CLIENT);
+        self.tuple = Tuple::new(client, network.destination, Port::ANY, Port::ANY, protocol, CLIENT_EXTRA);
         self.sought = Granularity::Client as u32;
     }
 
@@ -170,7 +168,7 @@ impl Packet {
         copy(&self.flow.source, &mut self.to.source);
         copy(&backend.address, &mut self.to.destination);
         self.to.source_port = self.flow.source_port;
-        self.to.destination_port = table::backend_port(backend, self.flow.service_port);
+        self.to.destination_port = backend.port_for(self.flow.service_port);
         if Mode::is_tunnel(self.flow.mode) {
             self.enter_tunnel(backend);
         }

@@ -5,6 +5,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns};
 use lb_common::{
     abi::{AddressRoles, BackendState, Flow, Granularity, Protocol, ServiceValue},
     flow::{State, TCP_ACK, TCP_RST, TCP_SYN, ticks},
+    hash::backend_extra,
     icmp,
     parse::{self, Network, NotOurs, Part, Problem, Transport},
     verdict::{Action, Reason, Stage, Verdict},
@@ -186,7 +187,7 @@ fn forward(md: *mut xdp_md, packet: &mut Packet) -> Reason {
         }
     }
     // Flows of one tuple to several backends are told apart by the backend's number.
-    packet.set_tuple(packet.backend_id.wrapping_add(1));
+    packet.set_tuple(backend_extra(packet.backend_id));
     if packet.service.quic_server_id != 0 {
         quic::follow_connection(md);
     }

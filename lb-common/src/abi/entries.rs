@@ -427,6 +427,14 @@ pub struct Backend {
 
 const _: () = assert!(size_of::<Backend>() == 64, "a cache line");
 
+impl Backend {
+    /// Where it listens, for a client that asked for this port of the service.
+    #[inline(always)]
+    pub fn port_for(&self, service_port: Port) -> Port {
+        if self.port == Port::ANY { service_port } else { self.port }
+    }
+}
+
 /// Element of the array `flows`; its place is named by a word of `flow_words` (see
 /// [`crate::flow`]), which also holds its state and age.
 #[repr(C, align(8))]

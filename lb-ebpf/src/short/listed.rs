@@ -65,7 +65,7 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         source: flow.source,
         destination: backend.address,
         source_port: flow.source_port,
-        destination_port: table::backend_port(backend, flow.service_port),
+        destination_port: backend.port_for(flow.service_port),
     };
     sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop)
 }

@@ -25,7 +25,7 @@ use crate::{
     packet::{Hop, Packet},
     pipeline::now,
     settings::hash_seed,
-    stages::{admit, table, tagged},
+    stages::{admit, tagged},
     stats, transmit,
 };
 
@@ -45,7 +45,7 @@ pub fn run(frame: &mut Frame, packet: &Plain) -> Verdict {
         && flow.source_port == to
         && flow.protocol == protocol
         && same(&backend.address, &network.source)
-        && table::backend_port(backend, flow.service_port) == from;
+        && backend.port_for(flow.service_port) == from;
     let Some(info) = SERVICE_INFO.get(flow.service_id) else { return LONGER };
     let seen = Seen { tcp: transport.protocol == Protocol::Tcp, reply: true, tcp_flags: transport.tcp_flags };
     let Some(after) = found.word.goes_on(seen, now(), &info.timeouts) else { return LONGER };

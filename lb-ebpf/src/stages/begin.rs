@@ -152,7 +152,7 @@ fn is_named(packet: &Packet, id: u32) -> bool {
 /// What the backend will answer to `source`.
 #[inline(always)]
 fn write_reply(packet: &mut Packet, backend: &Backend, source: Address, port: Port) {
-    let backend_port = table::backend_port(backend, packet.tuple.destination_port);
+    let backend_port = backend.port_for(packet.tuple.destination_port);
     packet.reply_tuple = Tuple::new(backend.address, source, backend_port, port, packet.tuple.protocol, 0);
 }
 

@@ -3,7 +3,10 @@
 //!
 //! [`pipeline::forward`]: crate::pipeline
 
-use lb_common::abi::{Backend, BackendState, Granularity, Protocol, ServiceValue};
+use lb_common::{
+    abi::{Backend, BackendState, Granularity, Protocol, ServiceValue},
+    hash::backend_extra,
+};
 
 use super::{
     hashed, select,
@@ -35,7 +38,7 @@ pub fn find(packet: &mut Packet) -> Option<&'static Backend> {
             return None;
         }
     }
-    packet.set_tuple(packet.backend_id.wrapping_add(1));
+    packet.set_tuple(backend_extra(packet.backend_id));
     if !tracked {
         packet.hash = packet.tuple.hash;
     }

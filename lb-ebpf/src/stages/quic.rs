@@ -4,6 +4,7 @@
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     abi::{BackendState, Granularity, QuicKey},
+    hash::backend_extra,
     quic,
 };
 
@@ -30,7 +31,7 @@ pub extern "C" fn follow_connection(md: *mut xdp_md) -> u32 {
     if table::copy(packet) && packet.flow.backend_id != id {
         packet.backend_id = id;
         packet.sought = Granularity::Packet as u32;
-        packet.set_tuple(id.wrapping_add(1));
+        packet.set_tuple(backend_extra(id));
     }
     0
 }

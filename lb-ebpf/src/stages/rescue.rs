@@ -312,7 +312,7 @@ extern "C" fn remember() -> u32 {
     let key = MovedKey {
         backend: backend.address,
         source: packet.flow.source,
-        backend_port: table::backend_port(backend, packet.flow.service_port),
+        backend_port: backend.port_for(packet.flow.service_port),
         source_port: packet.flow.source_port,
     };
     // Without room for it a late answer goes to the host's stack.

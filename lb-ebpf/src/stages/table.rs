@@ -6,7 +6,7 @@
 //! work a sum where it would be a product.
 
 use lb_common::{
-    abi::{Address, Backend, BackendState, Flow, Granularity, Mode, Port, limits::WAYS},
+    abi::{Address, BackendState, Flow, Granularity, Mode, Port, limits::WAYS},
     flow::{ReplyWord, Seen, State, TCP_RST, Word, buckets, index, tag},
     hash::tuple_hash,
     verdict::Reason,
@@ -147,14 +147,8 @@ extern "C" fn answers(index: u32, of_reply: u32) -> u32 {
     let answers = backend.generation == flow.backend_generation
         && backend.state != BackendState::Empty as u8
         && backend.address == tuple.source
-        && backend_port(backend, flow.service_port) == tuple.source_port;
+        && backend.port_for(flow.service_port) == tuple.source_port;
     (answers as u32) << (backend.state == BackendState::Dead as u8) as u32
-}
-
-/// The port a backend listens on, for a client that asked for `service_port`.
-#[inline(always)]
-pub fn backend_port(backend: &Backend, service_port: Port) -> Port {
-    if backend.port == Port::ANY { service_port } else { backend.port }
 }
 
 /// Takes a way for a new flow, the least valuable one of two buckets, and leaves it busy. What
@@ -432,7 +426,7 @@ extern "C" fn forget(index: u32, word: u64) -> u32 {
         return 0;
     }
     if flow.has_reply() {
-        let port = backend_port(backend, flow.service_port);
+        let port = backend.port_for(flow.service_port);
         // Not on the stack, which is short here. The packet's own reply comes after this.
         packet.reply_tuple = Tuple::new(backend.address, flow.source, port, flow.source_port, flow.protocol, 0);
         // Here and not in a function of its own: with one more the stack does not suffice.

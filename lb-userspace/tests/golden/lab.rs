@@ -5,24 +5,19 @@
 //!        2001:db8:c::7          2001:db8:1::fe                     2001:db8:2::11 ...
 //! ```
 
+mod run;
+mod serve;
+
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
     process::{self, Command},
     thread,
 };
 
-use aya::{
-    TestRun as _,
-    maps::MapData,
-    programs::{ProgramError, TestRunOptions, Xdp},
-};
+use aya::maps::MapData;
 use lb_common::{
-    abi::{
-        Address, AddressRoles, Backend, BackendState, Granularity, Mode, Port, Protocol, Scheduler, ServiceInfo,
-        ServiceKey, ServiceValue, Settings, Slot, limits::WAYS, names,
-    },
+    abi::{Protocol, Settings, limits::WAYS, names},
     flow::{Word, ticks},
 };
 use lb_userspace::{
@@ -31,12 +26,14 @@ use lb_userspace::{
         Dataplane as _, Op,
         kernel::{FlowFilter, FlowRecord, Flows, KernelDataplane, Pins, SharedArray, Stats, Vlans},
     },
+    host::VlanDevice,
 };
 
-use lb_userspace::host::VlanDevice;
-
+pub use self::{
+    run::{Sent, run, run_in_parts},
+    serve::{Served, Spec},
+};
 use crate::{
-    counters::Counters,
     frames::{Packet, Segment},
     pool::{self, Shared},
 };
@@ -123,59 +120,6 @@ pub struct Lab {
     reloaded: bool,
 }
 
-/// What became of a frame.
-#[derive(Debug)]
-pub struct Sent {
-    /// `pass`, `drop`, `tx` or `redirect`.
-    pub exit: &'static str,
-    pub frame: Vec<u8>,
-    /// Every counter that changed, in words: `to_backend 1 x 74`, `service 0 flows 1`.
-    pub counted: Vec<String>,
-}
-
-/// A service to be published.
-#[derive(Clone, Copy)]
-pub struct Spec {
-    pub v4: bool,
-    /// Of the backends; that of the service, unless a test has both.
-    pub backends_v4: bool,
-    pub protocol: Protocol,
-    pub mode: Mode,
-    pub granularity: Granularity,
-    pub scheduler: Scheduler,
-    /// 0: any.
-    pub port: u16,
-    /// 0: the port that the client asked for.
-    pub backend_port: u16,
-    pub backends: u8,
-}
-
-impl Spec {
-    pub fn new(v4: bool, protocol: Protocol, mode: Mode) -> Self {
-        Self {
-            v4,
-            backends_v4: v4,
-            protocol,
-            mode,
-            granularity: Granularity::Flow,
-            scheduler: Scheduler::RoundRobin,
-            port: 80,
-            backend_port: 8080,
-            backends: 1,
-        }
-    }
-}
-
-/// A published service.
-#[derive(Clone)]
-pub struct Served {
-    pub spec: Spec,
-    pub id: u32,
-    /// Ids of backends 1, 2, 3.
-    pub backends: Vec<u32>,
-    pub value: ServiceValue,
-}
-
 /// Runs a test in a network namespace of its own, with the program loaded and attached there.
 pub fn lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
     lab_of(1024, test);
@@ -256,104 +200,6 @@ impl Lab {
         aya::maps::Array::<_, Settings>::try_from(&map).unwrap().get(&0, 0).unwrap().hash_seed
     }
 
-    /// Publishes a service whose backends are all ready.
-    pub fn serve(&mut self, spec: Spec) -> Served {
-        let number = self.served;
-        self.served += 1;
-        let backends: Vec<u32> = (0..u32::from(spec.backends)).map(|n| number * 4 + n).collect();
-        for (n, &id) in (1..).zip(&backends) {
-            let full_nat = spec.mode == Mode::FullNat;
-            let pool = number * 4 % LIMITS.port_pools + u32::from(n) - 1;
-            if full_nat {
-                self.apply(Op::SetPortPool { pool, ports: PORTS.to_vec() });
-            }
-            let entry = Backend {
-                address: backend(spec.backends_v4, n).into(),
-                source: if Mode::needs_source(spec.mode as u8) {
-                    source(spec.backends_v4).into()
-                } else {
-                    Address::v6([0; 16])
-                },
-                port: Port::new(spec.backend_port),
-                state: BackendState::Live as u8,
-                cause: 0,
-                generation: 1,
-                service_id: number,
-                port_pool: pool,
-                weight: 1,
-                tunnel_port: Port::ANY,
-                dont_fragment: 0,
-                source_bits: 0,
-                max_flows: 0,
-                reserved: 0,
-            };
-            self.apply(Op::SetBackend { id, backend: entry });
-            if spec.mode == Mode::Nat {
-                let roles = AddressRoles(AddressRoles::NAT_BACKEND);
-                self.apply(Op::SetAddress { address: entry.address, roles });
-            }
-        }
-        let address = Address::from(vip(spec.v4));
-        let port = Port::new(spec.port);
-        let info = ServiceInfo::new(address, port, spec.protocol as u8, spec.mode as u8);
-        self.apply(Op::SetServiceInfo { id: number, info });
-        let base = number * 16;
-        if !backends.is_empty() {
-            self.apply(Op::WriteSelection { base, slots: backends.iter().copied().map(Slot::clean).collect() });
-        }
-        let value = ServiceValue {
-            id: number,
-            selection_base: base,
-            selection_len: backends.len() as u32,
-            generation: 7,
-            mode: spec.mode as u8,
-            scheduler: spec.scheduler as u8,
-            granularity: spec.granularity as u8,
-            ..ServiceValue::EMPTY
-        };
-        let served = Served { spec, id: number, backends, value };
-        self.publish(&served, value);
-        let any = if spec.port == 0 { AddressRoles::ANY_PORT } else { 0 };
-        self.apply(Op::SetAddress { address, roles: AddressRoles(AddressRoles::SERVICE | any) });
-        if spec.mode == Mode::FullNat {
-            let roles = AddressRoles(AddressRoles::SOURCE);
-            self.apply(Op::SetAddress { address: source(spec.backends_v4).into(), roles });
-        }
-        served
-    }
-
-    /// Replaces the service's value.
-    pub fn publish(&mut self, served: &Served, value: ServiceValue) {
-        let key = ServiceKey::new(vip(served.spec.v4).into(), Port::new(served.spec.port), served.spec.protocol as u8);
-        self.apply(Op::SetService { key, value });
-    }
-
-    /// Points the service at these backends (1 to 3).
-    pub fn select(&mut self, served: &Served, backends: &[u8]) {
-        let base = served.value.selection_base + 8;
-        let slots: Vec<Slot> = backends.iter().map(|&n| Slot::clean(served.backends[usize::from(n) - 1])).collect();
-        let selection_len = slots.len() as u32;
-        if !slots.is_empty() {
-            self.apply(Op::WriteSelection { base, slots });
-        }
-        self.publish(served, ServiceValue { selection_base: base, selection_len, ..served.value });
-    }
-
-    /// Declares backend `n` of a service live or dead.
-    pub fn set_state(&mut self, served: &Served, n: u8, state: BackendState) {
-        let id = served.backends[usize::from(n) - 1];
-        let mut backend = self.data.read().unwrap().backends[&id];
-        backend.state = state as u8;
-        self.apply(Op::SetBackend { id, backend });
-    }
-
-    /// Gives backend `n` of a service a weight.
-    pub fn set_weight(&mut self, served: &Served, n: u8, weight: u32) {
-        let id = served.backends[usize::from(n) - 1];
-        let backend = Backend { weight, ..self.data.read().unwrap().backends[&id] };
-        self.apply(Op::SetBackend { id, backend });
-    }
-
     /// Tells the program what VLAN interfaces there are.
     pub fn tell_vlans(&self) {
         Vlans::open(&self.shared.pin_dir.0).unwrap().reconcile(&self.vlans).unwrap();
@@ -410,92 +256,13 @@ impl Lab {
         flows.into_iter().next().unwrap()
     }
 
-    /// Runs the program on a frame.
-    pub fn send(&mut self, side: Side, frame: &[u8]) -> Sent {
-        let before = Counters::read(&self.stats, &self.limits);
-        let (exit, out) = run(self.shared.loaded.program().expect("the program"), ifindex(side), frame);
-        Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) }
-    }
-
-    /// Runs the program on a frame, without a look at the counters.
-    pub fn run(&mut self, side: Side, frame: &[u8]) -> (&'static str, Vec<u8>) {
-        run(self.shared.loaded.program().expect("the program"), ifindex(side), frame)
-    }
-
-    /// The same with only the first bytes of the frame in its first buffer; `None` as for [`Self::send_in_parts`].
-    pub fn run_in_parts(&mut self, side: Side, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
-        run_in_parts(self.shared.loaded.program().expect("the program"), ifindex(side), frame, first)
-    }
-
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-
-    /// The same with only the first bytes of the frame in its first buffer; `None` where the kernel
-    /// takes test frames in no such parts.
-    pub fn send_in_parts(&mut self, side: Side, frame: &[u8], first: usize) -> Option<Sent> {
-        let before = Counters::read(&self.stats, &self.limits);
-        let (exit, out) =
-            run_in_parts(self.shared.loaded.program().expect("the program"), ifindex(side), frame, first)?;
-        Some(Sent { exit, frame: out, counted: before.changed(&Counters::read(&self.stats, &self.limits)) })
-    }
-
-    /// Runs the program on frames from several threads, each on a CPU of its own, all at once. Gives
-    /// how often each exit was taken.
-    pub fn send_from_all_cpus(
-        &mut self,
-        side: Side,
-        frames: impl Fn(usize) -> Vec<Vec<u8>> + Sync,
-    ) -> BTreeMap<&'static str, usize> {
-        let ifindex = ifindex(side);
-        let program = self.shared.loaded.program().expect("the program");
-        let cpus = cpus();
-        // Threads started from here are in this thread's network namespace.
-        let work = |cpu: usize| {
-            let frames = frames(cpu);
-            pin_to(cpu);
-            let mut exits = BTreeMap::new();
-            for frame in frames {
-                *exits.entry(run(program, ifindex, &frame).0).or_insert(0) += 1;
-            }
-            exits
-        };
-        let work = &work;
-        let counts: Vec<BTreeMap<&'static str, usize>> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..cpus).map(|cpu| scope.spawn(move || work(cpu))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("the thread ends")).collect()
-        });
-        let mut sum = BTreeMap::new();
-        for (exit, n) in counts.into_iter().flatten() {
-            *sum.entry(exit).or_insert(0) += n;
-        }
-        sum
-    }
-
-    /// Runs the program on a frame from an interface, for tests that do so very often. Gives its exit and
-    /// leaves what became of the frame in `out`.
-    pub fn run_into(&mut self, ifindex: u32, frame: &[u8], out: &mut [u8]) -> u32 {
-        let mut context = [0u8; 24];
-        context[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
-        context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let program = self.shared.loaded.program().expect("the program");
-        program.test_run(options).expect("the kernel runs the program").return_value
     }
 
     /// Where the maps are pinned.
     pub fn pin_dir(&self) -> &Path {
         &self.shared.pin_dir.0
-    }
-
-    /// Flows begun so far towards each backend of a service.
-    pub fn flows_begun(&self, served: &Served) -> Vec<u64> {
-        served.backends.iter().map(|&id| self.stats.backend(id).unwrap().flows).collect()
     }
 
     /// What a frame is that leaves for backend `n`.
@@ -541,42 +308,6 @@ fn framed(to: [u8; 6], from: [u8; 6], packet: &Packet) -> Vec<u8> {
     frame[..6].copy_from_slice(&to);
     frame[6..12].copy_from_slice(&from);
     frame
-}
-
-pub fn run(program: &Xdp, ifindex: u32, frame: &[u8]) -> (&'static str, Vec<u8>) {
-    run_in_parts(program, ifindex, frame, frame.len()).expect("the kernel runs the program")
-}
-
-pub fn run_in_parts(program: &Xdp, ifindex: u32, frame: &[u8], first: usize) -> Option<(&'static str, Vec<u8>)> {
-    let mut out = vec![0xee; frame.len() + 1024];
-    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-    let mut context = [0u8; 24];
-    context[4..8].copy_from_slice(&(first as u32).to_ne_bytes());
-    context[12..16].copy_from_slice(&ifindex.to_ne_bytes());
-    let options = TestRunOptions {
-        data_in: Some(frame),
-        data_out: Some(&mut out),
-        ctx_in: Some(&context),
-        ..TestRunOptions::new()
-    };
-    let result = match program.test_run(options) {
-        Ok(result) => result,
-        Err(ProgramError::SyscallError(error))
-            if first != frame.len() && error.io_error.raw_os_error() == Some(libc::EINVAL) =>
-        {
-            return None;
-        }
-        Err(error) => panic!("the kernel runs the program: {error}"),
-    };
-    out.truncate(result.data_size_out as usize);
-    let exit = match result.return_value {
-        1 => "drop",
-        2 => "pass",
-        3 => "tx",
-        4 => "redirect",
-        other => panic!("verdict {other} for {frame:02x?}"),
-    };
-    Some((exit, out))
 }
 
 /// CPUs of the machine; a test itself stays on one.

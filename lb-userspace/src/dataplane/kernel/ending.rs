@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Address, Backend, BackendState, EndCause, Flow, Mode, Port, Protocol, ServiceInfo},
+    abi::{Address, Backend, BackendState, EndCause, Flow, Mode, Protocol, ServiceInfo},
     flow::{State, Word},
 };
 
@@ -141,7 +141,7 @@ impl Walk<'_> {
         self.sent += 1;
         let mut sent = self.endings.challenger.send(asked_for, client);
         if !Mode::is_one_sided(flow.mode) && backend.cause != EndCause::Down as u8 {
-            let port = if backend.port == Port::ANY { flow.service_port } else { backend.port };
+            let port = backend.port_for(flow.service_port);
             let source = SocketAddr::new(flow.source.into(), flow.source_port.get());
             let server = SocketAddr::new(backend.address.into(), port.get());
             self.sent += 1;

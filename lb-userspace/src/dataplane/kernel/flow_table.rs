@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, Map};
 use lb_common::{
-    abi::{Backend, Flow, Mode, Port, Settings, limits::WAYS, names},
+    abi::{Backend, Flow, Mode, Settings, limits::WAYS, names},
     flow::{ReplyWord, State, Word, buckets, index, tag, ticks},
     hash::tuple_hash,
 };
@@ -115,7 +115,7 @@ impl FlowTable {
 
     /// Where the reply word of a flow belongs.
     pub fn reply_place(&self, at: u32, flow: &Flow, backend: &Backend) -> ReplyPlace {
-        let port = if backend.port == Port::ANY { flow.service_port } else { backend.port };
+        let port = backend.port_for(flow.service_port);
         let hash = tuple_hash(self.seed, &backend.address, &flow.source, port, flow.source_port, flow.protocol, 0);
         ReplyPlace { word: ReplyWord::new(tag(hash), at), buckets: buckets(hash, self.replies.len() - 1) }
     }

@@ -8,12 +8,11 @@ use std::{
 use anyhow::Result;
 use aya::maps::MapData;
 use lb_common::{
-    abi::{Protocol, ServiceInfo, names},
+    abi::{Flow, Protocol, ServiceInfo, names},
     flow::TCP_ACK,
 };
 
 use super::{
-    migrate::FLOW_TABLE,
     pins::Pins,
     takeover::{prefix, read_elements},
     transfer_flows::FlowMaps,
@@ -26,22 +25,27 @@ pub(super) struct Probe {
     /// In words.
     pub what: String,
     pub frame: Vec<u8>,
+    /// The flow that it belongs to, and its place in the table.
+    pub flow: Option<(u32, Flow)>,
 }
 
-/// Packets of live flows, to services, and to nobody. The maps may be of an older layout.
-pub(super) fn probes(pins: &Pins) -> Result<Vec<Probe>> {
-    let open = |name: &str| -> Result<MapData> { Ok(MapData::from_pin(pins.map(name))?) };
+impl Probe {
+    fn of_no_flow(what: String, frame: Vec<u8>) -> Self {
+        Self { what, frame, flow: None }
+    }
+}
+
+/// Packets of live flows in `table`, to services, and to nobody. The maps may be of an older layout.
+pub(super) fn probes(pins: &Pins, table: &FlowMaps) -> Result<Vec<Probe>> {
     let mut services: BTreeMap<u32, ServiceInfo> = BTreeMap::new();
-    read_elements(&open(names::SERVICE_INFO)?, |id, value| {
+    read_elements(&MapData::from_pin(pins.map(names::SERVICE_INFO))?, |id, value| {
         let info: ServiceInfo = prefix(value);
         if info.protocol != 0 {
             services.insert(id, info);
         }
     })?;
-    let [words, replies, flows] = FLOW_TABLE.map(open);
-    let table = FlowMaps::map([&words?, &replies?, &flows?])?;
     let mut probes = Vec::new();
-    for flow in table.live_flows().take(FLOWS) {
+    for (at, flow) in table.live_flows().take(FLOWS) {
         let Some(service) = services.get(&flow.service_id) else { continue };
         let Some(protocol) = Protocol::from_number(flow.protocol).filter(|_| flow.client_port.get() != 0) else {
             continue;
@@ -49,7 +53,7 @@ pub(super) fn probes(pins: &Pins) -> Result<Vec<Probe>> {
         let client = SocketAddr::new(flow.client.into(), flow.client_port.get());
         let to = SocketAddr::new(service.address.into(), flow.service_port.get());
         let what = format!("a packet of the flow {client} -> {to} ({})", protocol.name());
-        probes.push(Probe { what, frame: frame(client, to, protocol) });
+        probes.push(Probe { what, frame: frame(client, to, protocol), flow: Some((at, flow)) });
     }
     for info in services.values() {
         let Some(protocol) = Protocol::from_number(info.protocol) else { continue };
@@ -58,21 +62,21 @@ pub(super) fn probes(pins: &Pins) -> Result<Vec<Probe>> {
         // UDP would begin a flow; TCP that nobody knows does not.
         if protocol == Protocol::Tcp {
             let what = format!("a packet of no connection to {to}");
-            probes.push(Probe { what, frame: frame(stranger, to, protocol) });
+            probes.push(Probe::of_no_flow(what, frame(stranger, to, protocol)));
         }
         let what = format!("a ping to {}", to.ip());
-        probes.push(Probe { what, frame: ping(stranger.ip(), to.ip()) });
+        probes.push(Probe::of_no_flow(what, ping(stranger.ip(), to.ip())));
         let mut cut = frame(stranger, to, protocol);
         cut.truncate(cut.len() - 15);
-        probes.push(Probe { what: format!("half a packet to {to}"), frame: cut });
+        probes.push(Probe::of_no_flow(format!("half a packet to {to}"), cut));
     }
     let nobody = SocketAddr::from((Ipv4Addr::new(198, 18, 0, 2), 53));
     let from = SocketAddr::from((Ipv4Addr::new(198, 18, 0, 1), 53));
-    probes.push(Probe { what: "a packet to nobody here".to_owned(), frame: frame(from, nobody, Protocol::Udp) });
+    probes.push(Probe::of_no_flow("a packet to nobody here".to_owned(), frame(from, nobody, Protocol::Udp)));
     let mut arp = vec![0xff; 12];
     arp.extend([0x08, 0x06]);
     arp.resize(60, 0);
-    probes.push(Probe { what: "a frame that is not IP".to_owned(), frame: arp });
+    probes.push(Probe::of_no_flow("a frame that is not IP".to_owned(), arp));
     Ok(probes)
 }
 

@@ -23,7 +23,8 @@ pub(super) struct Transfer {
     pub(super) name: &'static str,
     from: Map,
     to: Map,
-    /// What `from` held at the last copy: of counters, loads and ports, elements that were not zero.
+    /// What `from` held at the last copy, by rising index: of counters, loads and ports, elements that were
+    /// not zero.
     before: Vec<(u32, Vec<u8>)>,
 }
 
@@ -88,9 +89,10 @@ impl Transfer {
             return Ok(());
         }
         let (from, to) = (RawArray::map(&self.from.data)?, RawArray::map(&self.to.data)?);
+        let mut before = self.before.iter().peekable();
         for pool in 0..from.len().min(to.len()) {
             let (Some(from), Some(to)) = (from.words(pool), to.words(pool)) else { continue };
-            let before = self.before.iter().find(|(index, _)| *index == pool).map(|(_, bytes)| bytes.as_slice());
+            let before = before.next_if(|(known, _)| *known == pool).map(|(_, bytes)| bytes.as_slice());
             for (word, (from, to)) in from.iter().zip(to).take(PORT_POOL_WORDS).enumerate() {
                 let taken = from.load(Ordering::Acquire) & !word_of(before, word);
                 if taken != 0 {
@@ -204,9 +206,10 @@ impl Transfer {
 
     fn add_loads(&mut self) -> Result<()> {
         let (from, to) = (RawArray::map(&self.from.data)?, RawArray::map(&self.to.data)?);
+        let mut before = self.before.iter().peekable();
         for index in 0..from.len().min(to.len()) {
             let (Some([now]), Some([load])) = (from.words(index), to.words(index)) else { continue };
-            let before = self.before.iter().find(|(known, _)| *known == index).map(|(_, bytes)| bytes.as_slice());
+            let before = before.next_if(|(known, _)| *known == index).map(|(_, bytes)| bytes.as_slice());
             // A negative difference is one that wraps, and so does the sum.
             let more = now.load(Ordering::Relaxed).wrapping_sub(word_of(before, 0));
             load.fetch_add(more, Ordering::Relaxed);

@@ -7,15 +7,13 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use bytemuck::Zeroable as _;
 use lb_common::{
-    abi::{Address, Backend, Flow, Granularity, Port, limits::WAYS},
+    abi::{Address, Backend, Flow, Granularity, limits::WAYS},
     flow::{ReplyWord, State, Word, buckets, index, tag},
-    hash::tuple_hash,
+    hash::{CLIENT_EXTRA, backend_extra, tuple_hash},
 };
 
 use super::{flow_table::FlowTable, mmap::RawArray};
 
-/// The `extra` of a client's hash, as in the data path.
-const CLIENT: u32 = 0xff_ffff;
 const NOWHERE: u32 = u32::MAX;
 
 /// The maps `flow_words`, `reply_words` and `flows` of one layout.
@@ -73,10 +71,22 @@ impl FlowMaps {
     }
 
     /// Live flows, as far as this version knows them.
-    pub(super) fn live_flows(&self) -> impl Iterator<Item = Flow> + '_ {
+    pub(super) fn live_flows(&self) -> impl Iterator<Item = (u32, Flow)> + '_ {
         let now = FlowTable::now();
-        (0..self.len()).filter(move |at| self.word(*at).live(now)).map(|at| self.flow(at))
+        (0..self.len()).filter(move |at| self.word(*at).live(now)).map(|at| (at, self.flow(at)))
     }
+
+    /// Whether a flow that was found at a place is live there, and its way the same.
+    pub(super) fn still_holds(&self, at: u32, flow: &Flow) -> bool {
+        self.word(at).live(FlowTable::now()) && is_same(&self.flow(at), flow)
+    }
+}
+
+/// Whether they are of the same client and service, and go the same way.
+fn is_same(a: &Flow, b: &Flow) -> bool {
+    let key = |flow: &Flow| (flow.client, flow.client_port, flow.service_port, flow.protocol, flow.service_id);
+    let way = |flow: &Flow| (flow.backend_id, flow.backend_generation, flow.source, flow.source_port);
+    key(a) == key(b) && way(a) == way(b) && a.granularity == b.granularity
 }
 
 /// What became of the flows.
@@ -146,10 +156,7 @@ impl FlowTransfer {
 
     /// Whether both places hold the same flow.
     fn same(&self, at: u32, place: u32) -> bool {
-        let [a, b] = [self.from.flow(at), self.to.flow(place)];
-        let key = |flow: &Flow| (flow.client, flow.client_port, flow.service_port, flow.protocol, flow.service_id);
-        let way = |flow: &Flow| (flow.backend_id, flow.backend_generation, flow.source, flow.source_port);
-        key(&a) == key(&b) && way(&a) == way(&b) && a.granularity == b.granularity
+        is_same(&self.from.flow(at), &self.to.flow(place))
     }
 
     /// The flow has gone on where it was.
@@ -194,9 +201,9 @@ impl FlowTransfer {
     fn hash(&self, flow: &Flow, word: Word) -> Option<u64> {
         let service = self.known.services.get(&flow.service_id)?;
         let extra = if flow.granularity == Granularity::Client as u8 {
-            CLIENT
+            CLIENT_EXTRA
         } else if flow.granularity == Granularity::Packet as u8 {
-            flow.backend_id.wrapping_add(1)
+            backend_extra(flow.backend_id)
         } else {
             0
         };
@@ -249,7 +256,7 @@ impl FlowTransfer {
         if backend.generation != flow.backend_generation {
             return None;
         }
-        let port = if backend.port == Port::ANY { flow.service_port } else { backend.port };
+        let port = backend.port_for(flow.service_port);
         let seed = self.known.seed;
         let hash = tuple_hash(seed, &backend.address, &flow.source, port, flow.source_port, flow.protocol, 0);
         Some((ReplyWord::new(tag(hash), place), hash))

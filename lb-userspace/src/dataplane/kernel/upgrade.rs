@@ -23,6 +23,7 @@ use super::{
     probe_frames::{Probe, probes},
     stages,
     takeover::Takeover,
+    transfer_flows::FlowMaps,
 };
 use crate::config::Limits;
 
@@ -86,11 +87,14 @@ pub fn outlook(pin_dir: &Path) -> Result<Outlook> {
     stages::put(&mut ebpf)?;
     let (old, same) = running(&pins, &mut ebpf, interface.program_id)?;
     let new = load::program(&mut ebpf, names::PROGRAM)?;
-    let tried = probes(&pins)?;
+    let [words, replies, flows] = migrate::FLOW_TABLE.map(|name| open(&pins.map(name)));
+    let table = FlowMaps::map([&words?, &replies?, &flows?])?;
+    let tried = probes(&pins, &table)?;
     let mut differences = Vec::new();
     for probe in &tried {
         if let Some(difference) = compare(probe, interface.ifindex, &old, new)?
-            && is_still_there(&pins, probe)?
+            // A flow may have ended since maps were copied, and then only one of the programs knows it.
+            && probe.flow.is_none_or(|(at, flow)| table.still_holds(at, &flow))
         {
             differences.push(difference);
         }
@@ -251,11 +255,6 @@ fn compare(probe: &Probe, ifindex: u32, old: &Xdp, new: &Xdp) -> Result<Option<S
         }
     }
     Ok(None)
-}
-
-/// A flow may have ended since maps were copied, and then only one of the programs knows it.
-fn is_still_there(pins: &Pins, probe: &Probe) -> Result<bool> {
-    Ok(probes(pins)?.iter().any(|now| now.frame == probe.frame))
 }
 
 fn difference(probe: &Probe, (old, before): &Ran, (new, after): &Ran) -> Option<String> {
