@@ -25,6 +25,7 @@ pub mod names {
     pub const TIMES: &str = "bench_times";
     pub const TARGET: &str = "bench_target";
     pub const SINK: &str = "bench_sink";
+    pub const CROSS: &str = "bench_cross";
     pub const TEXTBOOK_VIPS: &str = "tb_vips";
     pub const TEXTBOOK_RING: &str = "tb_ring";
     pub const TEXTBOOK_BACKENDS: &str = "tb_backends";
@@ -68,6 +69,15 @@ pub struct StreamFlow {
     pub destination: u32,
     pub source_port: u16,
     pub destination_port: u16,
+}
+
+/// Where a host that only hands on sends what comes in by one interface.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct CrossHop {
+    pub ifindex: u32,
+    pub source: [u8; 6],
+    pub destination: [u8; 6],
 }
 
 /// Key of the textbook balancer's tables of flows: the 5-tuple of a packet, for either family.
@@ -186,7 +196,9 @@ steps! {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Stream, StreamFlow, TextbookBackend, TextbookFlow, TextbookHop, TextbookNat, TextbookVip, TupleKey};
+    use super::{
+        CrossHop, Stream, StreamFlow, TextbookBackend, TextbookFlow, TextbookHop, TextbookNat, TextbookVip, TupleKey,
+    };
 
     macro_rules! pods {
         ($($type:ty),+ $(,)?) => { $(
@@ -194,5 +206,5 @@ mod user {
             unsafe impl aya::Pod for $type {}
         )+ };
     }
-    pods!(Stream, StreamFlow, TupleKey, TextbookVip, TextbookFlow, TextbookNat, TextbookBackend, TextbookHop);
+    pods!(CrossHop, Stream, StreamFlow, TupleKey, TextbookVip, TextbookFlow, TextbookNat, TextbookBackend, TextbookHop);
 }

@@ -20,7 +20,8 @@ pub struct BenchArguments {
     /// About a minute instead of ten: fewer rows, fewer rounds
     #[arg(long)]
     pub quick: bool,
-    /// Only rows with this text in their names, such as "full-nat" or "hit 1M"
+    /// Only rows with this text in their names, such as "full-nat" or "hit 1M"; of users, the balancer with
+    /// this name
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
     /// Write the results to a file
@@ -68,13 +69,13 @@ impl BenchArguments {
 /// # Errors
 /// Something is missing or does not build, or the program cannot be started.
 pub fn bench(arguments: &BenchArguments, words: &[OsString]) -> Result<ExitCode> {
-    let lb = [Part::Users, Part::Failover].into_iter().any(|part| arguments.wants(part));
-    let lb = arguments.report.is_empty() && lb;
+    // The agent's own time is measured with users and changes.
+    let released = [Part::Users, Part::Control].into_iter().any(|part| arguments.wants(part));
     setup::setup(Level::Test, false)?;
-    let lb = match (lb, arguments.report.is_empty() && arguments.wants(Part::Control)) {
-        (_, true) => build::lb(Profile::Release)?.into(),
-        (true, false) => build::lb(Profile::Dev)?.into(),
-        (false, false) => OsString::new(),
+    let lb = match (arguments.report.is_empty(), released, arguments.wants(Part::Failover)) {
+        (true, true, _) => build::lb(Profile::Release)?.into(),
+        (true, false, true) => build::lb(Profile::Dev)?.into(),
+        _ => OsString::new(),
     };
     let artifacts = build::artifacts(&["build", "--package", "lb-bench", "--bin", "lb-bench"])?;
     let program = artifacts.into_iter().find(|artifact| artifact.name == "lb-bench" && artifact.kind == "bin");

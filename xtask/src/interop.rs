@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::world::{
     Balancer, Family, Launch, Process, Topology, World,
-    config::{Config, Health, Service},
+    config::{Checks, Config, Health, Service},
     dsr::{self, Decap},
     http, process,
 };
@@ -20,6 +20,8 @@ use crate::world::{
 /// Connections to each service.
 const REQUESTS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// An emulated machine would have time for nothing else if they came more often.
+const CHECKS: Checks = Checks { interval: Duration::from_secs(1) };
 /// What `tunnel-source-entropy` chooses from.
 const CHOSEN: &str = "10.77.0.0/16";
 /// With the largest outer headers packets fit the wires of 1500.
@@ -68,7 +70,8 @@ pub fn interop(program: &Path) -> Result<()> {
         ..Service::tcp(family, "dsr-gue", port, vec![0], port)
     });
     let checked = CHECKED.map(|(mode, family, port)| Service::tcp(family, mode, port, vec![0], port));
-    let config = Config::new(world.topology, [&services[..], &fou, &checked].concat()).render();
+    let services_of_all = [&services[..], &fou, &checked].concat();
+    let config = Config { checks: CHECKS, ..Config::new(world.topology, services_of_all) }.render();
     let log = world.folder().join("lb.log");
     let mut lb = Balancer::start(&world, &Launch { program, config: &config, arguments: &[], log: &log })?;
     for service in &services {

@@ -17,6 +17,7 @@ use crate::{
     demo,
     setup::{self, Level},
     shell,
+    world::config::Checks,
 };
 
 #[derive(Args, Debug)]
@@ -30,6 +31,9 @@ pub struct RunArguments {
     /// End the small world by itself after this time, such as 15s; exit 0 when everything was seen
     #[arg(long = "for", value_name = "TIME", value_parser = seconds, conflicts_with = "iface")]
     pub duration: Option<Duration>,
+    /// How often the small world checks its backends; failovers take a few times as long
+    #[arg(long, value_name = "TIME", value_parser = seconds, conflicts_with = "iface")]
+    pub check_interval: Option<Duration>,
     /// Passed on to `lb run`, with --iface
     #[arg(last = true, value_name = "LB ARGUMENTS")]
     pub rest: Vec<OsString>,
@@ -39,7 +43,7 @@ impl RunArguments {
     /// Our own options are also taken after `--`: `run -- --iface eth0 --config lb.toml`, as cargo's
     /// own `cargo run -- ...` makes one write.
     pub fn normalize(words: Vec<OsString>) -> Vec<OsString> {
-        let ours = ["--iface", "--config", "--for"];
+        let ours = ["--iface", "--config", "--for", "--check-interval"];
         let is_ours = |word: &OsString| {
             let word = word.to_string_lossy();
             ours.iter().any(|option| word == *option || word.starts_with(&format!("{option}=")))
@@ -82,7 +86,10 @@ pub fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let program = build::lb(profile)?;
     match (&arguments.iface, &arguments.config) {
         (Some(iface), Some(config)) => on_interface(&program, iface, config, &arguments.rest),
-        _ if shell::is_root() => demo::demo(&program, arguments.duration),
+        _ if shell::is_root() => {
+            let checks = arguments.check_interval.map_or(Checks::QUICK, |interval| Checks { interval });
+            demo::demo(&program, arguments.duration, checks)
+        }
         _ => demo_by_sudo(&program),
     }
 }

@@ -1,9 +1,12 @@
 //! The least that a program can do: what is left of a measurement when nothing is decided.
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, macros::xdp, programs::XdpContext};
 use lb_common::packet::PacketAccess;
 
-use crate::{ctx::Frame, maps::SINK};
+use crate::{
+    ctx::Frame,
+    maps::{CROSS, SINK},
+};
 
 #[xdp(frags)]
 pub fn floor_pass(_: XdpContext) -> u32 {
@@ -19,6 +22,25 @@ pub fn floor_tx(ctx: XdpContext) -> u32 {
         frame.write(0, [g, h, i, j, k, l, a, b, c, d, e, f])
     }();
     if turned.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+/// A host that every packet crosses: IPv4 goes out of the other interface, with that one's link-layer
+/// addresses and nothing else changed.
+#[xdp(frags)]
+pub fn floor_cross(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let crossed = || -> Option<u32> {
+        // SAFETY: values of this map are written once, before the program is attached.
+        let hop = unsafe { CROSS.get(frame.ifindex()) }?;
+        if frame.read::<[u8; 2]>(12)? != [8, 0] {
+            return None;
+        }
+        frame.write(0, hop.destination)?;
+        frame.write(6, hop.source)?;
+        // SAFETY: takes two numbers.
+        Some(unsafe { bpf_redirect(hop.ifindex, 0) } as u32)
+    }();
+    crossed.unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// Only makes room for an outer header: with the harness taking it back, two moves of the head.

@@ -8,8 +8,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{DirectionCounters, ServiceKey},
     bench::{
-        STREAM_FLOWS, Stream, StreamFlow, TextbookBackend, TextbookFlow, TextbookHop, TextbookNat, TextbookVip,
-        TupleKey, WINDOWS,
+        CrossHop, STREAM_FLOWS, Stream, StreamFlow, TextbookBackend, TextbookFlow, TextbookHop, TextbookNat,
+        TextbookVip, TupleKey, WINDOWS,
     },
 };
 
@@ -38,6 +38,10 @@ pub static TARGET: ProgramArray<1> = ProgramArray::new();
 /// Live frames that came back.
 #[btf_map(name = "bench_sink")]
 pub static SINK: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Where frames go that came in by an interface.
+#[btf_map(name = "bench_cross")]
+pub static CROSS: HashMap<u32, CrossHop, 2> = HashMap::new();
 
 #[btf_map(name = "tb_vips")]
 pub static VIPS: HashMap<ServiceKey, TextbookVip, 64> = HashMap::new();

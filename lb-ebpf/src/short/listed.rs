@@ -50,7 +50,10 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         return LONGER;
     }
     step!(Backend, backend.port.get(), after.0);
-    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(flow.mode, backend, hash));
+    if flow.mode == Mode::DsrGre as u8 {
+        return LONGER;
+    }
+    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::without_gre(backend, hash));
     let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref(), now) else { return LONGER };
     step!(Hop, hop.ifindex);
     if after != found.word && found.touch(after) {

@@ -1,7 +1,12 @@
 //! What the agent knows and does, without waiting for anything: inputs go to the core, and what it
 //! decides goes to the data path before the call returns.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use lb_common::{abi::AddressRoles, flow::idle_ticks};
 use tokio::time::Instant;
@@ -15,9 +20,10 @@ use super::{
 };
 use crate::{
     api::{
+        backend_view,
         model::{
-            AgentStatus, ConfigStatus, DataPathStatus, DeadManStatus, Failed, InterfaceStatus, ProbedChange,
-            ServiceSummary, ServiceView, Status,
+            AgentStatus, BackendView, ConfigStatus, DataPathStatus, DeadManStatus, Failed, InterfaceStatus,
+            ProbedChange, ServiceSummary, ServiceView, Status,
         },
         service_view,
     },
@@ -351,6 +357,13 @@ impl<D: Dataplane> Engine<D> {
     /// One service; `None`: none has this name.
     pub fn service(&self, name: &str) -> Option<ServiceView> {
         self.core.service(name).map(|service| service_view(&service, self.clock.now()))
+    }
+
+    /// Some backends of one service; `None` for one that it does not have.
+    pub fn backends(&self, service: &str, addresses: &[SocketAddr]) -> Vec<Option<BackendView>> {
+        let now = self.clock.now();
+        let found = self.core.backends(service, addresses);
+        found.into_iter().map(|backend| Some(backend_view(service, &backend?, now))).collect()
     }
 
     /// `config`: where the configuration comes from.

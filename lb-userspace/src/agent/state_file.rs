@@ -60,9 +60,11 @@ fn write_beside(path: &Path, content: &impl Serialize) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
+    // As a whole: the serializer hands out token by token, and each would be a system call.
+    let mut text = serde_json::to_vec_pretty(content)?;
+    text.push(b'\n');
     let mut file = File::create(&beside)?;
-    serde_json::to_writer_pretty(&mut file, content)?;
-    file.write_all(b"\n")?;
+    file.write_all(&text)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
     sync_directory(path)

@@ -23,4 +23,4 @@ pub use openapi::document as openapi;
 pub use request::{Handle, PrintConfig, Refusal, Reply, Request, Task, WriteOptions};
 pub use server::serve;
 pub use socket::{ApiSocket, SocketError};
-pub use view::service_view;
+pub use view::{backend_view, service_view};

@@ -54,7 +54,8 @@ fn health_check_view(health: &Health) -> HealthCheckView {
     }
 }
 
-fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> BackendView {
+/// A backend of the service of this name as it is shown at `now`.
+pub fn backend_view(service: &str, backend: &core::BackendView, now: Now) -> BackendView {
     let mark = backend.overridden.as_ref().and_then(core::Override::shown);
     BackendView {
         service: service.to_owned(),

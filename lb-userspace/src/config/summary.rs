@@ -102,8 +102,12 @@ fn check(health: &Health) -> String {
 fn maps(limits: &Limits, cpus: u64) -> Vec<MapMemory> {
     let [services, backends, flows] = [limits.services, limits.backends, limits.flows].map(u64::from);
     let array = |name, entries: u64, value: usize| MapMemory { name, entries, bytes: entries * aligned(value) };
-    let per_cpu =
-        |name, entries: u64, value: usize| MapMemory { name, entries, bytes: entries * aligned(value) * cpus };
+    // Of such an element the kernel keeps where it is on each CPU.
+    let per_cpu = |name, entries: u64, value: usize| MapMemory {
+        name,
+        entries,
+        bytes: entries * (aligned(value) * cpus + size_of::<u64>() as u64),
+    };
     vec![
         array(names::ADDRESS_BITS, u64::from(limits::ADDRESS_BITS) / 64, size_of::<u64>()),
         hash(names::ADDRESSES, limits.addresses, size_of::<abi::Address>(), size_of::<abi::AddressRoles>()),

@@ -11,7 +11,7 @@ use super::{
     Core, Now,
     ledger::Ledger,
     service::{Leave, Service},
-    tracked::Walk,
+    tracked::{self, Walk},
 };
 use crate::dataplane::FlowCensus;
 
@@ -87,7 +87,7 @@ pub(super) fn unlisted(ledger: &Ledger, service: &Service) -> BTreeSet<u32> {
     if let Some(tracked) = service.tracked.as_ref().filter(|_| waits) {
         backends = tracked.backends();
         let slots = service.table.map_or(&[][..], |table| ledger.slots(&table));
-        backends.extend(slots.iter().flat_map(|slot| slot.backends()));
+        backends.extend(tracked::distinct(slots.iter().flat_map(|slot| slot.backends())));
     }
     backends
 }

@@ -1,14 +1,18 @@
 //! What an operator may decide at run time: checked against configuration and health, then written
 //! into the operator's layer. Nothing is changed here; the new layer becomes an input like others.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::SocketAddr,
+};
 
 use lb_common::abi::Mode;
 
 use super::{
     Admin, Aspect, Core, HealthState, Mark, OperatorLayer, Override,
     configure::{Wanted, wanted, word},
-    service::Service,
+    service::{Member, Service},
 };
 use crate::config;
 
@@ -179,9 +183,10 @@ impl Core {
     /// Whether the command's service goes on serving in its tier.
     fn still_served(&self, command: &Command, old: &OperatorLayer, new: &OperatorLayer) -> Result<(), CommandError> {
         let (config, service) = self.find_service(command.service())?;
+        let known = configured(service);
         let tiers = |layer: &OperatorLayer| -> BTreeSet<u8> {
             let wanted = wanted(config, layer.services.get(&config.name));
-            wanted.iter().filter(|wanted| is_ready(service, wanted)).map(|wanted| wanted.tier).collect()
+            wanted.iter().filter(|wanted| is_ready(&known, wanted)).map(|wanted| wanted.tier).collect()
         };
         let (before, after) = (tiers(old), tiers(new));
         let Some(&tier) = before.first() else { return Ok(()) };
@@ -209,10 +214,10 @@ impl Core {
             if old == new {
                 continue;
             }
+            let known = configured(service);
             let (before, after) = (wanted(config, old), wanted(config, new));
-            if ready(service, &before) > 0 && ready(service, &after) == 0 {
-                let lost = before.iter().find(|wanted| is_ready(service, wanted)).map(|wanted| wanted.address);
-                let address = lost.unwrap_or(config.listen);
+            let first_ready = |wanted: &[Wanted]| wanted.iter().find(|w| is_ready(&known, w)).map(|w| w.address);
+            if let (Some(address), None) = (first_ready(&before), first_ready(&after)) {
                 return Err(CommandError::LastReady { service: name.clone(), address });
             }
         }
@@ -341,14 +346,14 @@ fn unusable(service: &config::Service, address: SocketAddr) -> Option<&'static s
     config::why_unusable(address.ip())
 }
 
-fn ready(service: &Service, wanted: &[Wanted]) -> usize {
-    wanted.iter().filter(|wanted| is_ready(service, wanted)).count()
+/// Configured backends by address: each is asked for, and there may be thousands.
+fn configured(service: &Service) -> HashMap<SocketAddr, &Member> {
+    service.members.iter().filter(|member| member.configured).map(|member| (member.address, member)).collect()
 }
 
 /// Whether a backend would take new flows as wanted, with the health it has now.
-fn is_ready(service: &Service, wanted: &Wanted) -> bool {
-    let known = service.members.iter().find(|member| member.configured && member.address == wanted.address);
-    known.is_some_and(|member| {
+fn is_ready(known: &HashMap<SocketAddr, &Member>, wanted: &Wanted) -> bool {
+    known.get(&wanted.address).is_some_and(|member| {
         let reachable = member.place.is_some() && !member.no_route;
         let up = member.health.state == HealthState::Up && member.elected && member.agent.refuses().is_none();
         reachable && up && wanted.admin == Admin::Ready && wanted.weight > 0

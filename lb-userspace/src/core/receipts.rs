@@ -2,7 +2,7 @@
 //! when clients were served again, and what became of its flows.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
 
@@ -150,7 +150,10 @@ impl FailoverCause {
 pub(super) struct Receipts {
     /// Of the last one.
     last_id: u64,
-    open: VecDeque<Open>,
+    /// By number.
+    open: BTreeMap<u64, Open>,
+    /// Their numbers: a rack that fails opens a thousand, and each of its services looks for its own.
+    of_service: BTreeMap<ServiceRef, BTreeSet<u64>>,
     /// Changed since they were told last.
     changed: BTreeSet<u64>,
     /// Closed, and not told yet.
@@ -186,7 +189,7 @@ impl Core {
         let receipts = &mut self.receipts;
         let mut told = std::mem::take(&mut receipts.closed);
         let changed = std::mem::take(&mut receipts.changed);
-        told.extend(receipts.open.iter().filter(|open| changed.contains(&open.receipt.id)).map(|o| o.receipt.clone()));
+        told.extend(changed.iter().filter_map(|id| receipts.open.get(id)).map(|open| open.receipt.clone()));
         told.sort_by_key(|receipt| receipt.id);
         told
     }
@@ -198,7 +201,7 @@ impl Core {
             let Receipt { switched, first_good, serving, .. } = &open.receipt;
             switched.is_some() && first_good.is_none() && !serving.is_empty()
         };
-        self.receipts.open.iter().filter(waits).map(|open| open.service_id).collect()
+        self.receipts.open.values().filter(waits).map(|open| open.service_id).collect()
     }
 
     /// Notes who of a service that was just published takes new flows.
@@ -276,9 +279,11 @@ impl Core {
     pub(super) fn receipts_published(&mut self, generation: u32, now: Now) {
         self.receipts.change(|open| {
             let held = generation.wrapping_sub(open.generation) as i32 >= 0;
-            if open.receipt.switched.is_none() && held {
+            let news = open.receipt.switched.is_none() && held;
+            if news {
                 open.receipt.switched = Some(now);
             }
+            news
         });
     }
 
@@ -287,9 +292,11 @@ impl Core {
         self.receipts.change(|open| {
             let Receipt { switched, first_good, serving, .. } = &mut open.receipt;
             let after = switched.is_some_and(|switched| switched <= at);
-            if open.service_id == service_id && first_good.is_none() && after && !serving.is_empty() {
+            let news = open.service_id == service_id && first_good.is_none() && after && !serving.is_empty();
+            if news {
                 *first_good = Some(at);
             }
+            news
         });
     }
 
@@ -299,19 +306,21 @@ impl Core {
         self.receipts.change(|open| {
             let alive = census.by_backend.get(&open.backend_id).copied().unwrap_or(0);
             let flows = &mut open.receipt.flows;
+            let before = *flows;
             let rescued = census.knocks.get(&open.backend_id).map_or(0, |knocks| knocks.rescued);
             flows.rescued = flows.rescued.max(rescued.saturating_sub(open.rescued_before));
             if open.receipt.back.is_some() {
-                return;
+                return *flows != before;
             }
             let Some(ended) = census.ended.get(&open.backend_id) else {
                 (flows.kept, flows.left) = (alive, 0);
-                return;
+                return *flows != before;
             };
             flows.reset = ended.reset.saturating_sub(open.ended_before.reset);
             flows.rehomed = ended.moved.saturating_sub(open.ended_before.moved);
             flows.clients = flows.clients.max(ended.clients);
             (flows.left, flows.kept) = (ended.left, 0);
+            *flows != before
         });
         self.receipts.close();
         for service in self.services.values_mut() {
@@ -330,58 +339,79 @@ impl Receipts {
         self.last_id += 1;
         open.receipt.id = self.last_id;
         if self.open.len() == OPEN
-            && let Some(oldest) = self.open.pop_front()
+            && let Some((_, oldest)) = self.open.pop_first()
         {
+            self.forget(&oldest);
             self.closed.push(oldest.receipt);
         }
         self.changed.insert(open.receipt.id);
-        self.open.push_back(open);
+        self.of_service.entry(open.me).or_default().insert(open.receipt.id);
+        self.open.insert(open.receipt.id, open);
+    }
+
+    /// No longer one of its service.
+    fn forget(&mut self, open: &Open) {
+        if let Some(ids) = self.of_service.get_mut(&open.me) {
+            ids.remove(&open.receipt.id);
+            if ids.is_empty() {
+                self.of_service.remove(&open.me);
+            }
+        }
     }
 
     /// Says in the receipts of those that were out of turn on suspicion what came of it.
     fn follow_suspicions(&mut self, me: ServiceRef, service: &Service) {
-        self.change(|open| {
-            if open.followed || open.me != me || open.receipt.back.is_some() {
-                return;
+        self.change_of(me, |open| {
+            if open.followed || open.receipt.back.is_some() {
+                return false;
             }
             let Some(member) = service.members.iter().find(|member| member.address == open.receipt.backend) else {
-                return;
+                return false;
             };
-            if let Some((cause, reason)) = FailoverCause::of(service, member).filter(|(cause, _)| !cause.is_suspicion())
-            {
-                open.followed = true;
-                open.receipt.reason += &format!("; then {}: {reason}", cause.name());
-                open.receipt.policy = member.policy(service.flow_policies());
-            }
+            let told = FailoverCause::of(service, member).filter(|(cause, _)| !cause.is_suspicion());
+            let Some((cause, reason)) = told else { return false };
+            open.followed = true;
+            open.receipt.reason += &format!("; then {}: {reason}", cause.name());
+            open.receipt.policy = member.policy(service.flow_policies());
+            true
         });
     }
 
     /// Lets go of those of backends that are back, once a walk has told the last of them.
     fn close(&mut self) {
-        let (open, closed): (Vec<Open>, Vec<Open>) = self.open.drain(..).partition(|open| open.receipt.back.is_none());
-        self.open = open.into();
-        self.closed.extend(closed.into_iter().map(|open| open.receipt));
+        for (_, open) in self.open.extract_if(.., |_, open| open.receipt.back.is_some()).collect::<Vec<_>>() {
+            self.forget(&open);
+            self.closed.push(open.receipt);
+        }
     }
 
     /// Who serves now, and who is back.
     fn follow(&mut self, me: ServiceRef, serving: &[SocketAddr], back: &[SocketAddr], now: Now) {
-        self.change(|open| {
-            let mine = open.me == me;
-            if mine && open.receipt.serving.is_empty() {
-                open.receipt.serving = serving.to_vec();
+        self.change_of(me, |open| {
+            let Receipt { serving: told, back: told_back, backend, .. } = &mut open.receipt;
+            let serves = told.is_empty() && !serving.is_empty();
+            if serves {
+                *told = serving.to_vec();
             }
-            if mine && open.receipt.back.is_none() && back.contains(&open.receipt.backend) {
-                open.receipt.back = Some(now);
+            let is_back = told_back.is_none() && back.contains(backend);
+            if is_back {
+                *told_back = Some(now);
             }
+            serves || is_back
         });
     }
 
-    fn change(&mut self, mut change: impl FnMut(&mut Open)) {
-        for open in &mut self.open {
-            let before = open.receipt.clone();
-            change(open);
-            if open.receipt != before {
-                self.changed.insert(open.receipt.id);
+    /// `change` says whether it changed something.
+    fn change(&mut self, mut change: impl FnMut(&mut Open) -> bool) {
+        let changed = self.open.iter_mut().filter_map(|(id, open)| change(open).then_some(*id));
+        self.changed.extend(changed);
+    }
+
+    /// The same for those of one service.
+    fn change_of(&mut self, me: ServiceRef, mut change: impl FnMut(&mut Open) -> bool) {
+        for id in self.of_service.get(&me).into_iter().flatten() {
+            if self.open.get_mut(id).is_some_and(&mut change) {
+                self.changed.insert(*id);
             }
         }
     }

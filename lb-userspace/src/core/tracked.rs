@@ -210,16 +210,7 @@ impl Tracked {
 
     /// Backends that may have flows without an entry.
     pub(super) fn backends(&self) -> BTreeSet<u32> {
-        let mut last = NOBODY;
-        let mut backends = BTreeSet::new();
-        for stable in self.slots.iter().map(|slot| slot.stable).filter(|stable| *stable < GONE) {
-            // Neighbours are often the same.
-            if stable != last {
-                backends.insert(stable);
-                last = stable;
-            }
-        }
-        backends
+        distinct(self.slots.iter().map(|slot| slot.stable).filter(|stable| *stable < GONE))
     }
 
     /// Whether nothing is left to tell: new flows go elsewhere, and there are none without an entry.
@@ -239,6 +230,23 @@ impl Tracked {
         let last = left_behind.filter_map(|slot| *self.epochs.get(&slot.since)?).max()?;
         Some((last + idle).saturating_sub(now))
     }
+}
+
+/// Each id once. Tables name few backends in very many slots: those seen are marked by bits.
+pub(super) fn distinct(ids: impl Iterator<Item = u32>) -> BTreeSet<u32> {
+    let mut seen: Vec<u64> = Vec::new();
+    let mut distinct = Vec::new();
+    for id in ids {
+        let (word, bit) = (id as usize / 64, 1 << (id % 64));
+        if word >= seen.len() {
+            seen.resize(word + 1, 0);
+        }
+        if seen[word] & bit == 0 {
+            seen[word] |= bit;
+            distinct.push(id);
+        }
+    }
+    distinct.into_iter().collect()
 }
 
 impl Tracked {

@@ -1,6 +1,9 @@
 //! What is shown of services and backends.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
     Admin, AskedAt, BackendView, Core, HealthState, Override, ProbeKey, RoleView, ServiceView, TrackingView, census,
@@ -40,6 +43,20 @@ impl Core {
             frozen_until: service.frozen.map(|frozen| frozen.until),
             backends: backends.collect(),
         })
+    }
+
+    /// These backends of a configured service, of each whatever of it was there first; `None`: it has none of
+    /// that address.
+    pub fn backends(&self, name: &str, addresses: &[SocketAddr]) -> Vec<Option<BackendView>> {
+        let service = self.names.get(name).and_then(|me| self.services.get(me));
+        let one = |address: &SocketAddr| {
+            let service = service?;
+            let member = service.members.iter().find(|member| member.address == *address)?;
+            let waits = member.leaving.is_some()
+                && member.place.as_ref().is_some_and(|p| census::unlisted(&self.ledger, service).contains(&p.id));
+            Some(backend(service, member, member.used, waits))
+        };
+        addresses.iter().map(one).collect()
     }
 
     fn tracking(&self, service: &Service) -> Option<TrackingView> {

@@ -2,6 +2,7 @@
 //! program runs in the real kernel (BPF_PROG_TEST_RUN), with the host's own routing and neighbour
 //! tables of a network namespace that ends with the test.
 
+mod agent;
 mod counters;
 mod decap;
 #[path = "../../../lb-common/tests/frames/mod.rs"]
@@ -42,6 +43,7 @@ mod scale;
 mod schedule;
 mod schedulers;
 mod sctp;
+mod shares;
 mod table;
 mod timeouts;
 mod too_big;

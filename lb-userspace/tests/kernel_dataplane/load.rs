@@ -1,9 +1,11 @@
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
 use lb_common::{
     abi::{ABI_VERSION, Settings, names},
     verdict::Stage,
 };
 use lb_userspace::{
-    config::Limits,
+    config::{Limits, parse},
     dataplane::{
         Dataplane as _, Op,
         kernel::{KernelDataplane, LoadOptions, Pins, detach, load, map_specs},
@@ -33,22 +35,53 @@ fn the_default_limits_load() {
     assert_eq!(pins.open().read().unwrap(), Default::default());
 }
 
+/// With a service, because a file must have one to be worth loading.
+const LARGE: &str = r#"
+interfaces = ["eth0"]
+[limits]
+services = 10000
+backends = 100000
+addresses = 131072
+selection-slots = 4194304
+flows = 16777216
+[[service]]
+name = "web"
+listen = "203.0.113.10:80"
+[[service.backend]]
+address = "10.0.0.11:8080"
+"#;
+
 #[test]
-fn ten_thousand_services_with_a_hundred_thousand_backends_and_sixteen_million_flows_fit() {
+fn ten_thousand_services_with_a_hundred_thousand_backends_and_sixteen_million_flows_fit_into_the_memory_that_is_told() {
     let pins = PinDir::new();
-    let limits = Limits {
-        services: 10_000,
-        backends: 100_000,
-        addresses: 131_072,
-        selection_slots: 1 << 22,
-        flows: 1 << 24,
-        ..Limits::default()
-    };
-    drop(pins.try_load(&limits).unwrap());
+    let config = parse("lb.toml", LARGE).expect("a valid file").config;
+    drop(pins.try_load(&config.limits).unwrap());
     assert_eq!(pins.open().read().unwrap(), Default::default());
-    for spec in map_specs(&limits).unwrap() {
+    for spec in map_specs(&config.limits).unwrap() {
         assert_eq!(pins.map(spec.name).info().unwrap().max_entries(), spec.max_entries, "{}", spec.name);
     }
+    let summary = config.summary(aya::util::nr_cpus().expect("the number of CPUs"));
+    let mut all = 0;
+    for map in &summary.maps {
+        let taken = memory(&pins, map.name);
+        all += taken;
+        println!("{:<16} {:>8} KiB told, {:>8} KiB taken", map.name, map.bytes >> 10, taken >> 10);
+        // What the kernel needs besides the elements, and whole pages.
+        let (told, slack) = (map.bytes as f64, 32_768.0);
+        let fits = (told * 0.8 - slack..=told * 1.25 + slack).contains(&(taken as f64));
+        assert!(fits, "{}: {told} bytes are told, {taken} are taken", map.name);
+    }
+    println!("all maps: {} MiB told, {} MiB taken", summary.memory_bytes >> 20, all >> 20);
+    let ratio = all as f64 / summary.memory_bytes as f64;
+    assert!((0.95..=1.1).contains(&ratio), "{} bytes are told, {all} are taken", summary.memory_bytes);
+}
+
+/// Bytes that the kernel says a map takes.
+fn memory(pins: &PinDir, name: &str) -> u64 {
+    let map = pins.map(name);
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd())).unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).expect("the memory of a map");
+    line.trim().parse().expect("bytes")
 }
 
 #[test]

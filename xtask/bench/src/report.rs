@@ -1,6 +1,6 @@
 //! `docs/performance.md` and its plots, from results: `cargo xtask bench --report FILE`.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, io::ErrorKind, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -22,9 +22,11 @@ pub fn report(results: &Results, folder: &Path) -> Result<()> {
         fs::write(&path, svg).with_context(|| format!("writing {}", path.display()))?;
     }
     let path = folder.join("performance.md");
-    fs::write(&path, markdown(results)).with_context(|| format!("writing {}", path.display()))
+    let text = markdown(results) + &written(&plots)?;
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
+const WRITTEN: &str = "tried.md";
 const RATIOS: &str = "ratios.svg";
 const DRIVER: &str = "driver.svg";
 const USERS: &str = "users.svg";
@@ -112,6 +114,16 @@ fn markdown(results: &Results) -> String {
     text
 }
 
+/// What a person has written for the page, in a file of its own beside the plots; it comes last.
+fn written(folder: &Path) -> Result<String> {
+    let path = folder.join(WRITTEN);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(format!("\n{}", text.trim_start())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
 fn packets(text: &mut String, results: &Results) {
     if results.rows.is_empty() {
         return;
@@ -187,14 +199,14 @@ fn users(text: &mut String, results: &Results) {
     let _ = write!(
         text,
         "\n## What users see\n\n{WHAT_USERS_SEE}\n![Processor time of a connection](performance/{USERS})\n\n\
-         | balancer | load | per second | p50 \u{b5}s | p99 \u{b5}s | CPU \u{b5}s each | over direct | CPU s/GB | failed | target | |\n\
-         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |\n"
+         | balancer | load | per second | p50 \u{b5}s | p99 \u{b5}s | CPU \u{b5}s each | over direct | process | CPU s/GB | failed | target | |\n\
+         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |\n"
     );
     for row in &results.users {
         let optional = |value: Option<f64>, digits: usize| value.map_or_else(String::new, |v| format!("{v:.digits$}"));
         let _ = writeln!(
             text,
-            "| {} | {} | {:.0} | {} | {} | {:.2} | {:+.2} | {} | {} | {} | {} |",
+            "| {} | {} | {:.0} | {} | {} | {:.2} | {:+.2} | {} | {} | {} | {} | {} |",
             row.balancer,
             row.load,
             row.per_second,
@@ -202,6 +214,7 @@ fn users(text: &mut String, results: &Results) {
             optional(row.p99_us, 0),
             row.cpu_us,
             row.over_direct_us,
+            optional(row.own_us, 2),
             optional(row.cpu_s_per_gb, 2),
             row.failed,
             row.target.as_deref().unwrap_or(""),
@@ -295,9 +308,14 @@ cheaper or dearer by the card; the difference stays.
 
 const WHAT_USERS_SEE: &str = "\
 Client, balancer and one backend (nginx) in network namespaces on one CPU, the same load through each
-balancer in turn. *CPU each* is the processor time of all of them together for one request or
-connection: with one CPU it does not depend on what else the machine does, as rates do. *Over direct* is
-what comes on top of having no balancer: the balancer's own part.
+balancer in turn, each time between two runs without a balancer. *CPU each* is the processor time of all of
+them together for one request or connection: with one CPU it hardly depends on what else the machine does, as
+rates do. *Over direct* is what comes on top of the runs without a balancer just before and after: the
+balancer's own part, with the wires that lead to its host. *Process*: of that, what its processes take.
+
+*Kernel routes*: the balancer's host is on the way, and its kernel forwards. *Xdp redirect*: the same with a
+program that does nothing but send every packet out of the other interface. It is the floor for what stands in
+the way of both directions (`nat` and `full-nat`, the proxies too); the DSR modes see one direction only.
 ";
 
 const WHAT_CHANGES_COST: &str = "\
@@ -359,7 +377,11 @@ mod tests {
     #[test]
     fn all_files_are_written() {
         let folder = std::env::temp_dir().join(format!("lb-bench-report-{}", std::process::id()));
+        fs::create_dir_all(folder.join("performance")).unwrap();
+        fs::write(folder.join("performance/tried.md"), "## Tried\n\nBy hand.\n").unwrap();
         report(&results(), &folder).unwrap();
+        let page = fs::read_to_string(folder.join("performance.md")).unwrap();
+        assert!(page.ends_with("\n\n## Tried\n\nBy hand.\n"), "{page}");
         for name in ["performance.md", "performance/ratios.svg", "performance/driver.svg", "performance/users.svg"] {
             assert!(folder.join(name).is_file(), "{name}");
         }

@@ -119,6 +119,9 @@ pub struct UserResult {
     pub cpu_us: f64,
     /// Of that, what comes on top of having no balancer.
     pub over_direct_us: f64,
+    /// Of that, what the balancer's own processes take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_us: Option<f64>,
     /// Processor seconds of all parts for each gigabyte.
     pub cpu_s_per_gb: Option<f64>,
     pub failed: u64,

@@ -69,7 +69,9 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
     if arguments.wants(Part::Users) {
         println!("users: the same load through each balancer in turn, all on one CPU");
         let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
-        results.users = users::users(effort)?;
+        let filter = arguments.filter.as_deref();
+        results.users =
+            users::users(effort, &|name| filter.is_none_or(|filter| name == filter || name == users::DIRECT))?;
         println!("\n{}\n", table::users(&results.users));
     }
     if arguments.wants(Part::Failover) {

@@ -97,6 +97,7 @@ pub fn users(rows: &[UserResult]) -> String {
         "P99 US",
         "CPU US",
         "OVER DIRECT",
+        "PROCESS",
         "CPU S/GB",
         "FAILED",
         "TARGET",
@@ -114,13 +115,14 @@ pub fn users(rows: &[UserResult]) -> String {
             optional(row.p99_us, 0),
             format!("{:.2}", row.cpu_us),
             format!("{:+.2}", row.over_direct_us),
+            optional(row.own_us, 2),
             optional(row.cpu_s_per_gb, 2),
             row.failed.to_string(),
             row.target.clone().unwrap_or_default(),
             verdict(row.met).to_owned(),
         ]);
     }
-    align_right(&mut table, 2..=8);
+    align_right(&mut table, 2..=9);
     table.to_string()
 }
 

@@ -29,7 +29,7 @@ use crate::{
     shell,
     world::{
         Balancer, Family, Launch, Topology, World,
-        config::{Config, Health, Service},
+        config::{Checks, Config, Health, Service},
         servers::{WEB_PORT, Web, web_server},
     },
 };
@@ -42,17 +42,15 @@ const TICK: Duration = Duration::from_millis(100);
 const WINDOW: Duration = Duration::from_secs(1);
 /// The backend that is killed, counted from 0.
 const VICTIM: u8 = 1;
-/// Requests begun later than this after the kill must not fail: twice what the configured probes
-/// need at most (two intervals with jitter, and a timeout).
-const FAILOVER_BUDGET: Duration = Duration::from_secs(1);
 /// Under emulation the verifier alone takes more than ten seconds.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the world until Ctrl-C or for the duration, and says whether everything was seen.
+/// Runs the world with this rhythm of checks until Ctrl-C or for the duration, and says whether everything was
+/// seen.
 ///
 /// # Errors
 /// The world could not be made or the balancer does not start.
-pub fn demo(program: &Path, duration: Option<Duration>) -> Result<ExitCode> {
+pub fn demo(program: &Path, duration: Option<Duration>, checks: Checks) -> Result<ExitCode> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
@@ -63,7 +61,7 @@ pub fn demo(program: &Path, duration: Option<Duration>) -> Result<ExitCode> {
     let mut webs = Web::on_all(&world, &xtask)?;
     let log = log_file()?;
     let services = services(&world);
-    let config = Config::new(world.topology, services.clone()).render();
+    let config = Config { checks, ..Config::new(world.topology, services.clone()) }.render();
     let mut balancer = Balancer::start(&world, &Launch { program, config: &config, arguments: &[], log: &log })?;
     for service in &services {
         balancer.wait_for_backends(&service.name, &service.backend_addresses(), START_PATIENCE)?;
@@ -74,7 +72,8 @@ pub fn demo(program: &Path, duration: Option<Duration>) -> Result<ExitCode> {
         Family::V6.service_port(PORT),
         log.display()
     );
-    let show = Show { world: &world, interrupted: &interrupted, record: &Record::new(), begun: Instant::now() };
+    let record = Record::new();
+    let show = Show { world: &world, interrupted: &interrupted, record: &record, checks, begun: Instant::now() };
     let findings = show.run(&mut webs, &xtask, duration);
     if let Some(status) = balancer.agent().ended()? {
         anyhow::bail!("the agent ended with {status}; its log ends:\n{}", balancer.agent().log_tail());
@@ -87,6 +86,7 @@ struct Show<'a> {
     world: &'a World,
     interrupted: &'a AtomicBool,
     record: &'a Record,
+    checks: Checks,
     begun: Instant,
 }
 
@@ -116,9 +116,10 @@ impl Show<'_> {
         let victim = &mut webs[usize::from(VICTIM)];
         screen.say(&format!("-- {} is killed (SIGKILL)", victim.name()));
         victim.kill()?;
-        self.show_until(&mut screen, (killed + FAILOVER_BUDGET).max(killed + phase));
+        let budget = self.checks.failover_budget();
+        self.show_until(&mut screen, killed + budget.max(phase));
         let restarted = Instant::now();
-        let outage = Outage::of(&self.record.since(killed), killed, FAILOVER_BUDGET, victim.name());
+        let outage = Outage::of(&self.record.since(killed), killed, budget, victim.name());
         screen.say(&format!("-- {}", outage.tell()));
         findings.outage = Some(outage);
         if self.is_over() {
@@ -127,7 +128,8 @@ impl Show<'_> {
 
         victim.restart(self.world, xtask)?;
         screen.say(&format!("-- {} is started again", victim.name()));
-        let minimum = restarted + Duration::from_secs(1);
+        // As long as it may take to be found up again.
+        let minimum = restarted + budget;
         self.show_until(&mut screen, end.unwrap_or(restarted + phase).max(minimum));
         findings.back(&self.record.since(restarted), restarted, victim.name());
         screen.say(&format!("-- {}", findings.tell_return(victim.name())));

@@ -1,6 +1,6 @@
 //! Configuration files for the balancer of a world.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use super::{Family, Topology, plan};
 
@@ -9,7 +9,27 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Further lines at the top: `manage-addresses = false`.
     pub lines: Vec<String>,
+    pub checks: Checks,
     pub services: Vec<Service>,
+}
+
+/// The rhythm of checks that do not bring their own ([`Health::Other`]): two failures take a backend down, two
+/// successes bring it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checks {
+    /// Between two of them, and how long each may take.
+    pub interval: Duration,
+}
+
+impl Checks {
+    /// Ten times a second: for machines that are not emulated.
+    pub const QUICK: Self = Self { interval: Duration::from_millis(100) };
+
+    /// When requests no longer fail after a backend has died: three times what two checks need at most, which
+    /// is two intervals with jitter and the time that a check may take, and that is an interval.
+    pub const fn failover_budget(self) -> Duration {
+        self.interval.saturating_mul(10)
+    }
 }
 
 /// One service on the world's service address.
@@ -41,7 +61,7 @@ pub const fn server_id(index: u8) -> [u8; SERVER_ID_LENGTH] {
     [0xc0, 0xff, 0xee, index + 1]
 }
 
-/// Probes run ten times a second: two failures take a backend down, two successes bring it back.
+/// How backends are checked; how often: [`Checks`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     None,
@@ -63,7 +83,7 @@ pub enum Health {
 impl Config {
     pub fn new(topology: Topology, services: Vec<Service>) -> Self {
         let interfaces = topology.interfaces().iter().map(|&name| name.to_owned()).collect();
-        Self { interfaces, lines: Vec::new(), services }
+        Self { interfaces, lines: Vec::new(), checks: Checks::QUICK, services }
     }
 
     pub fn render(&self) -> String {
@@ -72,7 +92,7 @@ impl Config {
             text += &format!("{line}\n");
         }
         for service in &self.services {
-            text += &service.render();
+            text += &service.render(self.checks);
         }
         text
     }
@@ -135,7 +155,7 @@ impl Service {
         self.backends.iter().map(|&index| plan::backend_name(index)).collect()
     }
 
-    fn render(&self) -> String {
+    fn render(&self, checks: Checks) -> String {
         let mut text = format!(
             "\n[[service]]\nname = \"{}\"\nlisten = \"{}\"\nprotocol = \"{}\"\nmode = \"{}\"\n\
              scheduler = \"round-robin\"\ngranularity = \"{}\"\n",
@@ -151,7 +171,7 @@ impl Service {
         if self.server_ids {
             let _ = writeln!(text, "quic-server-id-length = {SERVER_ID_LENGTH}");
         }
-        text += &self.health.render();
+        text += &self.health.render(checks);
         for &index in &self.backends {
             let _ = write!(text, "[[service.backend]]\naddress = \"{}\"\n", self.backend_address(index));
             if self.server_ids {
@@ -163,8 +183,9 @@ impl Service {
 }
 
 impl Health {
-    fn render(&self) -> String {
-        let times = "interval = \"100ms\"\ntimeout = \"100ms\"\nfall = 2\nrise = 2\n";
+    fn render(&self, checks: Checks) -> String {
+        let every = checks.interval.as_millis();
+        let times = format!("interval = \"{every}ms\"\ntimeout = \"{every}ms\"\nfall = 2\nrise = 2\n");
         match self {
             Self::None => "[service.health]\ntype = \"none\"\n".to_owned(),
             Self::Tcp { port: None } => format!("[service.health]\ntype = \"tcp\"\n{times}"),
@@ -199,6 +220,11 @@ mod tests {
         assert_eq!(services[0]["health"]["interval"].as_str(), Some("100ms"));
         assert_eq!(services[1]["name"].as_str(), Some("udp53-6"));
         assert_eq!(services[1]["granularity"].as_str(), Some("packet"));
+        config.checks = Checks { interval: Duration::from_secs(1) };
+        let table: toml::Table = config.render().parse().unwrap();
+        for key in ["interval", "timeout"] {
+            assert_eq!(table["service"][0]["health"][key].as_str(), Some("1000ms"), "{key}");
+        }
         assert_eq!(services[1]["backend"][0]["address"].as_str(), Some("[fd71:2::12]:53"));
     }
 }

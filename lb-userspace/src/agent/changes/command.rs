@@ -122,10 +122,7 @@ fn answer(
 
 /// The backends that a request is about, as they stand now.
 fn views<D: Dataplane>(engine: &Engine<D>, request: &CommandRequest) -> Vec<Option<BackendView>> {
-    let service = engine.service(&request.service);
-    let find =
-        |address: SocketAddr| service.as_ref()?.backends.iter().find(|backend| backend.address == address).cloned();
-    request.backends().into_iter().map(find).collect()
+    engine.backends(&request.service, &request.backends())
 }
 
 /// The same in the core's words.

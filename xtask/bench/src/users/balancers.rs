@@ -16,6 +16,11 @@ use super::stage::{GRE, GUE, IPIP, Stage, service};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Which {
     Direct,
+    /// No balancer, through its host: the kernel routes.
+    Routed,
+    /// The same with a program that only sends every packet out of the other interface: the least that
+    /// anything costs that stands in the way of both directions.
+    Crossed,
     Ours,
     Nftables,
     Haproxy,
@@ -23,11 +28,25 @@ pub enum Which {
 }
 
 impl Which {
-    pub const ALL: [Self; 5] = [Self::Direct, Self::Ours, Self::Nftables, Self::Haproxy, Self::Nginx];
+    pub const ALL: [Self; 7] =
+        [Self::Direct, Self::Routed, Self::Crossed, Self::Ours, Self::Nftables, Self::Haproxy, Self::Nginx];
+
+    /// Of its doors.
+    pub fn names(self) -> Vec<&'static str> {
+        match self {
+            Self::Direct => vec![DIRECT],
+            Self::Routed => vec![ROUTED],
+            Self::Crossed => vec![CROSSED],
+            Self::Ours => Mode::ALL.iter().map(|mode| mode.name()).collect(),
+            Self::Nftables => vec!["nftables"],
+            Self::Haproxy => vec!["haproxy"],
+            Self::Nginx => vec!["nginx"],
+        }
+    }
 
     /// Whether it forwards UDP packet by packet.
     pub const fn forwards_udp(self) -> bool {
-        matches!(self, Self::Direct | Self::Ours | Self::Nftables)
+        !matches!(self, Self::Haproxy | Self::Nginx)
     }
 }
 
@@ -36,9 +55,30 @@ impl Which {
 pub struct Door {
     pub name: String,
     pub target: SocketAddr,
-    /// The backend answers the client itself.
-    pub past: bool,
+    /// What does not touch the balancer's host.
+    pub past: Past,
 }
+
+/// What of the traffic takes the wire past the balancer's host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Past {
+    Both,
+    Answers,
+    /// Also questions to the backend's own address go through the host.
+    None,
+}
+
+impl Door {
+    /// No balancer at all.
+    pub fn direct() -> Self {
+        Self { name: DIRECT.to_owned(), target: Stage::direct(), past: Past::Both }
+    }
+}
+
+/// The name of no balancer.
+pub const DIRECT: &str = "direct";
+const ROUTED: &str = "kernel routes";
+const CROSSED: &str = "xdp redirect";
 
 /// A balancer at work. Dropped, its processes end.
 pub struct Running {
@@ -57,14 +97,15 @@ impl Running {
     ///
     /// # Errors
     /// It does not start.
-    pub fn start(stage: &Stage, which: Which) -> Result<Self> {
-        let other = |name: &str| {
-            vec![Door { name: name.to_owned(), target: SocketAddr::new(service(), OTHER_PORT), past: false }]
-        };
+    pub fn start(stage: &mut Stage, which: Which) -> Result<Self> {
+        let door = |name: &str, target| vec![Door { name: name.to_owned(), target, past: Past::None }];
+        let other = |name: &str| door(name, SocketAddr::new(service(), OTHER_PORT));
         let (doors, processes) = match which {
-            Which::Direct => {
-                let door = Door { name: "direct".to_owned(), target: Stage::direct(), past: true };
-                (vec![door], Vec::new())
+            Which::Direct => (vec![Door::direct()], Vec::new()),
+            Which::Routed => (door(ROUTED, Stage::direct()), Vec::new()),
+            Which::Crossed => {
+                stage.cross()?;
+                (door(CROSSED, Stage::direct()), Vec::new())
             }
             Which::Ours => (our_doors(), vec![ours(stage)?]),
             Which::Nftables => {
@@ -76,7 +117,7 @@ impl Running {
         };
         let running = Self { which, doors, processes };
         for door in &running.doors {
-            stage.answer_past_the_balancer(door.past)?;
+            stage.lead(door.past)?;
             stage.wait_for(door.target).with_context(|| running.logs())?;
         }
         Ok(running)
@@ -86,14 +127,15 @@ impl Running {
     ///
     /// # Errors
     /// It cannot be taken off.
-    pub fn stop(mut self, stage: &Stage) -> Result<()> {
+    pub fn stop(mut self, stage: &mut Stage) -> Result<()> {
         for process in &mut self.processes {
             process.terminate(Duration::from_secs(10))?;
         }
         match self.which {
-            Which::Direct => Ok(()),
+            Which::Direct | Which::Routed => Ok(()),
+            Which::Crossed => stage.uncross(),
             Which::Ours => {
-                let mut detach = stage.world.lb.command(build::lb(Profile::Dev)?);
+                let mut detach = stage.world.lb.command(build::lb(Profile::Release)?);
                 shell::output(with_places(&mut detach, stage).arg("detach")).map(drop)
             }
             Which::Nftables => {
@@ -115,8 +157,10 @@ impl Running {
 }
 
 fn our_doors() -> Vec<Door> {
-    let door =
-        |mode: Mode| Door { name: mode.name().to_owned(), target: listen(mode), past: Mode::is_one_sided(mode as u8) };
+    let door = |mode: Mode| {
+        let past = if Mode::is_one_sided(mode as u8) { Past::Answers } else { Past::None };
+        Door { name: mode.name().to_owned(), target: listen(mode), past }
+    };
     Mode::ALL.iter().map(|&mode| door(mode)).collect()
 }
 
@@ -148,7 +192,7 @@ fn ours(stage: &Stage) -> Result<Process> {
     // Room for the flows of UDP loads and of all connections together.
     config += "[limits]\nflows = 524288\nselection-slots = 2097152\n";
     let path = stage.file("lb.toml", &config)?;
-    let mut command = stage.world.lb.command(build::lb(Profile::Dev)?);
+    let mut command = stage.world.lb.command(build::lb(Profile::Release)?);
     with_places(&mut command, stage).args(["run", "--config"]).arg(path);
     Process::start("lb", &mut command, &stage.world.folder().join("lb.log"))
 }

@@ -6,8 +6,16 @@ use std::{fs, time::Duration};
 /// thread that works off what the network has left over on this CPU. Processes that are gone count as
 /// nothing.
 pub fn used(pids: &[u32], cpu: usize) -> Duration {
-    let mut nanoseconds: u64 = pids.iter().map(|pid| process(&format!("/proc/{pid}"))).sum();
-    nanoseconds += runtime("/proc/thread-self/schedstat");
+    of_processes(pids) + of_this_cpu(cpu)
+}
+
+/// Of these processes alone.
+pub fn of_processes(pids: &[u32]) -> Duration {
+    Duration::from_nanos(pids.iter().map(|pid| process(&format!("/proc/{pid}"))).sum())
+}
+
+fn of_this_cpu(cpu: usize) -> Duration {
+    let mut nanoseconds = runtime("/proc/thread-self/schedstat");
     nanoseconds += ksoftirqd(cpu).map_or(0, |pid| process(&format!("/proc/{pid}")));
     Duration::from_nanos(nanoseconds)
 }

@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::programs::{XdpMode, xdp::XdpLinkId};
+use lb_common::bench::{CrossHop, names};
+use lb_userspace::dataplane::kernel::ifindex;
 use xtask::{
     shell,
     world::{
@@ -18,7 +20,10 @@ use xtask::{
     },
 };
 
-use super::load::{Kind, Load};
+use super::{
+    balancers::Past,
+    load::{Kind, Load},
+};
 use crate::packets::{Capacity, Object};
 
 /// More addresses of services, where the first one's port is taken by another mode.
@@ -34,6 +39,8 @@ pub struct Stage {
     pub web: Process,
     /// What the backend's end of the wire runs.
     far_end: Option<(&'static str, XdpLinkId)>,
+    /// The program of [`Self::cross`] on both interfaces of the balancer's host.
+    crossing: Vec<XdpLinkId>,
 }
 
 /// The interface that leads the client past the balancer.
@@ -68,11 +75,11 @@ impl Stage {
             backend.ip(&[format!("address add {address}/32 dev lo")])?;
         }
         // The sink takes everything, questions for link-layer addresses too.
-        let (backend_address, mac) = (Family::V4.backend(0), address_of_eth0(backend)?);
+        let (backend_address, mac) = (Family::V4.backend(0), mac_of(backend, "eth0")?);
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         world.lb.ip(&[format!("neigh replace {backend_address} lladdr {mac} dev eth1 nud permanent")])?;
         let web = web(&world)?;
-        Ok(Self { world, object: Object::load(Capacity::flows(64, 64))?, web, far_end: None })
+        Ok(Self { world, object: Object::load(Capacity::flows(64, 64))?, web, far_end: None, crossing: Vec::new() })
     }
 
     /// Where the backend answers, without a balancer.
@@ -94,13 +101,47 @@ impl Stage {
         Ok(())
     }
 
-    /// Which way the backend's answers to the client go.
+    /// Which way questions to the backend's address, and its answers, go from now on.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn answer_past_the_balancer(&self, past: bool) -> Result<()> {
-        let route = if past { "dev eth0".to_owned() } else { format!("via {}", Family::V4.lb_backend_side()) };
-        self.world.backends[0].ip(&[format!("route replace 10.71.1.0/24 {route}")])
+    pub fn lead(&self, past: Past) -> Result<()> {
+        let route =
+            if past == Past::None { format!("via {}", Family::V4.lb_backend_side()) } else { "dev eth0".to_owned() };
+        self.world.backends[0].ip(&[format!("route replace 10.71.1.0/24 {route}")])?;
+        let route = if past == Past::None {
+            format!("via {} src {}", Family::V4.lb_client_side(), Family::V4.client())
+        } else {
+            format!("dev {PAST}")
+        };
+        self.world.client.ip(&[format!("route replace {}/32 {route}", Family::V4.backend(0))])
+    }
+
+    /// Puts a program on the balancer's host that sends every IPv4 packet out of the other interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn cross(&mut self) -> Result<()> {
+        let (client, lb, backend) = (&self.world.client, &self.world.lb, &self.world.backends[0]);
+        for (from, to, receiver) in [("eth0", "eth1", backend), ("eth1", "eth0", client)] {
+            let (from, out_of) = lb.enter(|| (ifindex(from), ifindex(to)));
+            let hop = CrossHop { ifindex: out_of?, source: mac_of(lb, to)?, destination: mac_of(receiver, "eth0")? };
+            self.object.write_hash(names::CROSS, from?, hop)?;
+        }
+        let xdp = self.object.xdp("floor_cross")?;
+        for interface in ["eth0", "eth1"] {
+            self.crossing.push(lb.enter(|| xdp.attach(interface, XdpMode::Driver)).context("attaching floor_cross")?);
+        }
+        Ok(())
+    }
+
+    /// Takes off what [`Self::cross`] has put there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn uncross(&mut self) -> Result<()> {
+        let xdp = self.object.xdp("floor_cross")?;
+        self.crossing.drain(..).try_for_each(|link| xdp.detach(link).context("taking floor_cross off"))
     }
 
     /// Waits until requests are answered there.
@@ -140,15 +181,15 @@ pub fn service() -> IpAddr {
     Family::V4.service()
 }
 
-/// The link-layer address of a host's `eth0`.
+/// The link-layer address of a host's interface.
 ///
 /// # Errors
 /// There is no such interface.
-pub fn address_of_eth0(host: &Namespace) -> Result<[u8; 6]> {
+pub fn mac_of(host: &Namespace, interface: &str) -> Result<[u8; 6]> {
     // Not by sysfs, which shows the namespace in which it was mounted.
-    let text = host.output("ip", &["-json", "link", "show", "dev", "eth0"])?;
+    let text = host.output("ip", &["-json", "link", "show", "dev", interface])?;
     let links: serde_json::Value = serde_json::from_str(&text).context("reading what ip says")?;
-    let address = links[0]["address"].as_str().context("eth0 has no address")?;
+    let address = links[0]["address"].as_str().context("the interface has no address")?;
     let mut mac = [0; 6];
     for (byte, digits) in mac.iter_mut().zip(address.split(':')) {
         *byte = u8::from_str_radix(digits, 16).context("a link-layer address")?;

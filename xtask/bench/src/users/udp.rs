@@ -6,8 +6,8 @@ use lb_common::{abi::Protocol, bench::Stream};
 use lb_userspace::dataplane::kernel::ifindex;
 
 use super::{
-    balancers::Door,
-    stage::{PAST, Stage, address_of_eth0},
+    balancers::{Door, Past},
+    stage::{PAST, Stage, mac_of},
 };
 use crate::{
     packets::{Kind, Sink, udp_order},
@@ -31,10 +31,11 @@ pub struct Frames {
 ///
 /// # Errors
 /// The kernel refuses, or nothing arrives.
-pub fn run(stage: &mut Stage, door: &Door, direct: bool, frames: u32) -> Result<Vec<Frames>> {
+pub fn run(stage: &mut Stage, door: &Door, frames: u32) -> Result<Vec<Frames>> {
     let kind = Kind { v4: true, protocol: Protocol::Udp };
+    let direct = door.past == Past::Both;
     let to = if direct { &stage.world.backends[0] } else { &stage.world.lb };
-    let mac = address_of_eth0(to)?;
+    let mac = mac_of(to, "eth0")?;
     let interface = if direct { PAST } else { "eth0" };
     let near = stage.world.client.enter(|| ifindex(interface))?;
     let mut results = Vec::new();
