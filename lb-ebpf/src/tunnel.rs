@@ -9,7 +9,7 @@ use lb_common::{
 /// The tunnel of a [`Mode`] to a backend for a packet of the flow that this hash tells from others.
 #[inline(always)]
 pub fn to(mode: u8, backend: &Backend, hash: u64) -> Tunnel {
-    Tunnel { gre: mode == Mode::DsrGre as u8, ..without_gre(backend, hash) }
+    Tunnel { gre: (mode == Mode::DsrGre as u8) as u8, ..without_gre(backend, hash) }
 }
 
 /// The same of another mode than `dsr-gre`, for which the short way has no room: on Linux 6.1 its stack is
@@ -26,7 +26,7 @@ pub fn without_gre(backend: &Backend, hash: u64) -> Tunnel {
         source: Tunnel::chosen_source(&backend.source, backend.source_bits, entropy),
         destination: backend.address,
         gue_port: backend.tunnel_port,
-        gre: false,
+        gre: 0,
         entropy,
         dont_fragment: backend.dont_fragment,
         id,
