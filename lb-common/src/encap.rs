@@ -35,8 +35,9 @@ pub struct Tunnel {
     pub destination: Address,
     /// GUE: UDP destination port; [`Port::ANY`]: GRE or IP in IP.
     pub gue_port: Port,
-    /// GRE; never with a GUE port.
-    pub gre: bool,
+    /// Not 0: GRE; never with a GUE port. No `bool`, in which an `Option` of a tunnel would hide its own: then
+    /// all of it would lie on the stack.
+    pub gre: u8,
     /// The same for all packets of a flow, so that routers and network cards on the way spread
     /// flows and keep each in order: flow label (RFC 6438) and GUE source port.
     pub entropy: u32,
@@ -59,7 +60,7 @@ impl Tunnel {
     const fn between(&self) -> usize {
         if self.is_gue() {
             UDP_LEN
-        } else if self.gre {
+        } else if self.gre != 0 {
             GRE_LEN
         } else {
             0
@@ -94,7 +95,7 @@ impl Tunnel {
     /// Protocol number after the outer IP header.
     #[inline(always)]
     pub const fn protocol(&self, inner: &Network) -> u8 {
-        match (self.is_gue(), self.gre, inner.v4) {
+        match (self.is_gue(), self.gre != 0, inner.v4) {
             (true, ..) => Protocol::Udp as u8,
             (false, true, _) => GRE,
             (false, false, true) => IPIP,
@@ -167,7 +168,7 @@ fn wrap<P: PacketAccess>(
         };
         let (s, d, length) = (datagram.source_port.to_wire(), datagram.port.to_wire(), payload.to_be_bytes());
         frame.write(start - UDP_LEN, [s[0], s[1], d[0], d[1], length[0], length[1], check[0], check[1]])?;
-    } else if tunnel.gre {
+    } else if tunnel.gre != 0 {
         // No optional field, version 0, and what is inside by its ether type.
         let [high, low] = ethertype(network.v4);
         frame.write(start - GRE_LEN, [0, 0, high, low])?;

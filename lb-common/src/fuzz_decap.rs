@@ -93,7 +93,7 @@ mod tests {
     /// Into the tunnel that is stripped with this outcome.
     fn wrapped(frame: &[u8], outer_v4: bool, kind: Outcome) -> Vec<u8> {
         let address = |last| if outer_v4 { Address::v4([10, 0, 0, last]) } else { Address::v6([last; 16]) };
-        let (gue_port, gre) = (if kind == Outcome::Gue { GUE_PORT } else { Port::ANY }, kind == Outcome::Gre);
+        let (gue_port, gre) = (if kind == Outcome::Gue { GUE_PORT } else { Port::ANY }, u8::from(kind == Outcome::Gre));
         let (source, destination) = (address(0x20), address(0x21));
         let tunnel = Tunnel { source, destination, gue_port, gre, entropy: 7, dont_fragment: 0, id: 0 };
         let (network, transport) = parsed(frame).unwrap();

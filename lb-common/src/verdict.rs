@@ -155,6 +155,8 @@ reasons! {
     BackendRemoved = 41, Refuse, "backend_removed";
     /// Would begin a flow while the service is frozen: the client tries again.
     Parked = 42, Drop, "parked";
+    /// Would begin a flow, but each backend that was asked has as many as `max-connections` lets it have.
+    BackendsFull = 43, Refuse, "backends_full";
 }
 
 impl Reason {

@@ -17,7 +17,7 @@ const ENDS: [(&str, &str); 2] = [("10.0.0.1", "10.0.0.11"), ("2001:db8:2::1", "2
 
 fn tunnel(ends: (&str, &str), gue_port: u16, entropy: u32) -> Tunnel {
     let (source, destination) = (frames::address(ends.0), frames::address(ends.1));
-    Tunnel { source, destination, gue_port: Port::new(gue_port), gre: false, entropy, dont_fragment: 0, id: 0 }
+    Tunnel { source, destination, gue_port: Port::new(gue_port), gre: 0, entropy, dont_fragment: 0, id: 0 }
 }
 
 /// Grows the frame at its start and encapsulates.
@@ -78,7 +78,7 @@ proptest! {
                 let tunnel = tunnel(ends, gue_port, entropy);
                 prop_assert_eq!(wrapped(&frame, &tunnel).unwrap(), expected(&frame, ends, &tunnel, checksum));
             }
-            let tunnel = Tunnel { gre: true, ..tunnel(ends, 0, entropy) };
+            let tunnel = Tunnel { gre: 1, ..tunnel(ends, 0, entropy) };
             let (source, destination) = (ends.0.parse().unwrap(), ends.1.parse().unwrap());
             let expected = in_gre(&frame, source, destination, entropy & 0xf_ffff);
             prop_assert_eq!(wrapped(&frame, &tunnel).unwrap(), expected);

@@ -89,6 +89,8 @@ pub struct Packet {
     pub sought: u32,
     /// Not 0: the flow is to begin.
     pub begins: u32,
+    /// Not 0: a backend that was picked has as many flows as it may have.
+    pub full: u32,
     /// Not 0: the flow began earlier, without an entry.
     pub adopted: u32,
     /// Of a service whose flows need no entry: the slot of the packet's hash.

@@ -9,6 +9,13 @@ use lb_common::{
 /// The tunnel of a [`Mode`] to a backend for a packet of the flow that this hash tells from others.
 #[inline(always)]
 pub fn to(mode: u8, backend: &Backend, hash: u64) -> Tunnel {
+    Tunnel { gre: (mode == Mode::DsrGre as u8) as u8, ..without_gre(backend, hash) }
+}
+
+/// The same of another mode than `dsr-gre`, for which the short way has no room: on Linux 6.1 its stack is
+/// full to the last word.
+#[inline(always)]
+pub fn without_gre(backend: &Backend, hash: u64) -> Tunnel {
     let entropy = entropy(hash);
     let mut id = 0;
     if backend.dont_fragment == DontFragment::Clear as u8 {
@@ -19,7 +26,7 @@ pub fn to(mode: u8, backend: &Backend, hash: u64) -> Tunnel {
         source: Tunnel::chosen_source(&backend.source, backend.source_bits, entropy),
         destination: backend.address,
         gue_port: backend.tunnel_port,
-        gre: mode == Mode::DsrGre as u8,
+        gre: 0,
         entropy,
         dont_fragment: backend.dont_fragment,
         id,

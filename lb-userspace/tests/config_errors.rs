@@ -58,6 +58,7 @@ fixtures! { REFUSED, |name| refusal(name).report(ReportStyle::Plain),
     http_settings
     http_settings_on_a_tcp_check
     interface_names
+    max_connections_without_entries
     interfaces_empty
     key_in_the_wrong_table
     key_twice

@@ -63,6 +63,7 @@ fn what_is_left_out_has_its_default() {
             weight: 1,
             tier: 0,
             check_address: None,
+            max_connections: None,
         }],
     };
     let expected = Config {

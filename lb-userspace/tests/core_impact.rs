@@ -113,3 +113,25 @@ fn flows_of_a_backend_that_is_down_are_not_blamed_on_the_change() {
     world.probe(A, &ok(), 5);
     assert_eq!(impact(&world, web(&[B])).flows.drained, 7);
 }
+
+#[test]
+fn a_limit_of_connections_is_told_and_written_with_the_backend() {
+    let with = |most| {
+        let mut config = web(&[A, B]);
+        config.services[0].backends[0].max_connections = most;
+        config
+    };
+    let mut world = busy(with(None), (7, 5));
+    let most = |world: &World, address| world.dataplane.backend(world.id("web", address)).unwrap().max_flows;
+    assert_eq!(most(&world, A), 0);
+    let told = impact(&world, with(Some(100)));
+    assert_eq!(of(&told, A).changes, ["max connections no limit -> 100"]);
+    assert_eq!(told.flows, FlowImpact { kept: 12, drained: 0, rehomed: 0, reset: 0 });
+    let id = world.id("web", A);
+    world.configure(with(Some(100)));
+    assert_eq!((most(&world, A), most(&world, B), world.id("web", A)), (100, 0, id));
+    world.restart(with(Some(200)), OperatorLayer::default());
+    assert_eq!((most(&world, A), world.id("web", A)), (200, id));
+    world.configure(with(None));
+    assert_eq!(most(&world, A), 0);
+}

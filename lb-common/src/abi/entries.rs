@@ -391,7 +391,7 @@ abi_enum! {
 
 /// Value of the array `backends`, indexed by backend id. One element is one backend of one service.
 /// `address`, `port`, `service_id` and `port_pool` never change while `generation` stays the same;
-/// `source` and `weight` may, and how tunnels are: a flow of
+/// `source`, `weight` and `max_flows` may, and how tunnels are: a flow of
 /// `full-nat` keeps the source it began with.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -420,8 +420,12 @@ pub struct Backend {
     /// Tunnels: how many of the last bits of `source` (which are zero) are chosen for each flow; at
     /// most 32.
     pub source_bits: u8,
-    pub reserved: [u32; 2],
+    /// Open flows with which it gets no new ones; 0: as many as come.
+    pub max_flows: u32,
+    pub reserved: u32,
 }
+
+const _: () = assert!(size_of::<Backend>() == 64, "a cache line");
 
 impl Backend {
     /// Where it listens, for a client that asked for this port of the service.

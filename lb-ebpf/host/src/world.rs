@@ -103,6 +103,8 @@ enum More {
     /// Refused and unanswered connections go to another backend.
     Retries,
     Quic,
+    /// A backend has at most two flows.
+    Limited,
 }
 
 const PLAIN: Spec = Spec {
@@ -127,7 +129,8 @@ const SPECS: &[Spec] = &[
     Spec { mode: Mode::DsrIpip, across: true, granularity: Granularity::Client, ..PLAIN },
     Spec { mode: Mode::DsrGue, ..PLAIN },
     Spec { mode: Mode::DsrGre, scheduler: Scheduler::Maglev, tracked: true, ..PLAIN },
-    Spec { mode: Mode::DsrGre, scheduler: Scheduler::RandomTwo, across: true, ..PLAIN },
+    Spec { mode: Mode::DsrGre, across: true, more: More::Limited, ..PLAIN },
+    Spec { mode: Mode::Nat, scheduler: Scheduler::LeastConnections, more: More::Limited, ..PLAIN },
     Spec { mode: Mode::Nat, more: More::Mss, scheduler: Scheduler::Maglev, ..PLAIN },
     Spec { mode: Mode::FullNat, more: More::Retries, ..PLAIN },
     Spec { protocol: Protocol::Udp, granularity: Granularity::Packet, ..PLAIN },
@@ -229,7 +232,7 @@ impl Service {
             value.stable_hash = by.unwrap_or(HashedBy::Flow) as u8;
         }
         match spec.more {
-            More::Nothing => {}
+            More::Nothing | More::Limited => {}
             More::Mss => value.mss = ServiceValue::MSS_AUTO,
             More::Retries => {
                 value.flags |= ServiceValue::WATCHED;
@@ -307,7 +310,8 @@ fn entry(service: u32, v4: bool, n: u8, spec: &Spec) -> Backend {
         tunnel_port: if spec.mode == Mode::DsrGue { Port::new(6080) } else { Port::ANY },
         dont_fragment: if tunnel { DontFragment::ALL[usize::from(n) % 3] as u8 } else { 0 },
         source_bits: 0,
-        reserved: [0; 2],
+        max_flows: if matches!(spec.more, More::Limited) { 2 } else { 0 },
+        reserved: 0,
     }
 }
 

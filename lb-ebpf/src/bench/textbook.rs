@@ -155,7 +155,7 @@ fn tunnel(backend: &TextbookBackend) -> Tunnel {
         source: backend.source,
         destination: backend.address,
         gue_port: Port::ANY,
-        gre: false,
+        gre: 0,
         entropy: 0,
         dont_fragment: DontFragment::Copy as u8,
         id: 0,

@@ -38,19 +38,20 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
     if !Mode::is_tunnel(service.mode) {
         return send(frame, packet, service.id, id, None);
     }
-    let tunnel = tunnel::to(service.mode, backend, of_flow(hash, transport));
+    if service.mode == Mode::DsrGre as u8 {
+        return LONGER;
+    }
+    let tunnel = tunnel::without_gre(backend, of_flow(hash, transport));
     if !tunnel.destination.is_v4() {
         return send(frame, packet, service.id, id, Some(&tunnel));
     }
     // Pieces of code of their own, in which the compiler knows what the header is made of.
     let v4 = |address: &Address| Address::v4(address.v4_octets());
     let tunnel = Tunnel { source: v4(&tunnel.source), destination: v4(&tunnel.destination), ..tunnel };
-    if tunnel.gue_port != Port::ANY {
-        send(frame, packet, service.id, id, Some(&Tunnel { gre: false, ..tunnel }))
-    } else if tunnel.gre {
-        send(frame, packet, service.id, id, Some(&Tunnel { gue_port: Port::ANY, gre: true, ..tunnel }))
+    if tunnel.gue_port == Port::ANY {
+        send(frame, packet, service.id, id, Some(&Tunnel { gue_port: Port::ANY, ..tunnel }))
     } else {
-        send(frame, packet, service.id, id, Some(&Tunnel { gue_port: Port::ANY, gre: false, ..tunnel }))
+        send(frame, packet, service.id, id, Some(&tunnel))
     }
 }
 

@@ -50,6 +50,9 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         return LONGER;
     }
     step!(Backend, backend.port.get(), after.0);
+    if flow.mode == Mode::DsrGre as u8 {
+        return LONGER;
+    }
     let on = OnItsWay { packet, found: &found, flow, after };
     if !Mode::is_one_sided(flow.mode) {
         let Some(hop) = sent::hop(frame, packet, flow.backend_id, None) else { return LONGER };
@@ -65,7 +68,7 @@ pub fn run(frame: &mut Frame, packet: &Plain, service: &ServiceValue) -> Verdict
         return sent::translated(frame, packet, service.id, Reason::ToBackend, &to, hop);
     }
     // Code of its own, so that translated packets carry no tunnel that they do not have.
-    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::to(flow.mode, backend, hash));
+    let tunnel = Mode::is_tunnel(flow.mode).then(|| tunnel::without_gre(backend, hash));
     let Some(hop) = sent::hop(frame, packet, flow.backend_id, tunnel.as_ref()) else { return LONGER };
     step!(Hop, hop.ifindex);
     on.departs(frame);

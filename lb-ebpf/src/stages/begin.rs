@@ -31,10 +31,13 @@ pub fn begin(md: *mut xdp_md, packet: &mut Packet) -> Reason {
     if index == NO_PLACE {
         return Reason::TableFull;
     }
+    packet.full = 0;
     let mut reason = Reason::NoBackend;
     for number in 0..BACKEND_ATTEMPTS {
         reason = attempt(md, packet, index, number);
-        if matches!(reason, Reason::ToBackend | Reason::TableFull) {
+        // The second attempt looks for one with room, where the first was full.
+        let all_full = reason == Reason::BackendsFull && number > 0;
+        if all_full || matches!(reason, Reason::ToBackend | Reason::TableFull) {
             break;
         }
     }
@@ -97,12 +100,18 @@ fn attempt(md: *mut xdp_md, packet: &mut Packet, index: u32, number: u32) -> Rea
 #[inline(never)]
 fn aim(md: *mut xdp_md, packet: &mut Packet, number: u32) -> Reason {
     let id = choice(packet, number);
-    let Some(backend) = BACKENDS.get(id) else { return Reason::NoBackend };
+    let Some(backend) = BACKENDS.get(id) else {
+        return if packet.full != 0 { Reason::BackendsFull } else { Reason::NoBackend };
+    };
     // A backend that died after the selection table was written is passed over. One that keeps its flows
     // takes those that began earlier.
     let keeps = packet.adopted != 0 && BackendState::keeps_flows(backend.state);
     if backend.state != BackendState::Live as u8 && !keeps {
         return Reason::NoBackend;
+    }
+    if packet.adopted == 0 && !is_named(packet, id) && load::is_full(id, backend) {
+        packet.full = 1;
+        return Reason::BackendsFull;
     }
     if packet.service.mode == Mode::FullNat as u8 {
         let port = ports::take_port(backend.port_pool, packet.now);
@@ -126,8 +135,18 @@ fn choice(packet: &Packet, number: u32) -> u32 {
     if packet.backend_id != NO_BACKEND {
         return packet.backend_id;
     }
-    let named = packet.service.quic_server_id != 0 && packet.named != NO_BACKEND;
-    if named && number == 0 { packet.named } else { select::pick(number) }
+    match number {
+        0 if packet.named != NO_BACKEND && is_named(packet, packet.named) => packet.named,
+        0 => select::pick(0),
+        _ if packet.full != 0 => select::with_room(),
+        _ => select::pick(number),
+    }
+}
+
+/// Whether the packet's connection ID names this backend: its connection is there already.
+#[inline(always)]
+fn is_named(packet: &Packet, id: u32) -> bool {
+    packet.service.quic_server_id != 0 && packet.named == id
 }
 
 /// What the backend will answer to `source`.
@@ -167,7 +186,7 @@ fn write_flow(md: *mut xdp_md, packet: &mut Packet, backend: &Backend, id: u32) 
         created_generation: packet.service.generation,
         client_mac: Frame::of(md).sender(),
         flags: Flow::CLIENT_MAC_KNOWN
-            | load::flag(packet.service.scheduler)
+            | load::flag(packet.service.scheduler, backend)
             | across_families(packet, backend)
             | watched(packet),
         granularity: packet.sought as u8,

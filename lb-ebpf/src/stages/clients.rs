@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::{
     begin::begin,
-    fragment, knock, select,
+    fragment, knock, load, select,
     table::{self, NO_PLACE},
 };
 use crate::{
@@ -24,7 +24,11 @@ use crate::{
 #[inline(always)]
 pub fn run(md: *mut xdp_md) -> Verdict {
     let Some(packet) = Packet::current() else { return Verdict::of(Reason::Internal) };
-    let reason = if assign(packet) { begin(md, packet) } else { Reason::NoBackend };
+    let reason = match assign(packet) {
+        true => begin(md, packet),
+        false if packet.full != 0 => Reason::BackendsFull,
+        false => Reason::NoBackend,
+    };
     if reason == Reason::ToBackend {
         knock::keep(md);
     }
@@ -41,6 +45,7 @@ pub fn run(md: *mut xdp_md) -> Verdict {
 fn assign(packet: &mut Packet) -> bool {
     let Some(info) = SERVICE_INFO.get(packet.service.id) else { return false };
     packet.set_client();
+    packet.full = 0;
     if !find_known(packet, info.client_timeout) {
         choose(packet);
         if packet.backend_id != NO_BACKEND {
@@ -73,7 +78,7 @@ fn find_known(packet: &mut Packet, timeout: u32) -> bool {
     true
 }
 
-/// A live backend, where the packet is not scheduled to one yet.
+/// A live backend with room for a flow, where the packet is not scheduled to one yet.
 #[inline(always)]
 fn choose(packet: &mut Packet) {
     if packet.backend_id != NO_BACKEND {
@@ -81,10 +86,16 @@ fn choose(packet: &mut Packet) {
     }
     for attempt in 0..BACKEND_ATTEMPTS {
         let id = select::pick(attempt);
-        if BACKENDS.get(id).is_some_and(|backend| backend.state == BackendState::Live as u8) {
+        if select::takes_flows(id) {
             packet.backend_id = id;
             return;
         }
+        if BACKENDS.get(id).is_some_and(|backend| load::is_full(id, backend)) {
+            packet.full = 1;
+        }
+    }
+    if packet.full != 0 {
+        packet.backend_id = select::with_room();
     }
 }
 

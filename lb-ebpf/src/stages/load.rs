@@ -1,17 +1,24 @@
-//! How many open flows each backend has, for schedulers that ask: one number a backend, shared by all
-//! CPUs. Services with other schedulers do not count, so that their CPUs share no cache line.
+//! How many open flows each backend has, for schedulers that ask and for backends that take no more than
+//! some: one number a backend, shared by all CPUs. Nobody else counts, so that their CPUs share no cache line.
 
 use lb_common::{
-    abi::{Flow, Scheduler},
+    abi::{Backend, Flow, Scheduler},
     flow::Word,
 };
 
 use crate::{atomic::add, maps::BACKEND_LOAD};
 
-/// [`Flow::COUNTED`] where this scheduler wants flows to be counted.
+/// [`Flow::COUNTED`] where this scheduler, or the backend, wants flows to be counted.
 #[inline(always)]
-pub fn flag(scheduler: u8) -> u8 {
-    if Scheduler::counts_flows(scheduler) { Flow::COUNTED } else { 0 }
+pub fn flag(scheduler: u8, backend: &Backend) -> u8 {
+    if Scheduler::counts_flows(scheduler) || backend.max_flows != 0 { Flow::COUNTED } else { 0 }
+}
+
+/// Whether a backend has as many open flows as it may have. CPUs that ask at the same moment may each send
+/// it one more.
+#[inline(always)]
+pub fn is_full(id: u32, backend: &Backend) -> bool {
+    backend.max_flows != 0 && of(id) >= backend.max_flows as u64
 }
 
 /// Counts a change of a counted flow's word: it begins, closes or ends.

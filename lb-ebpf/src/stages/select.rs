@@ -9,7 +9,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::{
-    abi::{BackendState, HashedBy, Scheduler, limits::LEAST_SCAN},
+    abi::{Backend, BackendState, HashedBy, Scheduler, limits::LEAST_SCAN},
     hash::selection_slot,
 };
 
@@ -71,17 +71,54 @@ pub extern "C" fn another() -> u32 {
     NO_BACKEND
 }
 
-/// The backend of a slot, if it lives and was not tried.
+/// The backend of a slot, if it lives, was not tried and is not full.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn untried(slot: u32) -> u32 {
     let Some(packet) = Packet::current() else { return NO_BACKEND };
     let id = at(packet, slot);
-    if packet.rescue.tried.contains(&id) {
+    if packet.rescue.tried.contains(&id) || !takes_flows(id) { NO_BACKEND } else { id }
+}
+
+/// The id of a live backend that has room for a flow, or [`NO_BACKEND`]: of as many slots as are compared
+/// otherwise the first, from where the hash points, or the next in turn.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn with_room() -> u32 {
+    let Some(packet) = Packet::current() else { return NO_BACKEND };
+    let len = packet.service.selection_len;
+    if len == 0 {
         return NO_BACKEND;
     }
-    let lives = BACKENDS.get(id).is_some_and(|backend| backend.state == BackendState::Live as u8);
-    if lives { id } else { NO_BACKEND }
+    let hashed = HashedBy::of(packet.service.scheduler, packet.service.granularity).is_some();
+    let first = if hashed { selection_slot(packet.slot_hash, 0, len) } else { next_turn(packet) };
+    for step in 0..LEAST_SCAN {
+        // As in `another`.
+        if opaque(step as usize) >= len as usize {
+            break;
+        }
+        let id = roomy(first.wrapping_add(step) % len);
+        if id != NO_BACKEND {
+            return id;
+        }
+    }
+    NO_BACKEND
+}
+
+/// The backend of a slot, if it takes new flows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn roomy(slot: u32) -> u32 {
+    let Some(packet) = Packet::current() else { return NO_BACKEND };
+    let id = at(packet, slot);
+    if takes_flows(id) { id } else { NO_BACKEND }
+}
+
+/// Whether a backend lives and is not full.
+#[inline(always)]
+pub fn takes_flows(id: u32) -> bool {
+    let takes = |backend: &Backend| backend.state == BackendState::Live as u8 && !load::is_full(id, backend);
+    BACKENDS.get(id).is_some_and(takes)
 }
 
 /// The next number in turn.
@@ -148,7 +185,7 @@ fn best() -> u32 {
     Packet::current().map_or(NO_BACKEND, |packet| packet.best)
 }
 
-/// Makes the backend of a slot the best one, if it lives and has fewer flows for its weight. A flow
+/// Makes the backend of a slot the best one, if it lives, is not full and has fewer flows for its weight. A flow
 /// more is counted on both sides, so that of two idle backends the heavier is first; fractions are
 /// compared by their cross products.
 ///
@@ -160,10 +197,15 @@ extern "C" fn consider(slot: u32) -> u32 {
     let Some(packet) = Packet::current() else { return 0 };
     let id = at(packet, slot);
     let Some(backend) = BACKENDS.get(id) else { return 0 };
+    let load = load::of(id);
     if backend.state != BackendState::Live as u8 {
         return 0;
     }
-    let (load, weight) = (load::of(id) + 1, backend.weight.max(1) as u64);
+    if backend.max_flows != 0 && load >= backend.max_flows as u64 {
+        packet.full = 1;
+        return 0;
+    }
+    let (load, weight) = (load + 1, backend.weight.max(1) as u64);
     if load.wrapping_mul(packet.best_weight as u64) < packet.best_load.wrapping_mul(weight) {
         packet.best = id;
         packet.best_weight = weight as u32;

@@ -10,7 +10,7 @@ use lb_common::abi::{Granularity, Mode, Protocol, Scheduler};
 
 use super::{
     diagnostic::{At, Finding, Findings, Located},
-    keys,
+    keys, max_connections,
     model::MssClamp,
     quic,
     read::{BackendDraft, Draft, LimitsDraft, ServiceDraft},
@@ -61,6 +61,7 @@ fn one_service(findings: &mut Findings, service: &ServiceDraft) {
     unique_backends(findings, service);
     weights(findings, service);
     quic::check(findings, service);
+    max_connections::check(findings, service);
 }
 
 /// The checksum of SCTP covers the ports, and an association may have several addresses, which its

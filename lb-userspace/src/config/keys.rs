@@ -11,6 +11,7 @@ use super::{
     failover_keys,
     form::{Flag, OneOf, Shaped, Time, Whole},
     health_keys::HEALTH,
+    max_connections,
     model::{MssClamp, PortRange, Tunnel, TunnelSource, XdpMode},
     passive, quic,
     reader::{Key, LeftOut, Nested, Section},
@@ -314,7 +315,7 @@ pub(super) static BACKENDS_TABLE: Nested =
 
 pub(super) static BACKEND: Section = Section {
     header: "[[service.backend]]",
-    keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &CHECK_ADDRESS, &quic::SERVER_ID],
+    keys: &[&BACKEND_ADDRESS, &WEIGHT, &TIER, &CHECK_ADDRESS, &max_connections::MAX_CONNECTIONS, &quic::SERVER_ID],
 };
 
 pub(super) static BACKEND_ADDRESS: Key<Endpoint> = Key {

@@ -21,6 +21,7 @@ mod health_values;
 mod init;
 mod keys;
 mod load;
+mod max_connections;
 mod merge;
 mod model;
 mod passive;

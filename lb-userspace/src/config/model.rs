@@ -257,6 +257,8 @@ pub struct Backend {
     pub tier: u8,
     /// Asked instead of `address`; port 0: the port that is asked otherwise.
     pub check_address: Option<SocketAddr>,
+    /// Open flows with which it gets no new ones; `None`: as many as come.
+    pub max_connections: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

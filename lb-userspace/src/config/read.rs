@@ -14,7 +14,7 @@ use super::{
     diagnostic::{At, Finding, Findings, Located, Read},
     endpoint::{self, Endpoint},
     failover::Failover,
-    failover_keys, health, keys,
+    failover_keys, health, keys, max_connections,
     model::{Backend, Clients, Config, Health, Limits, MssClamp, Passive, PortRange, Service, Tunnel, XdpMode},
     passive,
     prime::is_prime,
@@ -87,6 +87,7 @@ pub(super) struct BackendDraft {
     pub(super) tier: Read<u8>,
     pub(super) server_id: quic::ServerIdDraft,
     pub(super) check_address: Read<Option<SocketAddr>>,
+    pub(super) max_connections: Read<Option<Located<u32>>>,
 }
 
 pub(super) fn draft(findings: &mut Findings, top: &Table<'_>) -> Draft {
@@ -238,8 +239,10 @@ fn backend(
     let tier = table.value(findings, &keys::TIER);
     let check_address = table.find(findings, &keys::CHECK_ADDRESS);
     let check_address = check_address.map(|found| found.map(|Located { value, .. }| value.or_port(0)));
+    let max_connections = table.find(findings, &max_connections::MAX_CONNECTIONS);
     let server_id = quic::read_server_id(findings, table);
-    BackendDraft { endpoint, address, weight, tier: tier.map(|tier| tier.value), check_address, server_id }
+    let tier = tier.map(|tier| tier.value);
+    BackendDraft { endpoint, address, weight, tier, check_address, max_connections, server_id }
 }
 
 impl Draft {
@@ -305,6 +308,7 @@ impl BackendDraft {
             weight: self.weight?.value,
             tier: self.tier?,
             check_address: self.check_address?,
+            max_connections: self.max_connections?.map(|most| most.value),
         })
     }
 }

@@ -164,6 +164,7 @@ fn adopt_backend(backend: &Backend, id: u32, me: ServiceRef, selected: bool, now
     member.inherited = ending;
     member.demoted = ending.cause == EndCause::Demoted;
     member.weight = u16::try_from(backend.weight).unwrap_or(u16::MAX);
+    member.max_flows = backend.max_flows;
     member.place = Some(Place {
         id,
         generation: backend.generation,

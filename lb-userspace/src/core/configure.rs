@@ -31,6 +31,7 @@ pub(super) struct Wanted {
     /// The time of its drain is over.
     pub drained: bool,
     pub check_address: Option<SocketAddr>,
+    pub max_connections: Option<u32>,
     pub overridden: Option<Override>,
 }
 
@@ -49,6 +50,7 @@ pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) ->
             admin: decided.admin.unwrap_or_default(),
             drained: decided.drain_over,
             check_address: backend.check_address,
+            max_connections: backend.max_connections,
             overridden,
         })
     };
@@ -56,7 +58,8 @@ pub(super) fn wanted(service: &config::Service, layer: Option<&ServiceLayer>) ->
     let in_file: BTreeSet<SocketAddr> = service.backends.iter().map(|backend| backend.address).collect();
     for (&address, decided) in layer.iter().filter(|(address, _)| !in_file.contains(address)) {
         if let Some(tier) = decided.added_tier {
-            wanted.extend(merge(&config::Backend { address, weight: 1, tier, check_address: None }));
+            let backend = config::Backend { address, weight: 1, tier, check_address: None, max_connections: None };
+            wanted.extend(merge(&backend));
         }
     }
     wanted
@@ -190,6 +193,7 @@ impl Core {
         member.drained = wanted.drained;
         member.overridden = wanted.overridden;
         member.check_address = wanted.check_address;
+        member.max_flows = wanted.max_connections.unwrap_or(0);
         if member.admin == Admin::Maintenance {
             if !paused {
                 member.health.pause("maintenance: not probed", now);
@@ -305,6 +309,7 @@ mod tests {
             weight,
             tier,
             check_address: None,
+            max_connections: None,
         };
         config::Service {
             name: "web".to_owned(),

@@ -258,10 +258,10 @@ impl<'a> Side<'a> {
         self.shares.get(address).copied().unwrap_or(0.0)
     }
 
-    /// Where it is checked instead of at its address, by the file.
-    fn check_address(&self, address: &SocketAddr) -> Option<SocketAddr> {
+    /// What the file says of it.
+    fn written(&self, address: &SocketAddr) -> Option<&'a config::Backend> {
         let backends = self.view.map_or(&[][..], |view| &view.config.backends);
-        backends.iter().find(|backend| backend.address == *address)?.check_address
+        backends.iter().find(|backend| backend.address == *address)
     }
 
     fn hashed(&self) -> bool {
@@ -284,8 +284,8 @@ fn service_impact(name: &str, (before, after): (Side<'_>, Side<'_>), old: Option
     let (mine, theirs) = (before.backends(), after.backends());
     let addresses: BTreeSet<&SocketAddr> = mine.keys().chain(theirs.keys()).collect();
     let impact = |address: &SocketAddr| {
-        let checked = (before.check_address(address), after.check_address(address));
-        let (presence, changes) = compared(mine.get(address).copied(), theirs.get(address).copied(), checked);
+        let written = (before.written(address), after.written(address));
+        let (presence, changes) = compared(mine.get(address).copied(), theirs.get(address).copied(), written);
         let flows = old.as_ref().and_then(|old| old.by_backend.get(address)).copied().unwrap_or_default();
         let share = (before.share(address), after.share(address));
         BackendImpact { address: *address, presence, changes, share, flows }
@@ -334,7 +334,7 @@ fn settings(old: &config::Service, new: &config::Service) -> Vec<String> {
 fn compared(
     old: Option<&BackendView>,
     new: Option<&BackendView>,
-    checked: (Option<SocketAddr>, Option<SocketAddr>),
+    written: (Option<&config::Backend>, Option<&config::Backend>),
 ) -> (Presence, Vec<String>) {
     let (old, new) = match (old, new) {
         (Some(old), Some(new)) => (old, new),
@@ -351,10 +351,16 @@ fn compared(
     if old.tier != new.tier {
         changes.push(format!("tier {} -> {}", old.tier, new.tier));
     }
-    if checked.0 != checked.1 {
-        let words = |at: Option<SocketAddr>| at.map_or_else(|| "its own".to_owned(), |at| at.to_string());
-        changes.push(format!("check address {} -> {}", words(checked.0), words(checked.1)));
-    }
+    let mut tell = |what: &str, [old, new]: [String; 2]| {
+        if old != new {
+            changes.push(format!("{what} {old} -> {new}"));
+        }
+    };
+    let both = [written.0, written.1];
+    let checked = |backend: Option<&config::Backend>| backend.and_then(|backend| backend.check_address);
+    tell("check address", both.map(|one| checked(one).map_or_else(|| "its own".to_owned(), |at| at.to_string())));
+    let most = |backend: Option<&config::Backend>| backend.and_then(|backend| backend.max_connections);
+    tell("max connections", both.map(|one| most(one).map_or_else(|| "no limit".to_owned(), |most| most.to_string())));
     (if changes.is_empty() { Presence::Same } else { Presence::Changed }, changes)
 }
 

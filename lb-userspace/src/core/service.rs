@@ -236,6 +236,8 @@ pub(super) struct Member {
     pub health: Health,
     /// Checked instead of its address; port 0: on the port that is checked otherwise.
     pub check_address: Option<SocketAddr>,
+    /// Open flows with which it gets no new ones; 0: as many as come.
+    pub max_flows: u32,
     /// What is asked about it.
     pub probes: Probes,
     /// How its last health probe ended.
@@ -320,6 +322,7 @@ impl Member {
             leaving: None,
             health,
             check_address: None,
+            max_flows: 0,
             probes: Probes::default(),
             last_probe: None,
             days_told: None,
@@ -405,7 +408,8 @@ impl Member {
             tunnel_port: place.tunnel.port,
             dont_fragment: place.tunnel.dont_fragment,
             source_bits: place.tunnel.source_bits,
-            reserved: [0; 2],
+            max_flows: self.max_flows,
+            reserved: 0,
         }
     }
 }
@@ -453,6 +457,7 @@ pub(super) fn empty_entry(generation: u32) -> Backend {
         tunnel_port: Port::ANY,
         dont_fragment: 0,
         source_bits: 0,
-        reserved: [0; 2],
+        max_flows: 0,
+        reserved: 0,
     }
 }

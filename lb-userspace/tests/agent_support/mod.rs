@@ -58,8 +58,13 @@ pub fn config(services: Vec<Service>) -> Config {
 
 /// A TCP service in mode `nat` with a TCP check, `fall` 2 and `rise` 2.
 pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
-    let backend =
-        |address: &&str| Backend { address: address.parse().unwrap(), weight: 1, tier: 0, check_address: None };
+    let backend = |address: &&str| Backend {
+        address: address.parse().unwrap(),
+        weight: 1,
+        tier: 0,
+        check_address: None,
+        max_connections: None,
+    };
     Service {
         name: name.to_owned(),
         listen: listen.parse().unwrap(),

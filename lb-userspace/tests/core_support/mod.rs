@@ -92,7 +92,7 @@ pub fn service(name: &str, listen: &str, backends: &[&str]) -> Service {
 }
 
 pub fn backend(address: &str, weight: u16, tier: u8) -> Backend {
-    Backend { address: address.parse().unwrap(), weight, tier, check_address: None }
+    Backend { address: address.parse().unwrap(), weight, tier, check_address: None, max_connections: None }
 }
 
 pub fn key_of(service: &Service) -> ServiceKey {

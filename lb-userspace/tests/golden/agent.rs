@@ -56,7 +56,13 @@ pub fn config(scheduler: Scheduler, backends: impl Iterator<Item = (u8, u16)>, l
         role: None,
         failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
         backends: backends
-            .map(|(n, weight)| Backend { address: server(n), weight, tier: 0, check_address: None })
+            .map(|(n, weight)| Backend {
+                address: server(n),
+                weight,
+                tier: 0,
+                check_address: None,
+                max_connections: None,
+            })
             .collect(),
     };
     Config {

@@ -21,6 +21,7 @@ mod family_errors;
 mod flows;
 mod forward;
 mod fragment;
+mod full;
 mod hops;
 mod host;
 mod icmp;

@@ -196,6 +196,7 @@ pub fn config_of(random: &mut StdRng, lasting: bool) -> Config {
                 weight: random.random_range(1..4),
                 tier: random.random_range(0..2),
                 check_address: None,
+                max_connections: None,
             })
             .collect(),
     };

@@ -97,7 +97,9 @@ fn config(check: &Check, backends: [std::net::SocketAddr; 2]) -> Config {
             replica_fallback: true,
             on_multiple_primaries: OnMultiplePrimaries::Block,
         }),
-        backends: backends.map(|address| Backend { address, weight: 1, tier: 0, check_address: None }).into(),
+        backends: backends
+            .map(|address| Backend { address, weight: 1, tier: 0, check_address: None, max_connections: None })
+            .into(),
     };
     Config {
         interfaces: vec!["eth0".to_owned()],

@@ -54,7 +54,13 @@ pub fn service(listen: &str) -> Service {
         health: Health { check: Check::Tcp, ..Health::default() },
         role: None,
         failover: lb_userspace::config::Failover::of(lb_common::abi::Protocol::Tcp, None),
-        backends: vec![Backend { address: "10.77.0.2:80".parse().unwrap(), weight: 1, tier: 0, check_address: None }],
+        backends: vec![Backend {
+            address: "10.77.0.2:80".parse().unwrap(),
+            weight: 1,
+            tier: 0,
+            check_address: None,
+            max_connections: None,
+        }],
     }
 }
 

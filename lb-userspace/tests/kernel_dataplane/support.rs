@@ -147,7 +147,8 @@ pub const BACKEND: Backend = Backend {
     tunnel_port: Port::ANY,
     dont_fragment: 0,
     source_bits: 0,
-    reserved: [0; 2],
+    max_flows: 0,
+    reserved: 0,
 };
 
 /// A full-nat flow over [`BACKEND`], whose id is 5.

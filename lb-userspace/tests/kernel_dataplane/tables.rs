@@ -222,7 +222,8 @@ fn any_backend() -> impl Strategy<Value = Backend> {
             tunnel_port: Port::ANY,
             dont_fragment: 0,
             source_bits: 0,
-            reserved: [0; 2],
+            max_flows: 0,
+            reserved: 0,
         },
     )
 }

@@ -174,7 +174,7 @@ fn tunnel(way: &Way, network: &Network, transport: &Transport) -> Tunnel {
         source: if own { network.source } else { Tunnel::chosen_source(&way.source, way.source_bits, entropy) },
         destination: way.backend,
         gue_port: way.gue_port,
-        gre: way.tunnel == Mode::DsrGre as u8,
+        gre: (way.tunnel == Mode::DsrGre as u8) as u8,
         entropy,
         dont_fragment: way.dont_fragment,
         id,

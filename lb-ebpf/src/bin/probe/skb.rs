@@ -210,9 +210,9 @@ impl Skb {
         let (bytes, v4) = (tunnel.growth(), tunnel.destination.is_v4());
         let network = if v4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
         let carrier = match (tunnel.gre, tunnel.gue_port) {
-            (true, _) => BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
-            (false, Port::ANY) => 0,
-            (false, _) => BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+            (1.., _) => BPF_F_ADJ_ROOM_ENCAP_L4_GRE,
+            (0, Port::ANY) => 0,
+            (0, _) => BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
         };
         let flags = network | carrier;
         // SAFETY: the context is valid; pointers are derived anew.

@@ -80,7 +80,8 @@ impl Lab {
                 tunnel_port: Port::ANY,
                 dont_fragment: 0,
                 source_bits: 0,
-                reserved: [0; 2],
+                max_flows: 0,
+                reserved: 0,
             };
             self.apply(Op::SetBackend { id, backend: entry });
             if spec.mode == Mode::Nat {
