@@ -152,8 +152,8 @@ fn flow_rows(setting: Setting) -> Vec<Row> {
 /// The quick selection: one kind, each mode with the scheduler that it is usually run with.
 fn is_quick(setting: &Setting, case: Case) -> bool {
     let usual = if setting.mode == Mode::FullNat { Scheduler::RoundRobin } else { Scheduler::Maglev };
-    let dsr_l2 = setting.mode == Mode::DsrL2;
-    setting.kind == TCP4 && setting.scheduler == usual && !dsr_l2 && case != Case::Flood
+    let rarer = matches!(setting.mode, Mode::DsrL2 | Mode::DsrGre);
+    setting.kind == TCP4 && setting.scheduler == usual && !rarer && case != Case::Flood
 }
 
 /// What rows about flows have to reach.
