@@ -1,6 +1,6 @@
 //! Looks at how backends answer, on a thread of its own: what it finds must not wait for anything. It looks
-//! when the data path says that there is something, when a backend's time for an answer is over, and every few
-//! milliseconds in any case.
+//! when the data path names a backend, when a backend's time for an answer is over, and every few milliseconds
+//! in any case.
 
 use std::{
     path::Path,
@@ -22,6 +22,8 @@ use crate::dataplane::kernel::{Knocks, Looked};
 /// From one look to the next, at the latest, and at the earliest.
 const EVERY: Duration = Duration::from_millis(10);
 const LEAST: Duration = Duration::from_millis(1);
+/// Backends that may be named from one look to the next.
+const NAMED: usize = 1024;
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -34,13 +36,13 @@ pub struct KnockThread {
 
 /// Lets the thread look at once.
 #[derive(Clone, Debug)]
-pub struct KnockWaker(blocking::SyncSender<()>);
+pub struct KnockWaker(blocking::SyncSender<u32>);
 
 impl KnockWaker {
-    /// Never waits. Calls that come together count as one.
-    pub fn wake(&self) {
-        // Full: it will look anyhow; disconnected: it has ended, and said why.
-        let _ = self.0.try_send(());
+    /// Never waits.
+    pub fn look_at(&self, backend_id: u32) {
+        // Full: it will look, and find this one in its turn; disconnected: it has ended, and said why.
+        let _ = self.0.try_send(backend_id);
     }
 }
 
@@ -49,15 +51,16 @@ impl KnockThread {
     /// The pinned maps cannot be opened, or the thread cannot be started.
     pub fn start(pin_dir: &Path, findings: mpsc::Sender<Finding>) -> anyhow::Result<Self> {
         let mut knocks = Knocks::open(pin_dir)?;
-        let (waker, wakes) = blocking::sync_channel(1);
+        let (waker, wakes) = blocking::sync_channel(NAMED);
         let over = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&over);
         let work = move || {
             let mut failing = false;
             // What comes just behind something that wakes does not wake, and is seen by one more look.
             let mut soon = false;
+            let mut named = Vec::new();
             while !seen.load(Ordering::Relaxed) {
-                let pause = match knocks.look() {
+                let pause = match knocks.look(&named) {
                     Ok(looked) => {
                         failing = false;
                         let pause = looked.next.unwrap_or(EVERY).clamp(LEAST, EVERY);
@@ -73,7 +76,8 @@ impl KnockThread {
                         PAUSE
                     }
                 };
-                soon = wait(&wakes, if soon { LEAST.min(pause) } else { pause });
+                named.clear();
+                soon = wait(&wakes, if soon { LEAST.min(pause) } else { pause }, &mut named);
             }
         };
         thread::Builder::new()
@@ -94,17 +98,15 @@ impl Drop for KnockThread {
     }
 }
 
-/// Waits so long at most, and [`LEAST`] at least. Whether it was woken.
-fn wait(wakes: &blocking::Receiver<()>, longest: Duration) -> bool {
+/// Waits so long at most, and [`LEAST`] at least, for backends that are named. Whether there is one.
+fn wait(wakes: &blocking::Receiver<u32>, longest: Duration, named: &mut Vec<u32>) -> bool {
     let began = Instant::now();
-    match wakes.recv_timeout(longest) {
-        Ok(()) => {
-            thread::sleep(LEAST.saturating_sub(began.elapsed()));
-            true
-        }
-        // Nobody is left to wake it: it ends.
-        Err(_) => false,
-    }
+    // No more come, too, when nobody is left to name any: it ends.
+    let Ok(first) = wakes.recv_timeout(longest) else { return false };
+    named.push(first);
+    thread::sleep(LEAST.saturating_sub(began.elapsed()));
+    named.extend(wakes.try_iter().take(NAMED));
+    true
 }
 
 /// `false`: nobody listens any more.

@@ -166,8 +166,8 @@ async fn pass_events(mut events: Events, knocks: KnockWaker, findings: mpsc::Sen
                 Finding::NeighbourMissing { ifindex, next_hop: address }
             }
             Ok(DataplaneEvent::PortsExhausted { backend_id, .. }) => Finding::PortsExhausted { backend_id },
-            Ok(DataplaneEvent::Suspect { .. }) => {
-                knocks.wake();
+            Ok(DataplaneEvent::Suspect { backend_id }) => {
+                knocks.look_at(backend_id);
                 continue;
             }
             Err(error) => {

@@ -32,7 +32,7 @@ fn denial(served: &Served, n: u8, to: SocketAddr, sequence: u32, behind: usize) 
 
 /// What speaks against backends, as the agent sees it.
 fn suspects(lab: &Lab) -> Vec<Suspect> {
-    Knocks::open(lab.pin_dir()).unwrap().look().unwrap().suspects
+    Knocks::open(lab.pin_dir()).unwrap().look(&[]).unwrap().suspects
 }
 
 #[test]

@@ -1,7 +1,12 @@
 //! Connections that wait for their first answer: which backends owe one, and sending the client's SYN
 //! again, so that the data path takes it to another backend.
 
-use std::{collections::BTreeMap, path::Path, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use aya::{
     TestRun as _,
@@ -43,6 +48,8 @@ const TIMES: u64 = 2;
 const KNOWN_FOR: u64 = 1_000_000_000;
 /// Between two reports of the same about one backend.
 const REPEAT: u64 = 200_000_000;
+/// Backends of which nothing is known that one look looks at: of 131,072 each comes within 8 looks.
+const TURN: u32 = 16_384;
 /// SYNs that one look sends again at most.
 const AT_ONCE: usize = 128;
 
@@ -76,6 +83,10 @@ pub struct Knocks {
     patience: BTreeMap<u32, (u64, u64)>,
     /// By backend id: clients, and when they were told.
     told: BTreeMap<u32, (u32, u64)>,
+    /// Backends about which something was noted.
+    noted: BTreeSet<u32>,
+    /// Which backend's turn it is next.
+    turn: u32,
 }
 
 impl Knocks {
@@ -98,25 +109,29 @@ impl Knocks {
             program,
             patience: BTreeMap::new(),
             told: BTreeMap::new(),
+            noted: BTreeSet::new(),
+            turn: 0,
         })
     }
 
-    /// Looks once. Costs one read for each backend that there is room for, as long as none owes an
-    /// answer.
+    /// Looks once: at backends that the data path has just `named`, at those about which something was noted
+    /// before, and at the next [`TURN`] of all. As long as nobody owes an answer that is one read for each.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn look(&mut self) -> Result<Looked, DataplaneError> {
+    pub fn look(&mut self, named: &[u32]) -> Result<Looked, DataplaneError> {
         let now = sys::monotonic_ns();
         let mut looked = Looked::default();
         let mut overdue = BTreeMap::new();
-        for id in 0..self.silences.len() {
-            let Some(words) = self.silences.words(id) else { break };
-            let noted =
-                [SINCE, REFUSED, REPEATED, UNREACHABLE].iter().any(|word| words[*word].load(Ordering::Relaxed) != 0);
-            if !noted {
+        let len = self.silences.len();
+        let turn = self.turn.min(len)..self.turn.saturating_add(TURN).min(len);
+        self.turn = if turn.end == len { 0 } else { turn.end };
+        self.noted.extend(named.iter().copied().chain(turn).filter(|id| self.is_noted(*id)));
+        for id in std::mem::take(&mut self.noted) {
+            if !self.is_noted(id) {
                 continue;
             }
+            self.noted.insert(id);
             if let Some(suspect) = self.judge(id, now, &mut overdue, &mut looked.next)?
                 && self.news(id, suspect.clients, now)
             {
@@ -127,6 +142,12 @@ impl Knocks {
             looked.sent_again = self.send_again(&overdue, now)?;
         }
         Ok(looked)
+    }
+
+    fn is_noted(&self, id: u32) -> bool {
+        self.silences.words(id).is_some_and(|words| {
+            [SINCE, REFUSED, REPEATED, UNREACHABLE].iter().any(|word| words[*word].load(Ordering::Relaxed) != 0)
+        })
     }
 
     /// What speaks against a backend, and how many clients it happened to. What is old is taken out. A backend
