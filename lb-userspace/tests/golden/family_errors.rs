@@ -254,7 +254,7 @@ fn senders_of_both_families_learn_what_fits_with_the_others_header() {
         lab(move |lab| {
             begin(lab, v4, Protocol::Udp);
             ip_batch("link set back mtu 1400\n");
-            lab.next_tick();
+            lab.until_ways_are_asked_for();
             let frame = from_client(&whole(asker(v4), service(v4), usize::from(mtu) + 1));
             assert_told(lab, Side::Front, &frame, vip(v4), client(v4), mtu);
             let fits = from_client(&whole(asker(v4), service(v4), mtu.into()));

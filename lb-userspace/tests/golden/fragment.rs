@@ -165,7 +165,7 @@ fn of_fragments_that_do_not_fit_only_the_first_is_answered() {
         ip_batch("link set back mtu 1500\n");
         send_all(lab, Side::Front, &pieces[..1], "to_backend");
         ip_batch("link set back mtu 600\n");
-        lab.next_tick();
+        lab.until_ways_are_asked_for();
         assert_dropped_at(lab, &pieces[1], "unanswerable");
     });
 }

@@ -35,8 +35,7 @@ fn the_way_to_a_backend_holds_for_160_ms_and_no_longer() {
                 lab.now() == tick && exit == "redirect"
             });
             assert!(kept, "{mode:?}: the way is asked for each packet");
-            // 160 ms at most, by the timer's interrupts, and a tick may be nearly over.
-            (0..3).for_each(|_| lab.next_tick());
+            lab.until_ways_are_asked_for();
             assert_eq!(exit(lab, &served, 40_002), "drop", "the neighbour is gone");
             ip_batch(KNOW);
             assert_eq!(exit(lab, &served, 40_003), "redirect", "what was not found is not kept");

@@ -232,6 +232,12 @@ impl Lab {
         self.data.apply(&Op::SetRoutesVary(vary)).unwrap();
     }
 
+    /// Waits until the kernel is asked anew for the ways to backends: 16 interrupts of the timer, of which
+    /// there are 100 a second at the least.
+    pub fn until_ways_are_asked_for(&self) {
+        thread::sleep(std::time::Duration::from_millis(170));
+    }
+
     /// Waits for the next tick of the program's clock.
     pub fn next_tick(&self) {
         let now = self.now();

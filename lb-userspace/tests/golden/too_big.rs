@@ -205,7 +205,7 @@ fn an_error_that_does_not_fit_is_dropped_without_another() {
         let served = lab.serve(Spec::new(true, Protocol::Tcp, Mode::Nat));
         lab.send(Side::Front, &from_client(&request(&served, 40_000, TCP_SYN)));
         ip_batch("link set back mtu 100\n");
-        lab.next_tick();
+        lab.until_ways_are_asked_for();
         let mut reply = packet((vip(true), 80).into(), (client(true), 40_000).into(), 57, Protocol::Tcp, 0x10);
         reply.segment = Segment::tcp(80, 40_000, 0x10, &[7; 200]);
         let router: IpAddr = "198.51.100.254".parse().unwrap();

@@ -263,7 +263,7 @@ fn routes_are_asked_for_the_vlan_that_a_packet_came_in_by() {
         assert_eq!(lab.send(Side::Front, &tagged(&ask, &[(Q, 7)])).frame[..6], backend_mac(2));
         // Where the VLAN interface does not forward, the host's routes do not lead anywhere.
         std::fs::write("/proc/sys/net/ipv4/conf/v-front/forwarding", "0").unwrap();
-        lab.next_tick();
+        lab.until_ways_are_asked_for();
         let sent = lab.send(Side::Front, &tagged(&ask, &[(Q, 7)]));
         assert!(sent.counted.contains(&format!("no_route 1 x {}", ask.len())), "{:?}", sent.counted);
     });
