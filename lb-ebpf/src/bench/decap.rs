@@ -2,7 +2,11 @@
 //! off and leaves the packet to the stack.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{abi::Protocol, numbers::IPIP, packet::PacketAccess};
+use lb_common::{
+    abi::Protocol,
+    numbers::{GRE, IPIP},
+    packet::PacketAccess,
+};
 
 use crate::ctx::Frame;
 
@@ -27,6 +31,7 @@ fn unpack(frame: &mut Frame) -> Option<()> {
     }
     match frame.read::<u8>(23)? {
         IPIP => frame.adjust_head(20)?,
+        GRE => frame.adjust_head(24)?,
         UDP if frame.read::<[u8; 2]>(36)? == GUE_PORT => frame.adjust_head(28)?,
         _ => return None,
     }

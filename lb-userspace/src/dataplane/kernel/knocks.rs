@@ -126,18 +126,17 @@ impl Knocks {
         let len = self.silences.len();
         let turn = self.turn.min(len)..self.turn.saturating_add(TURN).min(len);
         self.turn = if turn.end == len { 0 } else { turn.end };
-        self.noted.extend(named.iter().copied().chain(turn).filter(|id| self.is_noted(*id)));
-        for id in std::mem::take(&mut self.noted) {
-            if !self.is_noted(id) {
-                continue;
-            }
-            self.noted.insert(id);
+        let mut candidates = std::mem::take(&mut self.noted);
+        candidates.retain(|id| self.is_noted(*id));
+        candidates.extend(named.iter().copied().chain(turn).filter(|id| self.is_noted(*id)));
+        for &id in &candidates {
             if let Some(suspect) = self.judge(id, now, &mut overdue, &mut looked.next)?
                 && self.news(id, suspect.clients, now)
             {
                 looked.suspects.push(suspect);
             }
         }
+        self.noted = candidates;
         if !overdue.is_empty() {
             looked.sent_again = self.send_again(&overdue, now)?;
         }
