@@ -70,8 +70,8 @@ fn measure(arguments: &BenchArguments, results: &mut Results) -> Result<()> {
         println!("users: the same load through each balancer in turn, all on one CPU");
         let effort = if arguments.quick { UserEffort::QUICK } else { UserEffort::FULL };
         let filter = arguments.filter.as_deref();
-        results.users =
-            users::users(effort, &|name| filter.is_none_or(|filter| name == filter || name == users::DIRECT))?;
+        let wanted = |name: &str| filter.is_none_or(|filter| name == filter || name == users::DIRECT);
+        results.users = users::users(&build::lb(Profile::Release)?, effort, &wanted)?;
         println!("\n{}\n", table::users(&results.users));
     }
     if arguments.wants(Part::Failover) {

@@ -8,6 +8,7 @@ use lb_bench::{
     users::{UserEffort, users},
 };
 use lb_common::abi::Mode;
+use xtask::build::{self, Profile};
 
 #[test]
 fn live_frames_come_back_from_ours_the_textbook_and_the_floor() {
@@ -23,7 +24,8 @@ fn live_frames_come_back_from_ours_the_textbook_and_the_floor() {
 
 #[test]
 fn every_balancer_answers_every_request_and_forwards_udp() {
-    let results = users(UserEffort::LEAST, &|_| true).unwrap_or_else(|error| panic!("{error:#}"));
+    let program = build::lb(Profile::Dev).unwrap_or_else(|error| panic!("{error:#}"));
+    let results = users(&program, UserEffort::LEAST, &|_| true).unwrap_or_else(|error| panic!("{error:#}"));
     let of = |load: &str| -> BTreeSet<String> {
         results.iter().filter(|result| result.load == load).map(|result| result.balancer.clone()).collect()
     };

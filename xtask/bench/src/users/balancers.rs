@@ -5,7 +5,6 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context as _, Result};
 use lb_common::abi::Mode;
 use xtask::{
-    build::{self, Profile},
     setup::NGINX_STREAM,
     shell,
     world::{Process, servers::WEB_PORT},
@@ -135,7 +134,7 @@ impl Running {
             Which::Direct | Which::Routed => Ok(()),
             Which::Crossed => stage.uncross(),
             Which::Ours => {
-                let mut detach = stage.world.lb.command(build::lb(Profile::Release)?);
+                let mut detach = stage.world.lb.command(&stage.program);
                 shell::output(with_places(&mut detach, stage).arg("detach")).map(drop)
             }
             Which::Nftables => {
@@ -192,7 +191,7 @@ fn ours(stage: &Stage) -> Result<Process> {
     // Room for the flows of UDP loads and of all connections together.
     config += "[limits]\nflows = 524288\nselection-slots = 2097152\n";
     let path = stage.file("lb.toml", &config)?;
-    let mut command = stage.world.lb.command(build::lb(Profile::Release)?);
+    let mut command = stage.world.lb.command(&stage.program);
     with_places(&mut command, stage).args(["run", "--config"]).arg(path);
     Process::start("lb", &mut command, &stage.world.folder().join("lb.log"))
 }

@@ -12,7 +12,7 @@ mod load;
 mod stage;
 mod udp;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -86,15 +86,15 @@ impl Sample {
 /// Samples by load, and in the order of the doors.
 type Samples = BTreeMap<(usize, usize), (String, Vec<Sample>)>;
 
-/// Runs all balancers, or those doors that are wanted.
+/// Runs all balancers, or those doors that are wanted; ours with this `lb`.
 ///
 /// # Errors
 /// Something does not start.
-pub fn users(effort: UserEffort, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<UserResult>> {
+pub fn users(program: &Path, effort: UserEffort, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<UserResult>> {
     // Everything that is started from here stays there too.
     let cpu = last_cpu();
     pin_to(cpu)?;
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(program)?;
     let mut samples = Samples::new();
     let mut frames = Vec::new();
     for _ in 0..effort.rounds {

@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -37,6 +37,8 @@ pub struct Stage {
     pub world: World,
     pub object: Object,
     pub web: Process,
+    /// `lb`.
+    pub program: PathBuf,
     /// What the backend's end of the wire runs.
     far_end: Option<(&'static str, XdpLinkId)>,
     /// The program of [`Self::cross`] on both interfaces of the balancer's host.
@@ -49,7 +51,7 @@ pub const PAST: &str = "past";
 impl Stage {
     /// # Errors
     /// The world cannot be made, or nginx does not start.
-    pub fn new() -> Result<Self> {
+    pub fn new(program: &Path) -> Result<Self> {
         let world = World::new(Topology::TwoArm, 1)?;
         let backend = &world.backends[0];
         world.client.ip(&[
@@ -79,7 +81,8 @@ impl Stage {
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         world.lb.ip(&[format!("neigh replace {backend_address} lladdr {mac} dev eth1 nud permanent")])?;
         let web = web(&world)?;
-        Ok(Self { world, object: Object::load(Capacity::flows(64, 64))?, web, far_end: None, crossing: Vec::new() })
+        let object = Object::load(Capacity::flows(64, 64))?;
+        Ok(Self { world, object, web, program: program.to_owned(), far_end: None, crossing: Vec::new() })
     }
 
     /// Where the backend answers, without a balancer.
