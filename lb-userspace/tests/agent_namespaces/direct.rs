@@ -136,7 +136,11 @@ impl Backend {
         let namespace = Namespace::new(&format!("d{number}"));
         let pin_dir = PathBuf::from(format!("/sys/fs/bpf/{}", namespace.name));
         // As `lb doctor --backend` wants it: a host that has the service's address too does not answer who asks from it.
-        namespace.run("sysctl", &["-qw", "net.ipv4.conf.all.arp_announce=2", "net.ipv4.conf.all.arp_ignore=1"]);
+        namespace.inside(|| {
+            for (setting, value) in [("arp_announce", "2"), ("arp_ignore", "1")] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/all/{setting}"), value).unwrap();
+            }
+        });
         let backend = Self { namespace, number, pin_dir };
         backend.wire(world);
         backend
