@@ -57,27 +57,7 @@ pub extern "C" fn another() -> u32 {
     if len == 0 {
         return NO_BACKEND;
     }
-    let turn = next_turn(packet);
-    for step in 0..LEAST_SCAN {
-        // Or the compiler would count down from the lesser of both, which to the verifier of Linux 6.1 is no end.
-        if opaque(step as usize) >= len as usize {
-            break;
-        }
-        let id = untried(turn.wrapping_add(step) % len);
-        if id != NO_BACKEND {
-            return id;
-        }
-    }
-    NO_BACKEND
-}
-
-/// The backend of a slot, if it lives, was not tried and is not full.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn untried(slot: u32) -> u32 {
-    let Some(packet) = Packet::current() else { return NO_BACKEND };
-    let id = at(packet, slot);
-    if packet.rescue.tried.contains(&id) || !takes_flows(id) { NO_BACKEND } else { id }
+    first_that_takes(next_turn(packet), len, true)
 }
 
 /// The id of a live backend that has room for a flow, or [`NO_BACKEND`]: of as many slots as are compared
@@ -92,12 +72,18 @@ pub extern "C" fn with_room() -> u32 {
     }
     let hashed = HashedBy::of(packet.service.scheduler, packet.service.granularity).is_some();
     let first = if hashed { selection_slot(packet.slot_hash, 0, len) } else { next_turn(packet) };
+    first_that_takes(first, len, false)
+}
+
+/// The first backend from a slot on that takes new flows, of `len` slots; not one that was tried, if so wanted.
+#[inline(always)]
+fn first_that_takes(first: u32, len: u32, untried: bool) -> u32 {
     for step in 0..LEAST_SCAN {
-        // As in `another`.
+        // Or the compiler would count down from the lesser of both, which to the verifier of Linux 6.1 is no end.
         if opaque(step as usize) >= len as usize {
             break;
         }
-        let id = roomy(first.wrapping_add(step) % len);
+        let id = taking(first.wrapping_add(step) % len, untried as u32);
         if id != NO_BACKEND {
             return id;
         }
@@ -105,13 +91,13 @@ pub extern "C" fn with_room() -> u32 {
     NO_BACKEND
 }
 
-/// The backend of a slot, if it takes new flows.
+/// The backend of a slot, if it takes new flows and, with `untried`, was not tried.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn roomy(slot: u32) -> u32 {
+extern "C" fn taking(slot: u32, untried: u32) -> u32 {
     let Some(packet) = Packet::current() else { return NO_BACKEND };
     let id = at(packet, slot);
-    if takes_flows(id) { id } else { NO_BACKEND }
+    if untried != 0 && packet.rescue.tried.contains(&id) || !takes_flows(id) { NO_BACKEND } else { id }
 }
 
 /// Whether a backend lives and is not full.
